@@ -1,0 +1,1 @@
+//! Build, wire, run, drain: the only file that sees every stage.

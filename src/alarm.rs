@@ -1,0 +1,1 @@
+//! Advisory generation: the alarm state machine. Pure.

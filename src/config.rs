@@ -1,0 +1,1 @@
+//! The whole configuration: one field per stage.

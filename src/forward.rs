@@ -1,0 +1,1 @@
+//! Everything that leaves: cloud sinks, and results published to MQTT.

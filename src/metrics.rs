@@ -1,0 +1,282 @@
+//! What the agent tells of itself: Prometheus metrics, and a board with the health of each part.
+//! Names and units follow prometheus.io's conventions: `andon_` prefix, base units.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::types::Time;
+
+/// Label names and values; the names are fixed for each metric.
+pub type Labels<const N: usize> = [(&'static str, String); N];
+type Counters<const N: usize> = Family<Labels<N>, Counter>;
+type Gauges<const N: usize> = Family<Labels<N>, Gauge>;
+type FloatGauges<const N: usize> = Family<Labels<N>, Gauge<f64, AtomicU64>>;
+type Histograms<const N: usize> = Family<Labels<N>, Histogram, fn() -> Histogram>;
+
+macro_rules! metrics {
+    ($($(#[doc = $help:literal])+ $field:ident: $kind:ty, $name:literal, $unit:expr, $new:expr;)*) => {
+        /// Every metric, by stage. Hot paths keep the counter that `get_or_create_owned` gives.
+        pub struct Metrics {
+            registry: Registry,
+            $($(#[doc = $help])+ pub $field: $kind,)*
+        }
+
+        impl Metrics {
+            /// All metrics at zero.
+            pub fn new() -> Arc<Metrics> {
+                let mut registry = Registry::with_prefix("andon");
+                $(
+                    let $field: $kind = $new;
+                    let help = concat!($($help),+).trim().trim_end_matches('.');
+                    match $unit {
+                        Some(unit) => registry.register_with_unit($name, help, unit, $field.clone()),
+                        None => registry.register($name, help, $field.clone()),
+                    }
+                )*
+                Arc::new(Metrics { registry, $($field,)* })
+            }
+        }
+    };
+}
+
+metrics! {
+    /// Version of the agent, always 1.
+    build_info: Gauges<1>, "build_info", None, Family::default();
+    /// Readings taken in, by source and quality.
+    readings: Counters<2>, "readings", None, Family::default();
+    /// Payloads that could not be read and were set aside, by source.
+    rejects: Counters<1>, "rejected_payloads", None, Family::default();
+    /// Readings not used, by reason: duplicate, late, future, no_machine, limit.
+    readings_dropped: Counters<1>, "readings_dropped", None, Family::default();
+    /// Whether the source is connected, 1 or 0.
+    source_connected: Gauges<1>, "source_connected", None, Family::default();
+    /// Connections made, by source.
+    source_connects: Counters<1>, "source_connects", None, Family::default();
+    /// Modbus requests, by source and outcome: ok, exception, timeout, error.
+    modbus_requests: Counters<2>, "modbus_requests", None, Family::default();
+    /// Time a Modbus request took, by source.
+    modbus_request: Histograms<1>, "modbus_request", Some(Unit::Seconds), Family::new_with_constructor(latency);
+    /// Windows judged, by model and reason.
+    windows: Counters<2>, "windows", None, Family::default();
+    /// Time a batch took in the model, by model.
+    inference: Histograms<1>, "inference", Some(Unit::Seconds), Family::new_with_constructor(latency);
+    /// Model runs that failed, by model.
+    inference_errors: Counters<1>, "inference_errors", None, Family::default();
+    /// The last anomaly score, by machine.
+    anomaly_score: FloatGauges<1>, "anomaly_score", None, Family::default();
+    /// The last p-value, by machine.
+    anomaly_p_value: FloatGauges<1>, "anomaly_p_value", None, Family::default();
+    /// Alarms raised, by condition.
+    alarms_raised: Counters<1>, "alarms_raised", None, Family::default();
+    /// Alarms that are active now, by condition.
+    alarms_active: Gauges<1>, "alarms_active", None, Family::default();
+    /// Machines known.
+    machines: Gauge, "machines", None, Gauge::default();
+    /// Groups written and synced.
+    store_commits: Counter, "store_commits", None, Counter::default();
+    /// Time from the first record of a group to its sync.
+    store_commit: Histogram, "store_commit", Some(Unit::Seconds), latency();
+    /// Records appended, by kind.
+    store_records: Counters<1>, "store_records", None, Family::default();
+    /// Records waiting for the slowest sink, by lane.
+    outbox_records: Gauges<1>, "outbox_records", None, Family::default();
+    /// Bytes on disk, by lane.
+    store_disk: Gauges<1>, "store_disk", Some(Unit::Bytes), Family::default();
+    /// Records given up, by lane and reason.
+    store_dropped: Counters<2>, "store_dropped", None, Family::default();
+    /// Requests to the cloud, by sink and outcome (HTTP status or `io`).
+    forward_requests: Counters<2>, "forward_requests", None, Family::default();
+    /// Records the sink has accepted, by sink.
+    forward_records: Counters<1>, "forward_records", None, Family::default();
+    /// Records set aside as dead letters, by sink.
+    forward_dead_letters: Counters<1>, "forward_dead_letters", None, Family::default();
+    /// Time from a record's event to the sink's acceptance, by sink.
+    forward_delay: Histograms<1>, "forward_delay", Some(Unit::Seconds), Family::new_with_constructor(latency);
+    /// Bytes sent, by sink.
+    forward_sent: Counters<1>, "forward_sent", Some(Unit::Bytes), Family::default();
+    /// Messages published for dashboards.
+    published: Counter, "published_messages", None, Counter::default();
+}
+
+fn latency() -> Histogram {
+    Histogram::new(exponential_buckets(0.000_01, 2.5, 16))
+}
+
+impl Metrics {
+    /// The text that Prometheus scrapes (OpenMetrics 1.0).
+    pub fn render(&self) -> String {
+        let mut out = String::new();
+        // Writing to a string cannot fail.
+        let _ = encode(&mut out, &self.registry);
+        out
+    }
+}
+
+/// How well a part of the agent is.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// Not yet tried.
+    Starting,
+    /// Working.
+    Up,
+    /// Working, with something to look at.
+    Degraded,
+    /// Not working; the agent keeps trying.
+    Down,
+}
+
+/// One line on the board.
+#[derive(Clone, Debug, Serialize)]
+pub struct Component {
+    /// How it is.
+    pub health: Health,
+    /// Why, for a person.
+    pub detail: String,
+    /// Since when.
+    pub since: Time,
+    /// When it last did its work; `None` if never.
+    pub last_good: Option<Time>,
+}
+
+/// The health of each part, written by the parts and read by status, dashboard and watchdog.
+/// Parts are named `source/NAME`, `store`, `cloud/NAME`, `publish/NAME`, `model/NAME`.
+#[derive(Default)]
+pub struct Board {
+    components: Mutex<BTreeMap<String, Component>>,
+    beats: Mutex<BTreeMap<&'static str, Arc<AtomicI64>>>,
+}
+
+impl Board {
+    /// An empty board.
+    pub fn new() -> Arc<Board> {
+        Arc::default()
+    }
+
+    /// Says how a part is; `since` moves only when the health changes.
+    pub fn set(&self, part: &str, health: Health, detail: impl Into<String>) {
+        let now = Time::now();
+        let mut components = lock(&self.components);
+        let old = components.get(part);
+        let since = old.filter(|c| c.health == health).map_or(now, |c| c.since);
+        let last_good = if health == Health::Up { Some(now) } else { old.and_then(|c| c.last_good) };
+        components.insert(part.to_owned(), Component { health, detail: detail.into(), since, last_good });
+    }
+
+    /// It did its work just now.
+    pub fn good(&self, part: &str) {
+        if let Some(c) = lock(&self.components).get_mut(part) {
+            c.last_good = Some(Time::now());
+        }
+    }
+
+    /// All parts.
+    pub fn components(&self) -> BTreeMap<String, Component> {
+        lock(&self.components).clone()
+    }
+
+    /// A stage's pulse: the stage beats while it makes progress, the watchdog looks.
+    pub fn pulse(&self, stage: &'static str) -> Pulse {
+        let cell = lock(&self.beats).entry(stage).or_default().clone();
+        let pulse = Pulse(cell);
+        pulse.beat();
+        pulse
+    }
+
+    /// Stages that have not beaten for longer than `limit`.
+    pub fn silent(&self, limit: Duration) -> Vec<&'static str> {
+        let now = Time::now();
+        let late = |b: &AtomicI64| now.since(Time(b.load(Ordering::Relaxed))) > limit;
+        lock(&self.beats).iter().filter(|(_, b)| late(b)).map(|(stage, _)| *stage).collect()
+    }
+}
+
+/// See [`Board::pulse`].
+#[derive(Clone)]
+pub struct Pulse(Arc<AtomicI64>);
+
+impl Pulse {
+    /// Still making progress, or idle and well.
+    pub fn beat(&self) {
+        self.0.store(Time::now().0, Ordering::Relaxed);
+    }
+}
+
+/// What every stage is handed when it is built.
+#[derive(Clone)]
+pub struct Shared {
+    /// Counters and gauges.
+    pub metrics: Arc<Metrics>,
+    /// Who is well and who is not.
+    pub board: Arc<Board>,
+    /// Cancelled when the agent stops. Only sources, forwarders and web listen to it; everything
+    /// between ends when its input closes.
+    pub stop: CancellationToken,
+}
+
+impl Shared {
+    /// A fresh set.
+    pub fn new() -> Shared {
+        Shared { metrics: Metrics::new(), board: Board::new(), stop: CancellationToken::new() }
+    }
+}
+
+impl Default for Shared {
+    fn default() -> Shared {
+        Shared::new()
+    }
+}
+
+/// Locks, and goes on with what is there if another thread panicked while holding it.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_render_with_prefix_unit_and_help() {
+        let m = Metrics::new();
+        m.readings.get_or_create(&[("source", "shop".into()), ("quality", "good".into())]).inc();
+        m.store_commit.observe(0.002);
+        let text = m.render();
+        assert!(text.contains("andon_readings_total{source=\"shop\",quality=\"good\"} 1"), "{text}");
+        assert!(text.contains("# UNIT andon_store_commit_seconds seconds"), "{text}");
+        assert!(text.contains("# HELP andon_readings Readings taken in, by source and quality."), "{text}");
+    }
+
+    #[test]
+    fn since_moves_only_with_the_health() {
+        let board = Board::new();
+        board.set("store", Health::Up, "");
+        let first = board.components()["store"].since;
+        board.set("store", Health::Up, "again");
+        assert_eq!(board.components()["store"].since, first);
+        board.set("store", Health::Down, "disk full");
+        let c = board.components()["store"].clone();
+        assert_eq!(c.detail, "disk full");
+        assert!(c.last_good.is_some());
+    }
+
+    #[test]
+    fn a_stage_that_stops_beating_is_named() {
+        let board = Board::new();
+        let pulse = board.pulse("engine");
+        assert!(board.silent(Duration::from_secs(5)).is_empty());
+        pulse.0.store(0, Ordering::Relaxed);
+        assert_eq!(board.silent(Duration::from_secs(5)), ["engine"]);
+    }
+}

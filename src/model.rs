@@ -1,0 +1,1 @@
+//! State detection and prognosis: bundles, tract sessions, calibration, explanation.

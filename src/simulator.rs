@@ -1,0 +1,1 @@
+//! A small factory with faults, its devices and a stand-in cloud, for demo and tests.

@@ -1,0 +1,1 @@
+//! Data acquisition: what brings readings in. Each source is a task that sends batches.

@@ -1,0 +1,1 @@
+//! Durability: journal and outbox on sled, with our own fsync. sled stays private here.

@@ -1,0 +1,1 @@
+//! The local window: dashboard, JSON API, metrics, health.
