@@ -1,1 +1,218 @@
-//! State detection and prognosis: bundles, tract sessions, calibration, explanation.
+//! State detection and prognosis (ISO 13374): a bundle is loaded once, its graph is run by tract,
+//! and what comes out is calibrated and explained.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::types::{Contribution, Name, Quality, Reason, Rul, Verdict, Window};
+
+pub mod bundle;
+pub mod calibration;
+pub mod explain;
+pub mod session;
+
+pub use bundle::{Bundle, Manifest, Task};
+use calibration::{Calibration, Limit};
+use session::{Outputs, Session};
+
+/// Why a model cannot be used. `Display` is for a person; it says what and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A file of the bundle cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A JSON file of the bundle is not what it should be.
+    #[error("{path}: {message}")]
+    Manifest {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A file is not the one the manifest names.
+    #[error("{file} has SHA-256 {found} but model.json says {expected}; the bundle is damaged or was changed")]
+    Digest {
+        /// The file.
+        file: String,
+        /// As computed.
+        found: String,
+        /// As written.
+        expected: String,
+    },
+    /// The graph uses operators that tract does not have.
+    #[error("model.onnx uses operators that are not supported here: {0}; export it without them")]
+    Operators(String),
+    /// The graph cannot be loaded or run.
+    #[error("model.onnx cannot be used: {0}")]
+    Graph(String),
+    /// The graph does not do what the golden cases say.
+    #[error("the model failed its self-test: {0}")]
+    Golden(String),
+}
+
+/// A loaded model, shared by all machines that use it.
+pub struct Model {
+    /// Name and version, shared by all verdicts.
+    name: Name,
+    version: Name,
+    digest: Name,
+    manifest: Manifest,
+    channel_names: Vec<Name>,
+    session: Session,
+    calibration: Calibration,
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Model({} {})", self.name, self.version)
+    }
+}
+
+/// What a model says of one window before it is held against a limit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Opinion {
+    /// The anomaly score: higher is stranger.
+    pub score: f64,
+    /// How often a healthy machine scores this high.
+    pub p_value: f64,
+    /// Shares by channel, in channel order; they sum to 1.
+    pub shares: Vec<f64>,
+    /// The model's own health index, 0..1.
+    pub health: Option<f64>,
+    /// Remaining useful life.
+    pub rul: Option<Rul>,
+    /// The class found.
+    pub class: Option<Name>,
+}
+
+impl Model {
+    /// Loads a bundle, builds its plan and proves it on the golden cases. A panic inside tract is
+    /// an error like any other.
+    pub fn load(dir: &Path) -> Result<Arc<Model>, ModelError> {
+        let bundle = Bundle::read(dir)?;
+        let built = catch_unwind(AssertUnwindSafe(|| Model::build(bundle)));
+        built.unwrap_or_else(|_| Err(ModelError::Graph("tract gave up while building it".into())))
+    }
+
+    fn build(bundle: Bundle) -> Result<Arc<Model>, ModelError> {
+        let session = Session::build(&bundle.onnx, &bundle.manifest)?;
+        session.self_test(&bundle.golden)?;
+        let channel_names = bundle.manifest.channels.iter().map(|c| Name::from(c.name.as_str())).collect();
+        Ok(Arc::new(Model {
+            name: bundle.manifest.name.as_str().into(),
+            version: bundle.manifest.version.as_str().into(),
+            digest: bundle.digest.as_str().into(),
+            channel_names,
+            session,
+            calibration: Calibration::new(bundle.reference.scores),
+            manifest: bundle.manifest,
+        }))
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The model's name.
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// SHA-256 of `model.onnx`, hex.
+    pub fn digest(&self) -> &Name {
+        &self.digest
+    }
+
+    /// The model's channels, in order.
+    pub fn channel_names(&self) -> &[Name] {
+        &self.channel_names
+    }
+
+    /// The reference scores.
+    pub fn calibration(&self) -> &Calibration {
+        &self.calibration
+    }
+
+    /// Windows in a batch.
+    pub fn batch(&self) -> usize {
+        self.session.batch()
+    }
+
+    /// Judges up to [`Model::batch`] windows; `None` where the outcome is of no use. The same window
+    /// gets the same answer whatever else is in the batch.
+    pub fn judge(&self, windows: &[&Window]) -> Result<Vec<Option<Opinion>>, ModelError> {
+        let inputs: Vec<&[f32]> = windows.iter().map(|w| w.data.as_slice()).collect();
+        let run = catch_unwind(AssertUnwindSafe(|| self.session.run(&inputs)));
+        let outputs = run.unwrap_or_else(|_| Err(ModelError::Graph("tract gave up while running it".into())))?;
+        Ok(inputs.iter().enumerate().map(|(i, x)| self.opinion(x, &outputs, i)).collect())
+    }
+
+    fn opinion(&self, window: &[f32], outputs: &Outputs, i: usize) -> Option<Opinion> {
+        let found = explain::read(&self.manifest, window, outputs, i)?;
+        let p_value = self.calibration.p_value(found.score);
+        Some(Opinion {
+            score: found.score,
+            p_value,
+            shares: found.shares,
+            health: found.health,
+            rul: found.rul,
+            class: found.class,
+        })
+    }
+
+    /// The verdict on a window, held against the machine's limit.
+    pub fn verdict(&self, window: &Window, opinion: Option<Opinion>, limit: &Limit, signals: &[Name]) -> Verdict {
+        let quality = window.quality.iter().copied().max().unwrap_or(Quality::Good);
+        let mut v = self.empty_verdict(window.machine.clone(), window.end, Reason::ModelUnavailable, quality, limit);
+        let Some(o) = opinion else { return v };
+        let strength = limit.strength(o.score, o.p_value);
+        v.reason = if strength >= 1.0 { Reason::AnomalyDetected } else { Reason::NoAnomalyDetected };
+        v.health = Some(o.health.unwrap_or_else(|| (1.0 - strength).clamp(0.0, 1.0)));
+        v.score = Some(o.score);
+        v.p_value = Some(o.p_value);
+        v.rul = o.rul;
+        v.class = o.class;
+        v.contributions =
+            signals.iter().zip(o.shares).map(|(s, value)| Contribution { name: s.clone(), value }).collect();
+        v.contributions.sort_by(|a, b| b.value.total_cmp(&a.value));
+        v
+    }
+
+    /// A verdict that says why nothing was scored.
+    pub fn empty_verdict(
+        &self,
+        machine: Name,
+        at: crate::types::Time,
+        reason: Reason,
+        quality: Quality,
+        limit: &Limit,
+    ) -> Verdict {
+        Verdict {
+            machine,
+            at,
+            model: self.name.clone(),
+            model_version: self.version.clone(),
+            model_digest: self.digest.clone(),
+            reason,
+            score: None,
+            p_value: None,
+            threshold: limit.threshold(),
+            health: None,
+            rul: None,
+            class: None,
+            quality,
+            contributions: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,475 @@
+//! Pipeline, models and alarms of all machines in one place, run by one thread. Its state is a
+//! function of the groups it was fed, in order: that is what makes a replay exact.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use wildmatch::WildMatch;
+
+use super::input::{Group, Input};
+use super::records::Recorder;
+use crate::alarm::{self, Observation, Rule, Tracker};
+use crate::model::calibration::Limit;
+use crate::model::{Model, ModelError, Opinion};
+use crate::pipeline::{self, Due, Layout, Step, Taken};
+use crate::types::{
+    Alarm, AlarmState, Condition, Light, Live, Name, Quality, Reading, Reason, Record, RecordId, Time, Verdict, Window,
+};
+
+/// Version of the snapshot; another one is not restored.
+const SNAPSHOT_VERSION: u32 = 1;
+
+/// One `[[machine]]` block met with its model.
+pub struct Block {
+    /// Which machines it is for.
+    pub matcher: WildMatch,
+    /// Their model, if they have one.
+    pub model: Option<Arc<Model>>,
+    /// Their pipeline.
+    pub layout: Arc<Layout>,
+    /// What their verdicts are held against.
+    pub limit: Limit,
+    /// Their alarms.
+    pub alarm: alarm::Config,
+}
+
+/// What became of a group.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// To be stored, in order.
+    pub records: Vec<Record>,
+    /// The ordinal of the first record; ordinals count all records the engine ever made.
+    pub first_ordinal: u64,
+    /// For dashboards.
+    pub live: Vec<Live>,
+    /// What happened, for the counters.
+    pub tally: Tally,
+}
+
+/// Counts of one group.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Readings not used, by reason.
+    pub dropped: HashMap<&'static str, u64>,
+    /// Batches run: model, seconds are measured by the caller of [`Engine::step`].
+    pub errors: Vec<(Name, String)>,
+}
+
+/// See the module.
+pub struct Engine {
+    recorder: Recorder,
+    blocks: Vec<Block>,
+    units: Vec<Unit>,
+    places: HashMap<Name, usize>,
+    max_machines: usize,
+    ordinal: u64,
+}
+
+/// One machine.
+struct Unit {
+    block: usize,
+    pipe: pipeline::Machine,
+    anomaly: Tracker,
+    input: Tracker,
+    /// Wall clock of its last reading.
+    heard: Time,
+    light: Light,
+    why: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Snapshot {
+    version: u32,
+    ordinal: u64,
+    units: Vec<UnitSnapshot>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct UnitSnapshot {
+    name: Name,
+    pipe: pipeline::State,
+    anomaly: Tracker,
+    input: Tracker,
+    heard: Time,
+    light: Light,
+    why: String,
+}
+
+impl Engine {
+    /// An engine that has seen nothing.
+    pub fn new(recorder: Recorder, blocks: Vec<Block>, max_machines: usize) -> Engine {
+        Engine { recorder, blocks, units: Vec::new(), places: HashMap::new(), max_machines, ordinal: 0 }
+    }
+
+    /// Machines known.
+    pub fn machines(&self) -> usize {
+        self.units.len()
+    }
+
+    /// The ordinal the next record will have.
+    pub fn ordinal(&self) -> u64 {
+        self.ordinal
+    }
+
+    /// Active alarms of a condition.
+    pub fn active_alarms(&self, condition: Condition) -> usize {
+        self.units.iter().filter(|u| u.tracker(condition).is_active()).count()
+    }
+
+    /// How the machines stand, for a dashboard that starts after a restart.
+    pub fn present(&self) -> Vec<Live> {
+        let mut live = Vec::new();
+        for u in &self.units {
+            let alarms = [&u.anomaly, &u.input].into_iter().filter_map(Tracker::alarm);
+            live.extend(alarms.map(|a| Live::Alarm(Arc::new(a.clone()), self.recorder.alarm(a).data.into())));
+            live.push(u.state(u.heard));
+        }
+        live
+    }
+
+    /// Whether a machine has fallen silent with readings pending or a light still on.
+    pub fn wants_tick(&self, now: Time) -> bool {
+        self.units.iter().any(|u| u.is_silent(now) && u.light != Light::Grey)
+    }
+
+    /// Takes a group in.
+    pub fn step(&mut self, group: &Group) -> Outcome {
+        let mut out = Outcome { first_ordinal: self.ordinal, ..Outcome::default() };
+        let mut touched = Vec::new();
+        for input in &group.inputs {
+            match input {
+                Input::Readings(arrived, readings) => self.take(readings, *arrived, &mut touched, &mut out),
+                Input::Tick(now) => self.tick(*now, &mut out),
+                Input::Acknowledge { alarm, who, at } => self.acknowledge(*alarm, who, *at, &mut out),
+            }
+        }
+        touched.sort_unstable();
+        touched.dedup();
+        // Rounds: each machine gives at most one window to a round, so that what a verdict changes
+        // is there for the machine's next window, however the readings were grouped.
+        loop {
+            let due: Vec<(usize, Window)> =
+                touched.iter().filter_map(|&i| self.advance(i, &mut out).map(|w| (i, w))).collect();
+            if due.is_empty() {
+                break;
+            }
+            self.judge(due, &mut out);
+        }
+        self.ordinal += out.records.len() as u64;
+        out
+    }
+
+    fn take(&mut self, readings: &[Reading], arrived: Time, touched: &mut Vec<usize>, out: &mut Outcome) {
+        for r in readings {
+            let Some(i) = self.place(&r.machine, arrived, out) else { continue };
+            let unit = &mut self.units[i];
+            unit.heard = unit.heard.max(arrived);
+            let drop = match unit.pipe.push(r, arrived) {
+                Taken::Yes => {
+                    if touched.last() != Some(&i) {
+                        touched.push(i);
+                    }
+                    continue;
+                }
+                Taken::Duplicate => "duplicate",
+                Taken::Late => "late",
+                Taken::Future => "future",
+                Taken::Limit => "limit",
+            };
+            *out.tally.dropped.entry(drop).or_default() += 1;
+        }
+    }
+
+    /// The machine's place; a new one is made where a block matches and there is room.
+    fn place(&mut self, name: &Name, arrived: Time, out: &mut Outcome) -> Option<usize> {
+        if let Some(i) = self.places.get(name) {
+            return Some(*i);
+        }
+        let block = self.blocks.iter().position(|b| b.matcher.matches(name));
+        let full = self.units.len() >= self.max_machines;
+        let Some(block) = block.filter(|_| !full) else {
+            *out.tally.dropped.entry(if full { "limit" } else { "no_machine" }).or_default() += 1;
+            return None;
+        };
+        let pipe = pipeline::Machine::new(name.clone(), self.blocks[block].layout.clone());
+        self.places.insert(name.clone(), self.units.len());
+        self.units.push(Unit::new(block, pipe, arrived));
+        Some(self.units.len() - 1)
+    }
+
+    /// Closes a machine's steps up to the next window it has for the model.
+    fn advance(&mut self, i: usize, out: &mut Outcome) -> Option<Window> {
+        while let Some(step) = self.units[i].pipe.pop() {
+            if let Some(window) = self.closed(i, step, out) {
+                return Some(window);
+            }
+        }
+        None
+    }
+
+    fn closed(&mut self, i: usize, step: Step, out: &mut Outcome) -> Option<Window> {
+        let unit = &self.units[i];
+        let machine = unit.pipe.name().clone();
+        if let Some(gap) = &step.gap {
+            out.records.push(self.recorder.gap(&machine, gap));
+        }
+        out.live.push(Live::Step { machine: machine.clone(), at: step.at, values: step.values });
+        match step.due {
+            None => {
+                if self.blocks[unit.block].model.is_none() {
+                    self.set_light(i, step.at, Light::Green, "no model is bound", out);
+                }
+                None
+            }
+            Some(Due::Window(window)) => {
+                self.watch_input(i, step.at, None, out);
+                Some(window)
+            }
+            Some(Due::NotScored { reason, quality, channel }) => {
+                self.not_scored(i, step.at, reason, quality, channel, out);
+                None
+            }
+        }
+    }
+
+    fn not_scored(
+        &mut self,
+        i: usize,
+        at: Time,
+        reason: Reason,
+        quality: Quality,
+        channel: Option<Name>,
+        out: &mut Outcome,
+    ) {
+        let block = &self.blocks[self.units[i].block];
+        let Some(model) = &block.model else { return };
+        let machine = self.units[i].pipe.name().clone();
+        let verdict = model.empty_verdict(machine, at, reason, quality, &block.limit);
+        self.emit_verdict(verdict, out);
+        let bad = channel.filter(|_| reason == Reason::InputBad).map(|c| (c, quality));
+        self.watch_input(i, at, bad, out);
+        if reason == Reason::MachineOff {
+            // A machine at rest cannot be in trouble; its alarm ends as if all were well.
+            let look = Observation { at, strength: Some(0.0), top_channel: None, message: String::new() };
+            self.observe(i, Condition::Anomaly, &look, out);
+        }
+        self.refresh_light(i, at, reason, out);
+    }
+
+    fn judge(&mut self, due: Vec<(usize, Window)>, out: &mut Outcome) {
+        let mut blocks: Vec<usize> = due.iter().map(|(i, _)| self.units[*i].block).collect();
+        blocks.sort_unstable();
+        blocks.dedup();
+        // Blocks with the same model could share batches; machines of one block nearly always do.
+        for block in blocks {
+            let Some(model) = self.blocks[block].model.clone() else { continue };
+            let mine: Vec<&(usize, Window)> = due.iter().filter(|(i, _)| self.units[*i].block == block).collect();
+            for batch in mine.chunks(model.batch()) {
+                let windows: Vec<&Window> = batch.iter().map(|(_, w)| w).collect();
+                let opinions = model.judge(&windows).unwrap_or_else(|e: ModelError| {
+                    out.tally.errors.push((model.name().clone(), e.to_string()));
+                    vec![None; batch.len()]
+                });
+                for ((i, window), opinion) in batch.iter().zip(opinions) {
+                    self.verdict(*i, window, opinion, &model, out);
+                }
+            }
+        }
+    }
+
+    fn verdict(&mut self, i: usize, window: &Window, opinion: Option<Opinion>, model: &Model, out: &mut Outcome) {
+        let block = &self.blocks[self.units[i].block];
+        let strength = opinion.as_ref().map(|o| block.limit.strength(o.score, o.p_value));
+        let verdict = model.verdict(window, opinion, &block.limit, &block.layout.channels);
+        let (at, reason) = (verdict.at, verdict.reason);
+        let look = Observation {
+            at,
+            strength,
+            top_channel: verdict.contributions.first().map(|c| c.name.clone()),
+            message: anomaly_message(&verdict),
+        };
+        self.emit_verdict(verdict, out);
+        self.observe(i, Condition::Anomaly, &look, out);
+        self.refresh_light(i, at, reason, out);
+    }
+
+    fn emit_verdict(&mut self, verdict: Verdict, out: &mut Outcome) {
+        let record = self.recorder.verdict(&verdict);
+        out.live.push(Live::Verdict(Arc::new(verdict), record.data.as_str().into()));
+        out.records.push(record);
+    }
+
+    fn watch_input(&mut self, i: usize, at: Time, bad: Option<(Name, Quality)>, out: &mut Outcome) {
+        let strength = if bad.is_some() { 2.0 } else { 0.0 };
+        let message =
+            bad.as_ref().map_or(String::new(), |(c, q)| format!("{c} is {}: nothing can be judged", q.as_str()));
+        let look = Observation { at, strength: Some(strength), top_channel: bad.map(|(c, _)| c), message };
+        self.observe(i, Condition::Input, &look, out);
+    }
+
+    fn observe(&mut self, i: usize, condition: Condition, look: &Observation, out: &mut Outcome) {
+        let unit = &mut self.units[i];
+        let config = &self.blocks[unit.block].alarm;
+        let rule = Rule {
+            machine: unit.pipe.name().clone(),
+            condition,
+            severity: if condition == Condition::Anomaly { config.severity } else { config.input_severity },
+            on_delay: config.on_delay,
+            off_delay: config.off_delay,
+            deadband: config.deadband,
+            latch: config.latch,
+        };
+        if let Some(alarm) = unit.tracker_mut(condition).observe(&rule, look) {
+            self.emit_alarm(alarm, out);
+        }
+    }
+
+    fn emit_alarm(&self, alarm: Alarm, out: &mut Outcome) {
+        let record = self.recorder.alarm(&alarm);
+        out.live.push(Live::Alarm(Arc::new(alarm), record.data.as_str().into()));
+        out.records.push(record);
+    }
+
+    fn acknowledge(&mut self, id: RecordId, who: &str, at: Time, out: &mut Outcome) {
+        for i in 0..self.units.len() {
+            for condition in [Condition::Anomaly, Condition::Input] {
+                let done = self.units[i].tracker_mut(condition).acknowledge(id, who, at);
+                let Some(alarm) = done else { continue };
+                let over = alarm.state == AlarmState::Normal;
+                self.emit_alarm(alarm, out);
+                if over && self.units[i].light == Light::Amber {
+                    self.set_light(i, at, Light::Green, "acknowledged", out);
+                }
+                return;
+            }
+        }
+    }
+
+    /// Machines that have fallen silent: what is pending is judged, and the light goes grey.
+    fn tick(&mut self, now: Time, out: &mut Outcome) {
+        for i in 0..self.units.len() {
+            if !self.units[i].is_silent(now) || self.units[i].light == Light::Grey {
+                continue;
+            }
+            while let Some(step) = self.units[i].pipe.pop_idle() {
+                if let Some(window) = self.closed(i, step, out) {
+                    self.judge(vec![(i, window)], out);
+                }
+            }
+            let heard = self.units[i].heard;
+            self.set_light(i, now, Light::Grey, &format!("not heard since {heard}"), out);
+        }
+    }
+
+    fn refresh_light(&mut self, i: usize, at: Time, reason: Reason, out: &mut Outcome) {
+        let unit = &self.units[i];
+        let message = |t: &Tracker| t.alarm().map_or(String::new(), |a| a.message.clone());
+        let (light, why) = if unit.anomaly.is_active() {
+            (Light::Red, message(&unit.anomaly))
+        } else if reason == Reason::MachineOff {
+            (Light::Grey, "off".into())
+        } else if unit.input.is_active() {
+            (Light::Amber, message(&unit.input))
+        } else if unit.anomaly.alarm().is_some() {
+            (Light::Amber, format!("over, not acknowledged: {}", message(&unit.anomaly)))
+        } else {
+            match reason {
+                Reason::WarmingUp => (Light::Amber, "warming up".into()),
+                Reason::InputBad => (Light::Amber, "a signal is not usable".into()),
+                Reason::ModelUnavailable => (Light::Amber, "the model cannot be run".into()),
+                _ => (Light::Green, "well".into()),
+            }
+        };
+        self.set_light(i, at, light, &why, out);
+    }
+
+    fn set_light(&mut self, i: usize, at: Time, light: Light, why: &str, out: &mut Outcome) {
+        let unit = &mut self.units[i];
+        if unit.light != light || unit.why != why {
+            unit.light = light;
+            why.clone_into(&mut unit.why);
+            out.live.push(unit.state(at));
+        }
+    }
+
+    /// Everything that has to survive a restart.
+    pub fn snapshot(&self) -> Vec<u8> {
+        let unit = |u: &Unit| UnitSnapshot {
+            name: u.pipe.name().clone(),
+            pipe: u.pipe.state().clone(),
+            anomaly: u.anomaly.clone(),
+            input: u.input.clone(),
+            heard: u.heard,
+            light: u.light,
+            why: u.why.clone(),
+        };
+        let units = self.units.iter().map(unit).collect();
+        let snapshot = Snapshot { version: SNAPSHOT_VERSION, ordinal: self.ordinal, units };
+        postcard::to_stdvec(&snapshot).unwrap_or_default()
+    }
+
+    /// Goes back to a snapshot. Machines that no block matches any more are left out; a machine
+    /// whose model has changed its channels starts afresh.
+    pub fn restore(&mut self, bytes: &[u8]) -> Result<(), String> {
+        let snapshot: Snapshot = postcard::from_bytes(bytes).map_err(|e| format!("a damaged snapshot: {e}"))?;
+        if snapshot.version != SNAPSHOT_VERSION {
+            return Err(format!("snapshots of version {} are not known here", snapshot.version));
+        }
+        self.ordinal = snapshot.ordinal;
+        self.units.clear();
+        self.places.clear();
+        for u in snapshot.units {
+            let Some(block) = self.blocks.iter().position(|b| b.matcher.matches(&u.name)) else { continue };
+            let pipe = pipeline::Machine::restore(u.name.clone(), self.blocks[block].layout.clone(), u.pipe);
+            self.places.insert(u.name, self.units.len());
+            let UnitSnapshot { anomaly, input, heard, light, why, .. } = u;
+            self.units.push(Unit { block, pipe, anomaly, input, heard, light, why });
+        }
+        Ok(())
+    }
+}
+
+impl Unit {
+    fn new(block: usize, pipe: pipeline::Machine, heard: Time) -> Unit {
+        let (anomaly, input) = Default::default();
+        Unit { block, pipe, anomaly, input, heard, light: Light::Amber, why: "warming up".into() }
+    }
+
+    fn tracker(&self, condition: Condition) -> &Tracker {
+        match condition {
+            Condition::Anomaly => &self.anomaly,
+            Condition::Input => &self.input,
+        }
+    }
+
+    fn tracker_mut(&mut self, condition: Condition) -> &mut Tracker {
+        match condition {
+            Condition::Anomaly => &mut self.anomaly,
+            Condition::Input => &mut self.input,
+        }
+    }
+
+    fn is_silent(&self, now: Time) -> bool {
+        // Messages may come in bursts: a quiet second is not silence.
+        let limit = Duration::from_nanos(self.pipe.layout().stale_after as u64).max(Duration::from_secs(2));
+        now.since(self.heard) > limit
+    }
+
+    fn state(&self, at: Time) -> Live {
+        Live::State { machine: self.pipe.name().clone(), at, light: self.light, why: self.why.clone() }
+    }
+}
+
+fn anomaly_message(v: &Verdict) -> String {
+    let loudest: Vec<String> =
+        v.contributions.iter().take(2).map(|c| format!("{} {:.0} %", c.name, c.value * 100.0)).collect();
+    match &v.class {
+        Some(class) => format!("{class}: unusual behaviour, mostly {}", loudest.join(", ")),
+        None => format!("unusual behaviour, mostly {}", loudest.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

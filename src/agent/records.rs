@@ -1,0 +1,160 @@
+//! From verdicts, alarms and gaps to records: deterministic ids, and `data` as the contract has it.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::pipeline::Gap;
+use crate::types::{Alarm, Contribution, Kind, Name, Reason, Record, RecordId, Time, Verdict};
+
+/// Makes records in the name of one agent.
+#[derive(Clone, Debug)]
+pub struct Recorder {
+    agent: Arc<str>,
+}
+
+#[derive(Serialize)]
+struct VerdictData<'a> {
+    timestamp: String,
+    machine: &'a str,
+    model: &'a str,
+    model_version: &'a str,
+    prediction: u8,
+    prediction_reason: &'a str,
+    anomaly_score: Option<f64>,
+    p_value: Option<f64>,
+    threshold: f64,
+    health: Option<f64>,
+    rul: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rul_low: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rul_high: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    class: Option<&'a str>,
+    quality: &'a str,
+    top_channel: Option<&'a str>,
+    diagnostics: Vec<Contribution>,
+}
+
+#[derive(Serialize)]
+struct AlarmData<'a> {
+    timestamp: String,
+    machine: &'a str,
+    alarm: String,
+    condition: &'a str,
+    state: &'a str,
+    active: bool,
+    acknowledged: bool,
+    severity: u16,
+    since: String,
+    message: &'a str,
+    top_channel: Option<&'a str>,
+    acknowledged_by: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct GapData<'a> {
+    timestamp: String,
+    machine: &'a str,
+    reason: &'a str,
+    from: String,
+    to: String,
+    readings: u64,
+}
+
+impl Recorder {
+    /// For the agent of that site and id.
+    pub fn new(site: &str, id: &str) -> Recorder {
+        Recorder { agent: format!("{site}/{id}").into() }
+    }
+
+    /// A verdict's record: its id depends on agent, machine, model digest and window end alone.
+    pub fn verdict(&self, v: &Verdict) -> Record {
+        let data = VerdictData {
+            timestamp: v.at.to_string(),
+            machine: &v.machine,
+            model: &v.model,
+            model_version: &v.model_version,
+            prediction: u8::from(v.reason == Reason::AnomalyDetected),
+            prediction_reason: v.reason.as_str(),
+            anomaly_score: v.score.map(tidy),
+            p_value: v.p_value.map(tidy),
+            threshold: tidy(v.threshold),
+            health: v.health.map(tidy),
+            rul: v.rul.map(|r| tidy(r.median)),
+            rul_low: v.rul.map(|r| tidy(r.low)),
+            rul_high: v.rul.map(|r| tidy(r.high)),
+            class: v.class.as_deref(),
+            quality: v.quality.as_str(),
+            top_channel: v.contributions.first().map(|c| &*c.name),
+            diagnostics: v.contributions.iter().map(share).collect(),
+        };
+        self.record(Kind::Verdict, &v.machine, v.at, v.model_digest.as_bytes(), &data)
+    }
+
+    /// The record of an alarm's transition.
+    pub fn alarm(&self, a: &Alarm) -> Record {
+        let data = AlarmData {
+            timestamp: a.at.to_string(),
+            machine: &a.machine,
+            alarm: a.id.to_string(),
+            condition: a.condition.as_str(),
+            state: a.state.as_str(),
+            active: a.state.is_active(),
+            acknowledged: a.acknowledged_by.is_some(),
+            severity: a.severity,
+            since: a.since.to_string(),
+            message: &a.message,
+            top_channel: a.top_channel.as_deref(),
+            acknowledged_by: a.acknowledged_by.as_deref(),
+        };
+        let what = [&a.id.0[..], a.state.as_str().as_bytes()].concat();
+        self.record(Kind::Alarm, &a.machine, a.at, &what, &data)
+    }
+
+    /// The record of missing data.
+    pub fn gap(&self, machine: &Name, gap: &Gap) -> Record {
+        let data = GapData {
+            timestamp: gap.to.to_string(),
+            machine,
+            reason: gap.reason.as_str(),
+            from: gap.from.to_string(),
+            to: gap.to.to_string(),
+            readings: gap.readings,
+        };
+        self.record(Kind::Gap, machine, gap.to, gap.reason.as_str().as_bytes(), &data)
+    }
+
+    fn record(&self, kind: Kind, subject: &Name, at: Time, what: &[u8], data: &impl Serialize) -> Record {
+        let parts = [self.agent.as_bytes(), subject.as_bytes(), what, kind.as_str().as_bytes(), &at.0.to_le_bytes()];
+        // Our own structs of strings and finite numbers always serialise.
+        let data = serde_json::to_string(data).unwrap_or_else(|_| "{}".into());
+        Record { id: RecordId::of(&parts), kind, subject: subject.clone(), at, data }
+    }
+}
+
+fn share(c: &Contribution) -> Contribution {
+    Contribution { name: c.name.clone(), value: (c.value * 1e9).round() / 1e9 }
+}
+
+/// Seven significant digits: what a single-precision model has to say. Always finite.
+fn tidy(x: f64) -> f64 {
+    let finite = if x.is_nan() { 0.0 } else { x.clamp(f64::MIN, f64::MAX) };
+    format!("{finite:.6e}").parse().ok().filter(|t: &f64| t.is_finite()).unwrap_or(finite)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_tidy_and_finite() {
+        assert_eq!(tidy(0.723_850_011_825_561_5), 0.72385);
+        assert_eq!(tidy(1e-300), 1e-300);
+        assert_eq!(tidy(123_456_789.0), 123_456_800.0);
+        assert_eq!(tidy(-0.001_234_567_89), -0.001_234_568);
+        assert!(tidy(f64::NAN).is_finite() && tidy(f64::INFINITY).is_finite());
+        assert_eq!(tidy(1e-320), 1e-320);
+    }
+}

@@ -1,0 +1,325 @@
+//! A model bundle on disk: manifest, graph, golden cases, reference scores, with digests checked.
+//! Tensor shapes are Open Inference Protocol metadata; the rest follows DESIGN's `andon.model/v1`.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::ModelError;
+
+/// The largest file of a bundle that is read at all.
+const MAX_FILE: u64 = 256 << 20;
+/// The largest window a model may ask for: steps × channels.
+const MAX_WINDOW: usize = 1 << 22;
+
+/// What a model is for.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Task {
+    /// Output `reconstruction` [N, steps, channels].
+    Reconstruction,
+    /// Output `score` [N], optional `contributions` [N, channels] and `health` [N].
+    Score,
+    /// Output `rul` [N, 1] or [N, 3] (low, median, high).
+    Rul,
+    /// Output `class` [N, k].
+    Class,
+}
+
+/// A tensor as the Open Inference Protocol describes it.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Tensor {
+    /// Its name in the graph.
+    pub name: String,
+    /// `FP32` and so on.
+    pub datatype: String,
+    /// -1 where the size is free.
+    pub shape: Vec<i64>,
+}
+
+/// A channel as it was seen in training.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Channel {
+    /// Its name; the signal of that name is bound to it unless the config says otherwise.
+    pub name: String,
+    /// Its unit.
+    #[serde(default)]
+    pub unit: String,
+    /// Mean in training.
+    #[serde(default)]
+    pub mean: f64,
+    /// Standard deviation in training, above zero.
+    #[serde(default = "one")]
+    pub std: f64,
+    /// Least value in training.
+    #[serde(default)]
+    pub min: Option<f64>,
+    /// Greatest value in training.
+    #[serde(default)]
+    pub max: Option<f64>,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// How windows are cut.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+struct WindowSpec {
+    steps: Option<usize>,
+    stride: Option<usize>,
+    rate_ms: Option<f64>,
+}
+
+/// `model.json` as written. Keys that are not known here are other people's business.
+#[derive(Clone, Debug, Deserialize)]
+struct Written {
+    schema: String,
+    name: String,
+    version: String,
+    task: Task,
+    inputs: Vec<Tensor>,
+    outputs: Vec<Tensor>,
+    channels: Vec<Channel>,
+    #[serde(default)]
+    window: WindowSpec,
+    stride: Option<usize>,
+    sample_rate_hz: Option<f64>,
+    #[serde(default)]
+    classes: Vec<String>,
+    rul_cap: Option<f64>,
+    #[serde(default)]
+    digests: BTreeMap<String, String>,
+}
+
+/// `model.json`, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Manifest {
+    /// The model's name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// What it is for.
+    pub task: Task,
+    /// Graph inputs.
+    pub inputs: Vec<Tensor>,
+    /// Graph outputs.
+    pub outputs: Vec<Tensor>,
+    /// Channels, in the order of the window's last axis.
+    pub channels: Vec<Channel>,
+    /// Rows in a window.
+    pub steps: usize,
+    /// Steps from one window to the next.
+    pub stride: usize,
+    /// The grid's step.
+    pub rate: Duration,
+    /// Names of the classes; the first is the healthy one.
+    pub classes: Vec<String>,
+    /// Remaining life at which a machine counts as fully healthy.
+    pub rul_cap: f64,
+    digests: BTreeMap<String, String>,
+}
+
+/// One golden case: an Open Inference Protocol request and the answer it has to get.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Golden {
+    /// What is asked.
+    pub request: GoldenRequest,
+    /// What has to come back.
+    pub response: GoldenResponse,
+    /// Relative tolerance.
+    #[serde(default = "default_rtol")]
+    pub rtol: f64,
+    /// Absolute tolerance.
+    #[serde(default = "default_atol")]
+    pub atol: f64,
+}
+
+fn default_rtol() -> f64 {
+    1e-3
+}
+
+fn default_atol() -> f64 {
+    1e-5
+}
+
+/// See [`Golden`].
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct GoldenRequest {
+    /// Input tensors.
+    pub inputs: Vec<TensorData>,
+}
+
+/// See [`Golden`].
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct GoldenResponse {
+    /// Output tensors.
+    pub outputs: Vec<TensorData>,
+}
+
+/// A tensor with its values, flat or nested, row-major.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct TensorData {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    data: Nested,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(untagged)]
+enum Nested {
+    Number(f64),
+    List(Vec<Nested>),
+}
+
+impl TensorData {
+    /// The values in row-major order.
+    pub fn flat(&self) -> Vec<f32> {
+        fn walk(n: &Nested, out: &mut Vec<f32>) {
+            match n {
+                Nested::Number(v) => out.push(*v as f32),
+                Nested::List(list) => list.iter().for_each(|n| walk(n, out)),
+            }
+        }
+        let mut out = Vec::new();
+        walk(&self.data, &mut out);
+        out
+    }
+}
+
+/// `reference.json`: scores of healthy windows that the model had not seen.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Reference {
+    /// In any order.
+    #[serde(default)]
+    pub scores: Vec<f64>,
+}
+
+/// All of a bundle, read and checked.
+pub struct Bundle {
+    /// `model.json`.
+    pub manifest: Manifest,
+    /// `model.onnx`.
+    pub onnx: Vec<u8>,
+    /// SHA-256 of `model.onnx`, hex.
+    pub digest: String,
+    /// `golden.json`.
+    pub golden: Vec<Golden>,
+    /// `reference.json`.
+    pub reference: Reference,
+}
+
+impl Bundle {
+    /// Reads a bundle's directory. Digests are checked for every file the manifest names.
+    pub fn read(dir: &Path) -> Result<Bundle, ModelError> {
+        let manifest = Manifest::read(&dir.join("model.json"))?;
+        for (file, expected) in &manifest.digests {
+            check_digest(dir, file, expected)?;
+        }
+        let onnx = bytes(&dir.join("model.onnx"))?;
+        let golden = optional(&dir.join("golden.json"))?.unwrap_or_default();
+        let reference: Reference = optional(&dir.join("reference.json"))?.unwrap_or_default();
+        if let Some(bad) = reference.scores.iter().find(|s| !s.is_finite()) {
+            return Err(invalid(&dir.join("reference.json"), format!("{bad} is not a score")));
+        }
+        let digest = sha256(&onnx);
+        Ok(Bundle { manifest, onnx, digest, golden, reference })
+    }
+}
+
+impl Manifest {
+    fn read(path: &Path) -> Result<Manifest, ModelError> {
+        let w: Written = json(path, &bytes(path)?)?;
+        let bad = |message: String| Err(invalid(path, message));
+        if w.schema != "andon.model/v1" {
+            return bad(format!("schema {:?} is not known; this version reads \"andon.model/v1\"", w.schema));
+        }
+        if w.name.is_empty() || w.channels.is_empty() {
+            return bad("`name` and `channels` must not be empty".into());
+        }
+        let Some(input) = w.inputs.iter().find(|t| t.name == "window") else {
+            return bad("`inputs` has no tensor named `window`".into());
+        };
+        let [_, steps, channels] = input.shape[..] else {
+            return bad(format!("input `window` has shape {:?}; it has to be [-1, steps, channels]", input.shape));
+        };
+        if channels != w.channels.len() as i64 {
+            return bad(format!("input `window` has {channels} channels but `channels` names {}", w.channels.len()));
+        }
+        let steps = w.window.steps.or(usize::try_from(steps).ok()).unwrap_or(0);
+        if steps == 0 || steps.saturating_mul(w.channels.len()) > MAX_WINDOW {
+            return bad(format!("a window of {steps} steps cannot be used"));
+        }
+        if let Some(c) = w.channels.iter().find(|c| !(c.std > 0.0 && c.std.is_finite() && c.mean.is_finite())) {
+            return bad(format!("channel {:?} needs a finite `mean` and a `std` above 0", c.name));
+        }
+        let seconds = w.window.rate_ms.map(|ms| ms / 1e3).or(w.sample_rate_hz.map(|hz| 1.0 / hz)).unwrap_or(1.0);
+        if !(1e-6..=1e6).contains(&seconds) {
+            return bad(format!("a step of {seconds} s cannot be used; check `window.rate_ms` or `sample_rate_hz`"));
+        }
+        Ok(Manifest {
+            stride: w.window.stride.or(w.stride).unwrap_or(1).max(1),
+            rate: Duration::from_secs_f64(seconds),
+            name: w.name,
+            version: w.version,
+            task: w.task,
+            inputs: w.inputs,
+            outputs: w.outputs,
+            channels: w.channels,
+            steps,
+            classes: w.classes,
+            rul_cap: w.rul_cap.filter(|c| *c > 0.0 && c.is_finite()).unwrap_or(125.0),
+            digests: w.digests,
+        })
+    }
+}
+
+/// SHA-256, hex.
+pub fn sha256(data: &[u8]) -> String {
+    let hash = ring::digest::digest(&ring::digest::SHA256, data);
+    hash.as_ref().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn check_digest(dir: &Path, file: &str, expected: &str) -> Result<(), ModelError> {
+    let plain = !file.is_empty() && !file.contains(['/', '\\']) && file != "..";
+    if !plain {
+        return Err(invalid(
+            &dir.join("model.json"),
+            format!("`digests` names {file:?}, which is not a plain file name"),
+        ));
+    }
+    let found = sha256(&bytes(&dir.join(file))?);
+    let expected = expected.trim_start_matches("sha256:").to_ascii_lowercase();
+    if found == expected { Ok(()) } else { Err(ModelError::Digest { file: file.to_owned(), found, expected }) }
+}
+
+fn bytes(path: &Path) -> Result<Vec<u8>, ModelError> {
+    let read = || {
+        let file = std::fs::File::open(path)?;
+        let mut out = Vec::new();
+        file.take(MAX_FILE + 1).read_to_end(&mut out)?;
+        if out.len() as u64 > MAX_FILE {
+            return Err(std::io::Error::other(format!("larger than {MAX_FILE} bytes")));
+        }
+        Ok(out)
+    };
+    read().map_err(|source| ModelError::Read { path: path.display().to_string(), source })
+}
+
+fn optional<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ModelError> {
+    if path.exists() { json(path, &bytes(path)?).map(Some) } else { Ok(None) }
+}
+
+fn json<T: DeserializeOwned>(path: &Path, data: &[u8]) -> Result<T, ModelError> {
+    serde_json::from_slice(data).map_err(|e| invalid(path, e.to_string()))
+}
+
+fn invalid(path: &Path, message: String) -> ModelError {
+    ModelError::Manifest { path: path.display().to_string(), message }
+}

@@ -1,0 +1,191 @@
+//! One signal on the grid: pending readings, the step's value, holding, staleness and stuckness.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+
+use super::Layout;
+use crate::types::{Cause, Name, Quality, Reading, Time};
+
+/// Times remembered to tell a repeat from a straggler; covers a broker's whole redelivery.
+const RECENT_TIMES: usize = 1024;
+/// How long (ns of event time) they are remembered.
+const RECENT_AGE: i64 = 10_000_000_000;
+/// Readings of one signal waiting for their step; beyond this the oldest step is overdue anyway.
+const MAX_PENDING: usize = 65_536;
+
+/// Why a reading was not taken.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// A reading of that time was taken before.
+    Duplicate,
+    /// Its step is closed.
+    Late,
+}
+
+/// A signal's value at a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// In the signal's unit; `None` when never heard.
+    pub value: Option<f64>,
+    /// How far to trust it.
+    pub quality: Quality,
+    /// Why not, or that it is held over.
+    pub cause: Cause,
+}
+
+/// One signal of one machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Track {
+    signal: Name,
+    /// Not yet in a step, by time.
+    pending: VecDeque<Point>,
+    /// Times taken of late, rising.
+    recent: VecDeque<i64>,
+    /// The last usable value and when it was measured.
+    last: Option<(Time, f64)>,
+    /// When anything at all was last taken into a step, usable or not.
+    heard: Option<Time>,
+    /// Time up to which this signal has been heard without a leap.
+    frontier: Option<Time>,
+    /// A reading far ahead of the frontier: believed once a second one agrees.
+    leap: Option<Time>,
+    /// Since when the value has been the very same.
+    resting_since: Option<Time>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Point {
+    at: Time,
+    value: f64,
+    quality: Quality,
+    cause: Cause,
+}
+
+impl Track {
+    /// A signal not heard yet.
+    pub fn new(signal: Name) -> Track {
+        Track {
+            signal,
+            pending: VecDeque::new(),
+            recent: VecDeque::new(),
+            last: None,
+            heard: None,
+            frontier: None,
+            leap: None,
+            resting_since: None,
+        }
+    }
+
+    /// The signal's name.
+    pub fn signal(&self) -> &Name {
+        &self.signal
+    }
+
+    /// Heard without a leap up to here.
+    pub fn frontier(&self) -> Option<Time> {
+        self.frontier
+    }
+
+    /// The newest reading that is in a step.
+    pub fn last_heard(&self) -> Option<Time> {
+        self.heard
+    }
+
+    /// The oldest reading that is not.
+    pub fn earliest_pending(&self) -> Option<Time> {
+        self.pending.front().map(|p| p.at)
+    }
+
+    /// Takes a reading. `closed`: its step is closed already. `jump` (ns): how far ahead of the
+    /// frontier one reading alone is not believed, so that a single wild clock closes no steps.
+    pub fn push(&mut self, r: &Reading, range: Option<[f64; 2]>, closed: bool, jump: i64) -> Result<(), Refused> {
+        if self.recent.binary_search(&r.at.0).is_ok() {
+            return Err(Refused::Duplicate);
+        }
+        if closed || self.pending.len() >= MAX_PENDING {
+            return Err(Refused::Late);
+        }
+        self.remember(r.at.0);
+        self.advance(r.at, jump);
+        let (quality, cause) = gate(r, range);
+        let at = self.pending.partition_point(|p| p.at <= r.at);
+        self.pending.insert(at, Point { at: r.at, value: r.value, quality, cause });
+        Ok(())
+    }
+
+    /// The value at the step that ends at `end`: the mean of its usable readings, else the last
+    /// value held, as long as that is valid.
+    pub fn close(&mut self, end: Time, layout: &Layout) -> Row {
+        let (mut mean, mut n, mut bad) = (0.0, 0.0, None);
+        while let Some(p) = self.pending.pop_front_if(|p| p.at <= end) {
+            self.heard = Some(p.at);
+            if p.quality == Quality::Bad {
+                bad = Some(p.cause);
+                continue;
+            }
+            n += 1.0;
+            // A running mean does not overflow where a sum would.
+            mean += p.value / n - mean / n;
+            if self.last.is_none_or(|(_, v)| v != p.value) {
+                self.resting_since = Some(p.at);
+            }
+            self.last = Some((p.at, p.value));
+        }
+        let Some((at, held)) = self.last else {
+            let (quality, cause) = bad.map_or((Quality::Stale, Cause::None), |c| (Quality::Bad, c));
+            return Row { value: None, quality, cause };
+        };
+        if n == 0.0 {
+            let (quality, cause) = match bad {
+                Some(cause) => (Quality::Bad, cause),
+                None if end.0 - at.0 > layout.stale_after => (Quality::Stale, Cause::Held),
+                None => (Quality::Good, Cause::Held),
+            };
+            return Row { value: Some(held), quality, cause };
+        }
+        let value = Some(mean);
+        match (layout.stuck_after, self.resting_since) {
+            (Some(limit), Some(since)) if end.0 - since.0 > limit => {
+                Row { value, quality: Quality::Bad, cause: Cause::Stuck }
+            }
+            _ => Row { value, quality: Quality::Good, cause: Cause::None },
+        }
+    }
+
+    fn remember(&mut self, at: i64) {
+        let place = self.recent.partition_point(|t| *t < at);
+        self.recent.insert(place, at);
+        let newest = self.recent.back().copied().unwrap_or(at);
+        while self.recent.len() > RECENT_TIMES || self.recent.front().is_some_and(|t| newest - t > RECENT_AGE) {
+            self.recent.pop_front();
+        }
+    }
+
+    fn advance(&mut self, at: Time, jump: i64) {
+        let near = |a: Time, b: Time| (a.0.saturating_sub(b.0)).abs() <= jump;
+        match (self.frontier, self.leap) {
+            (None, _) => self.frontier = Some(at),
+            (Some(f), _) if at.0 <= f.0.saturating_add(jump) => self.frontier = Some(f.max(at)),
+            (Some(_), Some(leap)) if near(at, leap) && at != leap => {
+                self.frontier = Some(at.max(leap));
+                self.leap = None;
+            }
+            _ => self.leap = Some(at),
+        }
+    }
+}
+
+/// Whether a reading can be used at all.
+fn gate(r: &Reading, range: Option<[f64; 2]>) -> (Quality, Cause) {
+    if r.quality == Quality::Bad {
+        return (Quality::Bad, r.cause);
+    }
+    if !r.value.is_finite() {
+        return (Quality::Bad, Cause::NotFinite);
+    }
+    match range {
+        Some([low, high]) if r.value < low || r.value > high => (Quality::Bad, Cause::OutOfRange),
+        _ => (r.quality, r.cause),
+    }
+}
