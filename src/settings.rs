@@ -109,8 +109,11 @@ impl<'t> Document<'t> {
     }
 
     fn report(&self, offset: usize, message: String) {
-        let line = self.text[..offset.min(self.text.len())].matches('\n').count() + 1;
-        self.problems.borrow_mut().push(Problem { line, message });
+        self.problems.borrow_mut().push(Problem { line: self.line_of(offset), message });
+    }
+
+    fn line_of(&self, offset: usize) -> usize {
+        self.text[..offset.min(self.text.len())].matches('\n').count() + 1
     }
 }
 
@@ -127,6 +130,11 @@ impl<'d> Section<'d> {
     /// The dotted name of this table, for messages.
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// The 1-based line at which this table begins.
+    pub fn line(&self) -> usize {
+        self.document.line_of(self.at)
     }
 
     /// Where files named here are looked up.
