@@ -1,0 +1,104 @@
+//! MQTT 3.1.1 over rumqttc-v4-next.
+
+use rumqttc_v4::mqttbytes::v4::{Packet, PubAck, PubRec, SubscribeReasonCode};
+use rumqttc_v4::{
+    AckMode, AsyncClient, Broker, ClientError, EventLoop, LastWill, ManualAck, MqttOptions, NetworkOptions,
+    PublishOptions, SubscribeFilterInput, TlsConfiguration, Transport,
+};
+
+use super::{
+    Ack, Address, CONNECT_TIMEOUT, Connection, Event, Filter, MAX_PACKET, Message, Outgoing, Outlet, Refused, explain,
+};
+
+pub(super) fn client(
+    c: &Connection,
+    address: &Address,
+    tls: Option<TlsConfiguration>,
+    will: Option<Outgoing>,
+    capacity: usize,
+) -> (AsyncClient, EventLoop) {
+    let mut options = MqttOptions::new(c.client_id.clone(), Broker::tcp(address.host.clone(), address.port));
+    if let Some(tls) = tls {
+        options.set_transport(Transport::tls_with_config(tls));
+    }
+    options.set_max_packet_size(MAX_PACKET as usize, MAX_PACKET as usize);
+    options.set_clean_session(c.clean);
+    options.set_keep_alive(c.keep_alive.as_secs().clamp(1, u64::from(u16::MAX)) as u16);
+    options.set_ack_mode(AckMode::Manual);
+    match (&c.username, &c.password) {
+        (Some(user), Some(password)) => {
+            options.set_credentials(user.clone(), password.reveal().to_owned());
+        }
+        (Some(user), None) => {
+            options.set_username(user.clone());
+        }
+        _ => {}
+    }
+    if let Some(w) = will {
+        options.set_last_will(LastWill::new(w.topic, w.payload, w.qos.to_wire(), w.retain));
+    }
+    let (client, mut eventloop) = AsyncClient::builder(options).capacity(capacity).build();
+    let mut network = NetworkOptions::new();
+    network.set_tcp_nodelay(true);
+    network.set_connection_timeout(CONNECT_TIMEOUT.as_secs());
+    eventloop.set_network_options(network);
+    (client, eventloop)
+}
+
+/// Drives one connection until it ends or nobody listens.
+pub(super) async fn pump(mut eventloop: EventLoop, outlet: Outlet) {
+    loop {
+        let event = match eventloop.poll().await {
+            Ok(rumqttc_v4::Event::Incoming(Packet::Publish(p))) => {
+                Event::Message(Message::new(p.topic, p.payload, p.retain, Ack::of(p.qos, p.pkid)))
+            }
+            Ok(rumqttc_v4::Event::Incoming(Packet::ConnAck(c))) => {
+                Event::Connected { session_present: c.session_present }
+            }
+            Ok(rumqttc_v4::Event::Incoming(Packet::SubAck(s))) => {
+                Event::Subscribed(s.return_codes.iter().map(refusal).collect())
+            }
+            Ok(rumqttc_v4::Event::Outgoing(rumqttc_v4::Outgoing::Disconnect)) => Event::Disconnected("as asked".into()),
+            Ok(_) => continue,
+            Err(e) => Event::Disconnected(explain(&e)),
+        };
+        let over = matches!(event, Event::Disconnected(_));
+        if !outlet.deliver(event).await || over {
+            return;
+        }
+    }
+}
+
+fn refusal(code: &SubscribeReasonCode) -> Option<String> {
+    match code {
+        SubscribeReasonCode::Success(_) => None,
+        SubscribeReasonCode::Failure => Some("refused by the broker".into()),
+    }
+}
+
+pub(super) fn subscribe(client: &AsyncClient, filters: &[Filter]) -> Result<(), Refused> {
+    let input = |f: &Filter| SubscribeFilterInput::new(f.topic.clone(), f.qos.to_wire());
+    client.try_subscribe_many(filters.iter().map(input)).map_err(|e| refused(&e))
+}
+
+pub(super) fn publish(client: &AsyncClient, m: &Outgoing) -> Result<(), Refused> {
+    let options = PublishOptions::new(m.qos.to_wire()).retain(m.retain);
+    client.try_publish(m.topic.as_str(), m.payload.clone(), options).map_err(|e| refused(&e))
+}
+
+pub(super) fn ack(client: &AsyncClient, ack: &Ack) -> Result<(), Refused> {
+    let packet = if ack.exactly_once {
+        ManualAck::PubRec(PubRec::new(ack.packet_id))
+    } else {
+        ManualAck::PubAck(PubAck::new(ack.packet_id))
+    };
+    client.try_manual_ack(packet).map_err(|e| refused(&e))
+}
+
+fn refused(error: &ClientError) -> Refused {
+    match error {
+        ClientError::RequestChannelFull(_) => Refused::Full,
+        ClientError::InvalidRequest(_) => Refused::Invalid,
+        _ => Refused::Closed,
+    }
+}

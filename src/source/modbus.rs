@@ -1,0 +1,1 @@
+//! Polling equipment over Modbus TCP and RTU.

@@ -1,0 +1,279 @@
+//! The MQTT source: subscribes, turns messages into batches of readings, and acks a message to the
+//! broker only once its batch's receipt says that it is on disk.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+
+use crate::metrics::{Health, Shared};
+use crate::mqtt::{self, Dialer, Event, Link};
+use crate::types::Batch;
+
+mod reader;
+mod settings;
+mod unacked;
+
+use reader::Reader;
+pub use settings::{Config, Subscription};
+use unacked::Unacked;
+
+/// Messages and readings in one batch: enough to share the cost of a commit, little enough to keep
+/// its latency low.
+const BATCH_MESSAGES: usize = 1024;
+const BATCH_READINGS: usize = 4096;
+/// How long stopping waits for what was delivered to become durable.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// How long stopping waits for the goodbye to be out.
+const GOODBYE_PATIENCE: Duration = Duration::from_secs(3);
+/// How long to wait before asking again for a subscription that was refused.
+const RESUBSCRIBE_AFTER: Duration = Duration::from_secs(30);
+/// How often the board hears that messages come in.
+const GOOD_EVERY: Duration = Duration::from_secs(1);
+
+/// Runs the source until `shared.stop` is cancelled or the receiver of `batches` is gone. Broker
+/// trouble never ends it.
+pub async fn run(config: Config, shared: Shared, batches: mpsc::Sender<Batch>) {
+    let mut dialer = Dialer::new(config.connection.urls.clone());
+    let mut source = Source::new(config, shared, batches);
+    while let Some(address) = dialer.address().cloned() {
+        let ended = match mqtt::open(&source.config.connection, &address, None) {
+            Ok(link) => source.serve(link, &address.to_string()).await,
+            Err(e) => Ended::Lost { reason: format!("{e:#}"), lived: None },
+        };
+        source.connected(false);
+        let Ended::Lost { reason, lived } = ended else { break };
+        let wait = dialer.ended(lived, fastrand::f64());
+        tracing::warn!(source = %source.config.name, broker = %address, %reason, "MQTT connection ended");
+        source.board(Health::Down, &format!("{address}: {reason}"));
+        tokio::select! {
+            () = source.shared.stop.cancelled() => break,
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+    source.board(Health::Down, "stopped");
+}
+
+/// How a connection ended.
+enum Ended {
+    /// Stop was asked for, or nobody takes batches any more.
+    Stopped,
+    /// Try again; `lived` says for how long we were connected.
+    Lost { reason: String, lived: Option<Duration> },
+}
+
+struct Source {
+    config: Config,
+    shared: Shared,
+    batches: mpsc::Sender<Batch>,
+    reader: Reader,
+    part: String,
+    /// A batch the engine has had no room for yet. It outlives its connection.
+    waiting: Option<Batch>,
+    connected_at: Option<Instant>,
+    resubscribe_at: Option<Instant>,
+    last_good: Option<Instant>,
+}
+
+/// What there is to do next on a connection.
+enum Step {
+    Stop,
+    Durable(Vec<mqtt::Ack>),
+    NotKept,
+    Sent(bool),
+    Event(Event),
+    Resubscribe,
+}
+
+impl Source {
+    fn new(config: Config, shared: Shared, batches: mpsc::Sender<Batch>) -> Source {
+        let reader = Reader::new(&config, &shared.metrics);
+        let part = format!("source/{}", config.name);
+        shared.board.set(&part, Health::Starting, "connecting");
+        Source {
+            config,
+            shared,
+            batches,
+            reader,
+            part,
+            waiting: None,
+            connected_at: None,
+            resubscribe_at: None,
+            last_good: None,
+        }
+    }
+
+    /// One connection, from opening to end.
+    async fn serve(&mut self, mut link: Link, address: &str) -> Ended {
+        self.connected_at = None;
+        self.resubscribe_at = None;
+        let mut unacked = Unacked::default();
+        loop {
+            match self.step(&mut link, &mut unacked).await {
+                Step::Stop => return self.finish(link, unacked).await,
+                Step::Durable(acks) => {
+                    for ack in acks {
+                        // Refused only where the link is over, which its last event tells.
+                        let _ = link.client.ack(ack);
+                    }
+                }
+                Step::NotKept => return self.lost("a batch was not kept, so the broker has to send it again"),
+                Step::Sent(true) => {}
+                Step::Sent(false) => return Ended::Stopped,
+                Step::Resubscribe => {
+                    self.resubscribe_at = None;
+                    self.subscribe(&link);
+                }
+                Step::Event(event) => {
+                    if let Some(reason) = self.take(event, &mut link, &mut unacked, address) {
+                        return self.lost(&reason);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for whatever comes first. While a batch waits for room no event is taken, so the link
+    /// fills up and leaves the socket unread; acks go on all the while.
+    async fn step(&mut self, link: &mut Link, unacked: &mut Unacked) -> Step {
+        let resubscribe_at = self.resubscribe_at.unwrap_or_else(Instant::now);
+        tokio::select! {
+            biased;
+            () = self.shared.stop.cancelled() => Step::Stop,
+            durable = unacked.next() => durable.map_or(Step::NotKept, Step::Durable),
+            room = self.batches.reserve(), if self.waiting.is_some() => match (room, self.waiting.take()) {
+                (Ok(room), Some(batch)) => {
+                    room.send(batch);
+                    Step::Sent(true)
+                }
+                _ => Step::Sent(false),
+            },
+            event = link.next(), if self.waiting.is_none() => Step::Event(event),
+            () = tokio::time::sleep_until(resubscribe_at), if self.resubscribe_at.is_some() => Step::Resubscribe,
+        }
+    }
+
+    /// Acts on an event; the reason when the link is over.
+    fn take(&mut self, event: Event, link: &mut Link, unacked: &mut Unacked, address: &str) -> Option<String> {
+        match event {
+            Event::Connected { session_present } => {
+                self.connected_at = Some(Instant::now());
+                self.connected(true);
+                let session = if session_present { "resumed" } else { "new" };
+                tracing::info!(source = %self.config.name, broker = address, session, "MQTT connected");
+                self.board(Health::Up, &format!("connected to {address}, session {session}"));
+                self.subscribe(link);
+            }
+            Event::Subscribed(answers) => self.subscribed(&answers, address),
+            Event::Message(message) => return self.collect(message, link, unacked, address),
+            Event::Disconnected(reason) => return Some(reason),
+        }
+        None
+    }
+
+    /// Makes a batch of this message and of those that are already here.
+    fn collect(
+        &mut self,
+        first: mqtt::Message,
+        link: &mut Link,
+        unacked: &mut Unacked,
+        address: &str,
+    ) -> Option<String> {
+        let mut batch = self.reader.batch();
+        let mut acks = Vec::new();
+        let mut next = Some(first);
+        let mut messages = 0;
+        let mut other = None;
+        while let Some(mut message) = next.take() {
+            acks.extend(message.ack.take());
+            self.reader.read(&message, &mut batch);
+            messages += 1;
+            if messages >= BATCH_MESSAGES || batch.readings.len() >= BATCH_READINGS {
+                break;
+            }
+            match link.ready() {
+                Some(Event::Message(message)) => next = Some(message),
+                event => other = event,
+            }
+        }
+        self.reader.count(&batch);
+        batch.receipt = unacked.add(acks);
+        self.waiting = Some(batch);
+        let now = Instant::now();
+        if self.last_good.is_none_or(|at| now - at >= GOOD_EVERY) {
+            self.last_good = Some(now);
+            self.shared.board.good(&self.part);
+        }
+        other.and_then(|event| self.take(event, link, unacked, address))
+    }
+
+    fn subscribe(&mut self, link: &Link) {
+        // Also when the session is resumed: the config may have changed since.
+        let filters: Vec<mqtt::Filter> = self.config.subscriptions.iter().map(Subscription::filter).collect();
+        if let Err(e) = link.client.subscribe(&filters) {
+            self.board(Health::Down, &format!("cannot subscribe: {e}"));
+            self.resubscribe_at = Some(Instant::now() + RESUBSCRIBE_AFTER);
+        }
+    }
+
+    fn subscribed(&mut self, answers: &[Option<String>], address: &str) {
+        let refused: Vec<String> = (self.config.subscriptions.iter().zip(answers))
+            .filter_map(|(s, answer)| Some(format!("{}: {}", s.filter().topic, answer.as_ref()?)))
+            .collect();
+        if refused.is_empty() {
+            return;
+        }
+        let all = refused.len() == self.config.subscriptions.len();
+        let detail = format!("{address} refused to subscribe {}", refused.join(", "));
+        tracing::warn!(source = %self.config.name, "{detail}");
+        self.board(if all { Health::Down } else { Health::Degraded }, &detail);
+        self.resubscribe_at = Some(Instant::now() + RESUBSCRIBE_AFTER);
+    }
+
+    /// Stops reading, lets what was delivered become durable, acks it and says goodbye. What is
+    /// still unacked then comes again next time.
+    async fn finish(&mut self, mut link: Link, mut unacked: Unacked) -> Ended {
+        let drained = timeout(STOP_PATIENCE, async {
+            while self.waiting.is_some() || !unacked.is_empty() {
+                tokio::select! {
+                    durable = unacked.next() => match durable {
+                        Some(acks) => acks.into_iter().for_each(|ack| {
+                            let _ = link.client.ack(ack);
+                        }),
+                        None => break,
+                    },
+                    room = self.batches.reserve(), if self.waiting.is_some() => match (room, self.waiting.take()) {
+                        (Ok(room), Some(batch)) => room.send(batch),
+                        _ => break,
+                    },
+                    // Left unacked. The link has to be emptied, or acks would not get out.
+                    event = link.next() => if matches!(event, Event::Disconnected(_)) { break },
+                }
+            }
+        });
+        if drained.await.is_err() {
+            tracing::warn!(source = %self.config.name, "stopped before all messages were durable; they will come again");
+        }
+        link.client.disconnect();
+        let goodbye = async { while !matches!(link.next().await, Event::Disconnected(_)) {} };
+        // Too late is as good as a closed socket: the session stays either way.
+        let _ = timeout(GOODBYE_PATIENCE, goodbye).await;
+        Ended::Stopped
+    }
+
+    fn lost(&self, reason: &str) -> Ended {
+        Ended::Lost { reason: reason.to_owned(), lived: self.connected_at.map(|at| at.elapsed()) }
+    }
+
+    fn connected(&self, now: bool) {
+        let label = [("source", self.config.name.to_string())];
+        self.shared.metrics.source_connected.get_or_create(&label).set(i64::from(now));
+        if now {
+            self.shared.metrics.source_connects.get_or_create(&label).inc();
+        }
+    }
+
+    fn board(&self, health: Health, detail: &str) {
+        self.shared.board.set(&self.part, health, detail);
+    }
+}

@@ -1,0 +1,147 @@
+//! From messages to readings and rejects: finds the subscription a topic belongs to, decodes the
+//! payload and names what was in it.
+
+use std::sync::Arc;
+
+use prometheus_client::metrics::counter::Counter;
+
+use super::Config;
+use crate::metrics::Metrics;
+use crate::mqtt::{MAX_PAYLOAD, Message};
+use crate::source::mqtt::settings::Subscription;
+use crate::source::payload::Found;
+use crate::source::topic::{Place, Topics, is_name};
+use crate::types::{Batch, Cause, Name, Quality, Reading, Reject, Time};
+
+/// Reads messages; keeps what repeats.
+pub struct Reader {
+    source: Name,
+    subscriptions: Vec<Subscription>,
+    topics: Topics,
+    found: Found,
+    good: Counter,
+    uncertain: Counter,
+    bad: Counter,
+    rejects: Counter,
+}
+
+impl Reader {
+    pub fn new(config: &Config, metrics: &Arc<Metrics>) -> Reader {
+        let source = config.name.to_string();
+        let readings = |quality: Quality| {
+            let labels = [("source", source.clone()), ("quality", quality.as_str().to_owned())];
+            metrics.readings.get_or_create_owned(&labels)
+        };
+        Reader {
+            source: config.name.clone(),
+            subscriptions: config.subscriptions.clone(),
+            topics: Topics::default(),
+            found: Found::default(),
+            good: readings(Quality::Good),
+            uncertain: readings(Quality::Uncertain),
+            bad: readings(Quality::Bad),
+            rejects: metrics.rejects.get_or_create_owned(&[("source", source.clone())]),
+        }
+    }
+
+    /// An empty batch that arrives now.
+    pub fn batch(&self) -> Batch {
+        Batch {
+            source: self.source.clone(),
+            arrived: Time::now(),
+            readings: Vec::new(),
+            rejects: Vec::new(),
+            receipt: None,
+        }
+    }
+
+    /// Adds what is in the message to the batch.
+    pub fn read(&mut self, message: &Message, batch: &mut Batch) {
+        if let Err(reason) = self.try_read(message, batch) {
+            batch.rejects.push(self.reject(message, batch.arrived, reason));
+        }
+    }
+
+    /// Counts what the batch holds.
+    pub fn count(&self, batch: &Batch) {
+        let of = |q: Quality| batch.readings.iter().filter(|r| r.quality == q).count() as u64;
+        let (uncertain, bad) = (of(Quality::Uncertain), of(Quality::Bad));
+        self.good.inc_by(batch.readings.len() as u64 - uncertain - bad);
+        self.uncertain.inc_by(uncertain);
+        self.bad.inc_by(bad);
+        self.rejects.inc_by(batch.rejects.len() as u64);
+    }
+
+    fn try_read(&mut self, message: &Message, batch: &mut Batch) -> Result<(), String> {
+        let subscriptions = &self.subscriptions;
+        let place = self.topics.place(message.topic(), |topics| find(subscriptions, topics, message.topic()))?;
+        if message.full_size > MAX_PAYLOAD {
+            return Err(format!("its {} bytes are more than {MAX_PAYLOAD}", message.full_size));
+        }
+        subscriptions[place.subscription].payload.decode(&message.payload, &mut self.found)?;
+        let mut complaint = self.found.complaint().map(str::to_owned);
+        for (name, value, at) in self.found.values() {
+            match signal(&mut self.topics, &place, name) {
+                Some(signal) => batch.readings.push(reading(&place, signal, value, at, message, batch.arrived)),
+                None if name.is_empty() => {
+                    complaint = complaint.or(Some("neither topic nor payload names the signal".into()))
+                }
+                None => complaint = complaint.or_else(|| Some(format!("{name:?} cannot be the name of a signal"))),
+            }
+        }
+        complaint.map_or(Ok(()), Err)
+    }
+
+    fn reject(&self, message: &Message, at: Time, reason: String) -> Reject {
+        let keep = message.payload.len().min(Reject::KEEP_BYTES);
+        Reject {
+            at,
+            source: self.source.clone(),
+            origin: message.topic().to_owned(),
+            reason,
+            payload: message.payload[..keep].to_vec(),
+        }
+    }
+}
+
+/// The first subscription that matches, and the names it gives.
+fn find(subscriptions: &[Subscription], topics: &mut Topics, topic: &str) -> Result<Place, String> {
+    for (index, subscription) in subscriptions.iter().enumerate() {
+        let Some(named) = subscription.pattern.matches(topic) else { continue };
+        let machine = match (named.machine, &subscription.machine) {
+            (Some(machine), _) if is_name(machine) => topics.name(machine),
+            (Some(machine), _) => return Err(format!("the topic's {machine:?} cannot be the name of a machine")),
+            (None, Some(machine)) => machine.clone(),
+            (None, None) => return Err("the topic names no machine".into()),
+        };
+        let signal = match (named.signal, &subscription.signal) {
+            (Some(signal), _) if is_name(signal) => Some(topics.name(signal)),
+            (Some(signal), _) => return Err(format!("the topic's {signal:?} cannot be the name of a signal")),
+            (None, signal) => signal.clone(),
+        };
+        return Ok(Place { subscription: index, machine, signal });
+    }
+    Err("no subscription's topic matches it".into())
+}
+
+/// The signal's name: the topic's, the payload's, or both joined by a dot.
+fn signal(topics: &mut Topics, place: &Place, name: &str) -> Option<Name> {
+    match &place.signal {
+        Some(signal) if name.is_empty() => Some(signal.clone()),
+        Some(signal) if is_name(name) => Some(topics.name(&format!("{signal}.{name}"))),
+        None if is_name(name) => Some(topics.name(name)),
+        _ => None,
+    }
+}
+
+fn reading(place: &Place, signal: Name, value: Option<f64>, at: Option<Time>, message: &Message, now: Time) -> Reading {
+    let machine = place.machine.clone();
+    let Some(value) = value else { return Reading::bad(machine, signal, at.unwrap_or(now), Cause::Source) };
+    let mut reading = Reading::good(machine, signal, at.unwrap_or(now), value);
+    if message.retained && at.is_none() {
+        // What the broker had kept is of unknown age.
+        reading.quality = Quality::Uncertain;
+        reading.cause = Cause::Held;
+    }
+    reading
+}
