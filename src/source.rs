@@ -12,7 +12,8 @@ mod topic;
 pub struct Config {
     /// `[[source.mqtt]]`.
     pub mqtt: Vec<mqtt::Config>,
-    // MERGE: `pub modbus: Vec<modbus::Config>` goes here.
+    /// `[[source.modbus]]`.
+    pub modbus: Vec<modbus::Config>,
 }
 
 impl Config {
@@ -21,7 +22,7 @@ impl Config {
         let Some(section) = root.section("source") else { return Config::default() };
         Config {
             mqtt: mqtt::Config::read_all(&section, agent_id),
-            // MERGE: modbus
+            modbus: section.sections("modbus").iter().map(modbus::Config::read).collect(),
         }
     }
 }

@@ -1,1 +1,58 @@
-//! Polling equipment over Modbus TCP and RTU.
+//! Modbus: asks a device for its signals at their own rates and sends what it answers.
+//! Reads only; there is no code here that writes to a device. One connection per source.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use crate::metrics::Shared;
+use crate::types::{Batch, Time};
+
+mod config;
+mod connection;
+pub mod plan;
+mod poller;
+pub mod registers;
+mod report;
+mod schedule;
+
+pub use config::{Config, Signal, Url};
+pub use connection::{Connection, Failure};
+
+use poller::Poller;
+use schedule::Schedule;
+
+/// Polls the device until `shared.stop` is cancelled or nobody takes the batches any more.
+///
+/// One [`Batch`] per round holds a reading of every signal that was due, good or bad, stamped with
+/// the time its reply arrived. Nothing the device does ends this: while it cannot be reached, its
+/// signals are bad at their own rates, so that what is downstream sees bad quality, not silence.
+/// When `batches` is full, polling waits; rounds missed meanwhile are skipped.
+pub async fn run(config: Config, shared: Shared, batches: mpsc::Sender<Batch>) {
+    let stop = shared.stop.clone();
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = poll(config, shared, batches) => {}
+    }
+}
+
+async fn poll(config: Config, shared: Shared, batches: mpsc::Sender<Batch>) {
+    let config = Arc::new(config);
+    let mut poller = Poller::new(config.clone(), shared);
+    poller.first_dial().await;
+    let mut schedule = Schedule::new(config.signals.iter().map(|s| s.poll), Instant::now());
+    while let Some(next) = schedule.next() {
+        tokio::select! {
+            biased;
+            () = sleep_until(next) => {}
+            () = poller.redial() => continue,
+        }
+        let readings = poller.round(&schedule.take_due(Instant::now())).await;
+        let batch =
+            Batch { source: config.name.clone(), arrived: Time::now(), readings, rejects: vec![], receipt: None };
+        if batches.send(batch).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! `[[source.modbus]]`: what a device is asked, how and how often.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use super::plan::{Limits, Span};
+use super::registers::{Address, Decoder, Order, Type};
+use crate::settings::{Section, hint};
+use crate::types::Name;
+
+/// The port that Modbus TCP devices listen on.
+const DEFAULT_PORT: u16 = 502;
+/// What one request may ask for, by the protocol.
+const MAX_REGISTERS: i64 = 125;
+const DEFAULT_GAP: u16 = 8;
+const DEFAULT_POLL: Duration = Duration::from_secs(1);
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
+/// The shortest poll period and time-out: below this nothing but load is gained.
+const SHORTEST: Duration = Duration::from_millis(1);
+
+/// One device and its signals.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The source's name.
+    pub name: Name,
+    /// Where the device is.
+    pub url: Url,
+    /// The unit behind that address, 0..=255.
+    pub unit: u8,
+    /// How long a connection or an answer may take.
+    pub timeout: Duration,
+    /// What requests may ask for.
+    pub limits: Limits,
+    /// The rest between two requests.
+    pub pause: Duration,
+    /// What to read.
+    pub signals: Vec<Signal>,
+}
+
+/// Where a device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Url {
+    /// Modbus TCP.
+    Tcp {
+        /// A host name or address.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+}
+
+impl Url {
+    /// Reads `tcp://HOST[:PORT]`.
+    ///
+    /// # Errors
+    ///
+    /// A sentence for a person.
+    pub fn parse(text: &str) -> Result<Url, String> {
+        let Some((scheme, rest)) = text.split_once("://") else {
+            return Err(format!("{text:?} is not a URL such as \"tcp://192.168.1.50:502\""));
+        };
+        match scheme {
+            "tcp" => {
+                let (host, port) = split_port(rest.strip_suffix('/').unwrap_or(rest))
+                    .ok_or_else(|| format!("{text:?} is not a URL such as \"tcp://192.168.1.50:502\""))?;
+                Ok(Url::Tcp { host, port })
+            }
+            "rtu" | "rtu-tcp" => Err(format!("{scheme}:// comes with a later version; tcp:// is there today")),
+            _ => Err(format!("{scheme:?} is not tcp, rtu or rtu-tcp{}", hint(scheme, &["tcp", "rtu", "rtu-tcp"]))),
+        }
+    }
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Url::Tcp { host, port } if host.contains(':') => write!(f, "tcp://[{host}]:{port}"),
+            Url::Tcp { host, port } => write!(f, "tcp://{host}:{port}"),
+        }
+    }
+}
+
+/// `host`, `host:port`, `[::1]` or `[::1]:port`.
+fn split_port(text: &str) -> Option<(String, u16)> {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (host, after) = rest.split_once(']')?;
+            (host, if after.is_empty() { None } else { Some(after.strip_prefix(':')?) })
+        }
+        None => match text.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (text, None),
+        },
+    };
+    let port = port.map_or(Some(DEFAULT_PORT), |p| p.parse().ok().filter(|p| *p > 0))?;
+    let unfit = |c: char| c.is_whitespace() || matches!(c, '/' | '?' | '#' | '@');
+    (!host.is_empty() && !host.contains(unfit)).then(|| (host.to_owned(), port))
+}
+
+/// One value of one machine and where it is found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Signal {
+    /// The machine it belongs to.
+    pub machine: Name,
+    /// Its name.
+    pub name: Name,
+    /// What to read.
+    pub span: Span,
+    /// What that means.
+    pub decoder: Decoder,
+    /// How often.
+    pub poll: Duration,
+}
+
+impl Config {
+    /// Reads a `[[source.modbus]]` section; mistakes become its problems.
+    pub fn read(section: &Section<'_>) -> Config {
+        let name = section.required_string("name");
+        if section.has("name") && name.is_empty() {
+            section.problem("name", "is empty");
+        }
+        let url = read_url(section);
+        let unit = section.integer("unit", 0..=255).unwrap_or(1) as u8;
+        let poll = positive(section, "poll").unwrap_or(DEFAULT_POLL);
+        let timeout = positive(section, "timeout").unwrap_or(DEFAULT_TIMEOUT);
+        let limits = read_limits(section);
+        let pause = section.duration("pause").unwrap_or_default();
+        let defaults = Defaults {
+            base: section.integer("address_base", 0..=1).unwrap_or(0) as u16,
+            machine: section.string("machine"),
+            poll,
+            max_registers: limits.max_registers,
+        };
+        let signals = read_signals(section, &defaults);
+        Config { name: name.into(), url, unit, timeout, limits, pause, signals }
+    }
+
+    /// The machines and signals it delivers, in the order of the config.
+    pub fn delivers(&self) -> impl Iterator<Item = (&Name, &Name)> {
+        self.signals.iter().map(|s| (&s.machine, &s.name))
+    }
+}
+
+/// What a signal takes from its source.
+struct Defaults {
+    base: u16,
+    machine: Option<String>,
+    poll: Duration,
+    max_registers: u16,
+}
+
+fn read_url(section: &Section<'_>) -> Url {
+    let text = section.required_string("url");
+    match Url::parse(&text) {
+        Ok(url) => return url,
+        Err(e) if section.has("url") => section.problem("url", e),
+        Err(_) => {}
+    }
+    Url::Tcp { host: "localhost".into(), port: DEFAULT_PORT }
+}
+
+fn positive(section: &Section<'_>, key: &str) -> Option<Duration> {
+    let duration = section.duration(key)?;
+    if duration < SHORTEST {
+        section.problem(key, "should be 1ms or longer");
+        return None;
+    }
+    Some(duration)
+}
+
+fn read_limits(section: &Section<'_>) -> Limits {
+    let max_registers = section.integer("max_registers", 1..=MAX_REGISTERS).unwrap_or(MAX_REGISTERS) as u16;
+    let gap = section.integer("gap", 0..=MAX_REGISTERS).map(|n| n as u16);
+    if let Some(gap) = gap.filter(|g| *g > max_registers) {
+        section.problem("gap", format_args!("{gap} is more than max_registers, which is {max_registers}"));
+    }
+    Limits { max_registers, gap: gap.unwrap_or(DEFAULT_GAP).min(max_registers) }
+}
+
+fn read_signals(section: &Section<'_>, defaults: &Defaults) -> Vec<Signal> {
+    let tables = section.sections("signal");
+    if tables.is_empty() {
+        section.problem("signal", "nothing to read: add a [[source.modbus.signal]]");
+    }
+    let mut seen = BTreeSet::new();
+    let mut signals = Vec::new();
+    for table in &tables {
+        let Some(signal) = read_signal(table, defaults) else { continue };
+        if !seen.insert((signal.machine.clone(), signal.name.clone())) {
+            let message = format!("{:?} is there twice for machine {:?}", &*signal.name, &*signal.machine);
+            table.problem("name", message);
+        }
+        signals.push(signal);
+    }
+    signals
+}
+
+/// `None` when it has mistakes. Every key is asked for all the same, so that all mistakes are told.
+fn read_signal(section: &Section<'_>, defaults: &Defaults) -> Option<Signal> {
+    let name = section.required_string("name");
+    let machine = section.string("machine").or_else(|| defaults.machine.clone()).filter(|m| !m.is_empty());
+    if machine.is_none() {
+        section.problem("machine", "is missing: give it here or for the whole source");
+    }
+    let at = section.required_string("at");
+    let address = match Address::parse(&at, defaults.base) {
+        Ok(address) => Some(address),
+        Err(e) => {
+            if section.has("at") {
+                section.problem("at", e);
+            }
+            None
+        }
+    };
+    let kind = read_type(section, address);
+    let scale = section.float("scale").unwrap_or(1.0);
+    if scale == 0.0 {
+        section.problem("scale", "0 would make every value the same");
+    }
+    let offset = section.float("offset").unwrap_or(0.0);
+    let poll = if section.has("poll") { positive(section, "poll") } else { Some(defaults.poll) };
+    let order = read_order(section, address, kind);
+    let (address, kind, order) = (address?, kind?, order?);
+    let span = read_span(section, address, kind, defaults.max_registers)?;
+    let decoder = Decoder { kind, order, bit: address.bit, scale, offset };
+    Some(Signal { machine: machine?.into(), name: name.into(), span, decoder, poll: poll? })
+}
+
+fn read_type(section: &Section<'_>, address: Option<Address>) -> Option<Type> {
+    let word = section.string("type");
+    if word.as_deref().is_some_and(|w| w.starts_with("string")) {
+        section.problem("type", "strings are not supported yet");
+        return None;
+    }
+    let kind = word.and_then(|_| section.choice("type", &Type::NAMES));
+    let Some(address) = address else { return kind };
+    let table = address.table.as_str();
+    let is_bit = address.table.is_bits() || address.bit.is_some();
+    match kind {
+        None if section.has("type") => None,
+        None if is_bit => Some(Type::Bool),
+        None => {
+            section.problem("type", format_args!("is missing: how is {address} to be read, as u16, i16, f32 …?"));
+            None
+        }
+        Some(kind) if is_bit && kind != Type::Bool => {
+            let what = if address.table.is_bits() { format!("a {table}") } else { format!("{address}") };
+            section.problem("type", format_args!("{what} is a single bit and cannot be read as {}", kind.as_str()));
+            None
+        }
+        Some(Type::Bool) if !is_bit => {
+            section
+                .problem("at", format_args!("a bool in a register needs its bit: \"{address}.0\" to \"{address}.15\""));
+            None
+        }
+        kind => kind,
+    }
+}
+
+fn read_order(section: &Section<'_>, address: Option<Address>, kind: Option<Type>) -> Option<Order> {
+    let text = section.string("order");
+    let registers = kind?.width();
+    let Some(text) = text else { return Some(Order::big_endian(registers)) };
+    if address.is_some_and(|a| a.table.is_bits()) {
+        section.problem("order", "a single bit has no byte order");
+        return None;
+    }
+    Order::parse(&text, registers).map_err(|e| section.problem("order", e)).ok()
+}
+
+fn read_span(section: &Section<'_>, address: Address, kind: Type, max_registers: u16) -> Option<Span> {
+    let span = Span { table: address.table, start: address.at, count: kind.width() };
+    if span.end() > 65536 {
+        let message = format!("{address} leaves no room for the {} registers of a {}", span.count, kind.as_str());
+        section.problem("at", message);
+        return None;
+    }
+    if span.count > max_registers {
+        let message =
+            format!("a {} takes {} registers, but max_registers is {max_registers}", kind.as_str(), span.count);
+        section.problem("type", message);
+        return None;
+    }
+    Some(span)
+}
+
+#[cfg(test)]
+mod tests;
