@@ -1,3 +1,37 @@
-//! Everything that leaves: cloud sinks, and results published to MQTT.
+//! Everything that leaves: the cloud sink, and results published to MQTT.
+//! A sink reads from an [`Outbox`], sends what waits there, and advances only past what was taken
+//! or set aside; so whatever happens in between, nothing is skipped.
 
+use std::future::Future;
+
+use crate::types::Stored;
+
+pub mod cloud;
+pub mod cloud_events;
+pub mod memory;
+pub mod plan;
+pub mod privacy;
 pub mod publish;
+pub mod reply;
+pub mod retry;
+
+/// Where records wait for one sink, and how far that sink has come. The store's outbox is one; a
+/// plain in-memory queue ([`memory::MemoryOutbox`]) is another.
+pub trait Outbox: Send + Sync + 'static {
+    /// Resolves to `true` as soon as something waits, and to `false` once nothing waits and nothing
+    /// will come any more. Dropping the future loses nothing.
+    fn ready(&self) -> impl Future<Output = bool> + Send;
+
+    /// What waits next: at most this many records and about this many bytes of `data`, but at least
+    /// one record if any waits. Urgent ones first. Does not advance: asked again, it answers with
+    /// the same records or with more.
+    fn next(&self, max_records: usize, max_bytes: usize) -> impl Future<Output = anyhow::Result<Vec<Stored>>> + Send;
+
+    /// These are delivered: advance past them. Always the front of what [`Outbox::next`] gave last,
+    /// as far as that is not yet acked or set aside.
+    fn ack(&self, records: &[Stored]) -> impl Future<Output = anyhow::Result<()>> + Send;
+
+    /// This one will never be taken: keep it aside with the reason and advance past it. Always the
+    /// first one that is not yet acked or set aside.
+    fn dead_letter(&self, record: &Stored, reason: &str) -> impl Future<Output = anyhow::Result<()>> + Send;
+}

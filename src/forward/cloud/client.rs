@@ -1,0 +1,259 @@
+//! One HTTP client for the cloud: bodies, headers, token, and answers read within bounds.
+
+use std::error::Error;
+use std::io::Write;
+use std::sync::Once;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use reqwest::{Certificate, Identity, Method, Request, Response, redirect};
+
+use super::config::{Compress, Config};
+use crate::forward::reply::Answer;
+
+/// Answers are read up to here; a longer one counts as an answer without a body.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// How long setting up a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connections idle for longer are not used again: most servers close theirs after a minute.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Level 1 is where telemetry compresses at line speed; more costs much and gains little.
+const ZSTD_LEVEL: i32 = 1;
+
+/// What is needed to send the same request again, byte for byte.
+pub struct Parcel {
+    body: Vec<u8>,
+    coding: Option<&'static str>,
+    content_type: &'static str,
+    /// The same for the same content, and only for that.
+    idempotency_key: String,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum Failure {
+    /// Not within the time allowed.
+    Timeout,
+    /// No connection could be made.
+    Connect(String),
+    /// The connection broke.
+    Io(String),
+}
+
+impl Failure {
+    /// The word used in metrics.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Failure::Timeout => "timeout",
+            Failure::Connect(_) => "connect",
+            Failure::Io(_) => "io",
+        }
+    }
+
+    /// For a person.
+    pub fn detail(&self) -> &str {
+        match self {
+            Failure::Timeout => "no answer in time",
+            Failure::Connect(why) | Failure::Io(why) => why,
+        }
+    }
+}
+
+impl Parcel {
+    /// Packs a body.
+    ///
+    /// # Errors
+    /// When the compressor fails, which it does only for want of memory.
+    pub fn new(body: Vec<u8>, content_type: &'static str, compress: Compress) -> Result<Parcel> {
+        let idempotency_key = key(&body);
+        let (body, coding) = match compress {
+            Compress::None => (body, None),
+            Compress::Gzip => {
+                let mut gzip = GzEncoder::new(Vec::with_capacity(body.len() / 4), Compression::fast());
+                gzip.write_all(&body).context("compressing")?;
+                (gzip.finish().context("compressing")?, Some("gzip"))
+            }
+            Compress::Zstd => (zstd::bulk::compress(&body, ZSTD_LEVEL).context("compressing")?, Some("zstd")),
+        };
+        Ok(Parcel { body, coding, content_type, idempotency_key })
+    }
+
+    /// Bytes on the wire, headers aside.
+    pub fn bytes(&self) -> usize {
+        self.body.len()
+    }
+}
+
+/// A structured-field string over the uncompressed content. Events carry their ids, so a resend has
+/// the same key and half a batch has another; and should the settings change what an event holds,
+/// the key changes with it, as the other side expects.
+fn key(body: &[u8]) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, body);
+    let hex: String = digest.as_ref().iter().map(|b| format!("{b:02x}")).collect();
+    format!("\"{hex}\"")
+}
+
+/// Speaks to one address.
+pub struct Client {
+    http: reqwest::Client,
+    token: Option<HeaderValue>,
+}
+
+impl Client {
+    /// Reads certificates and token as they are now.
+    ///
+    /// # Errors
+    /// When a certificate or key file cannot be used.
+    pub fn new(config: &Config) -> Result<Client> {
+        let builder = reqwest::Client::builder()
+            .user_agent(concat!("andon/", env!("CARGO_PKG_VERSION")))
+            .redirect(redirect::Policy::none())
+            .no_proxy()
+            .retry(reqwest::retry::never())
+            .timeout(config.timeout)
+            .connect_timeout(CONNECT_TIMEOUT.min(config.timeout))
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .tcp_nodelay(true);
+        let builder = if config.url.scheme() == "http" || config.tls.ca.is_some() {
+            // Ours trusts nobody but `tls.ca`, and needs no certificate store for plain HTTP.
+            builder.tls_backend_preconfigured(config.tls.client_config()?)
+        } else {
+            with_system_roots(builder, config)?
+        };
+        let http = builder.build().context("setting up the HTTP client")?;
+        let token = config.token.as_ref().and_then(|t| bearer(t.reveal()));
+        let mut client = Client { http, token };
+        client.reread_token(config);
+        Ok(client)
+    }
+
+    /// Reads the token file again; `true` when it holds another token than before.
+    pub fn reread_token(&mut self, config: &Config) -> bool {
+        let Some(path) = &config.token_file else { return false };
+        let read = std::fs::read_to_string(path).ok();
+        let Some(token) = read.and_then(|text| bearer(text.trim_end_matches(['\r', '\n']))) else { return false };
+        let changed = self.token.as_ref() != Some(&token);
+        self.token = Some(token);
+        changed
+    }
+
+    /// Sends and reads the answer.
+    pub async fn send(&self, config: &Config, parcel: &Parcel) -> Result<Answer, Failure> {
+        let mut request = Request::new(Method::POST, config.url.clone());
+        let headers = request.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(parcel.content_type));
+        if let Some(coding) = parcel.coding {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding));
+        }
+        if let Ok(key) = HeaderValue::from_str(&parcel.idempotency_key) {
+            headers.insert("idempotency-key", key);
+        }
+        if let Some(token) = &self.token {
+            headers.insert(AUTHORIZATION, token.clone());
+        }
+        *request.body_mut() = Some(parcel.body.clone().into());
+        read(self.http.execute(request).await.map_err(failure)?).await
+    }
+}
+
+async fn read(mut response: Response) -> Result<Answer, Failure> {
+    let status = response.status().as_u16();
+    let after = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let mut body = Vec::new();
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) if body.len() + chunk.len() <= MAX_ANSWER => body.extend_from_slice(&chunk),
+            Ok(Some(_)) => {
+                body = Vec::new();
+                break;
+            }
+            Ok(None) => break,
+            // What it says of single records is lost, so whether they were taken is not known.
+            Err(e) if matches!(status, 200 | 207) => return Err(failure(e)),
+            Err(_) => break,
+        }
+    }
+    Ok(Answer { status, retry_after: after, body })
+}
+
+fn failure(e: reqwest::Error) -> Failure {
+    // The address may hold a secret in its query, so it is not shown.
+    let e = e.without_url();
+    if e.is_timeout() && !e.is_connect() {
+        return Failure::Timeout;
+    }
+    // Each layer repeats that it failed; only the innermost says why.
+    let mut inner: &dyn Error = &e;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    if e.is_connect() { Failure::Connect(inner.to_string()) } else { Failure::Io(inner.to_string()) }
+}
+
+fn bearer(token: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(&format!("Bearer {token}")).ok().filter(|_| !token.is_empty())?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+fn with_system_roots(builder: reqwest::ClientBuilder, config: &Config) -> Result<reqwest::ClientBuilder> {
+    static PROVIDER: Once = Once::new();
+    // Fails only when another part was first, and then there is one.
+    PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
+    let builder = builder.tls_certs_merge(Vec::<Certificate>::new());
+    match (&config.tls.cert, &config.tls.key) {
+        (Some(cert), Some(key)) => {
+            let mut pem = std::fs::read(cert).with_context(|| format!("reading {}", cert.display()))?;
+            pem.push(b'\n');
+            pem.extend(std::fs::read(key).with_context(|| format!("reading {}", key.display()))?);
+            Ok(builder.identity(Identity::from_pem(&pem).context("using the client certificate")?))
+        }
+        _ => Ok(builder),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_is_the_same_for_the_same_content_only() {
+        let parcel = |body: &str, compress| Parcel::new(body.into(), "x/y", compress).expect("packed").idempotency_key;
+        assert_eq!(parcel("[1,2]", Compress::Zstd), parcel("[1,2]", Compress::None));
+        assert_ne!(parcel("[1,2]", Compress::None), parcel("[1]", Compress::None));
+        let key = parcel("[1,2]", Compress::Gzip);
+        assert!(key.len() == 66 && key.starts_with('"') && key.ends_with('"'), "{key}");
+    }
+
+    #[test]
+    fn the_token_is_read_again_and_never_shown() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("token");
+        let mut config = Config::to("http://127.0.0.1:9/".parse().expect("an address"));
+        config.token_file = Some(file.clone());
+        let mut client = Client::new(&config).expect("a client");
+        assert!(!client.reread_token(&config), "no file yet");
+        std::fs::write(&file, "first\n").expect("written");
+        assert!(client.reread_token(&config));
+        assert!(!client.reread_token(&config));
+        std::fs::write(&file, "").expect("written");
+        assert!(!client.reread_token(&config), "half-written files are not a token");
+        assert_eq!(client.token.as_ref().and_then(|t| t.to_str().ok()), Some("Bearer first"));
+        assert!(!format!("{:?}", client.token).contains("first"));
+    }
+
+    #[test]
+    fn https_without_a_ca_uses_the_system_roots() {
+        let config = Config::to("https://127.0.0.1:9/".parse().expect("an address"));
+        // Whether there are any depends on the machine; that a provider is found does not.
+        if let Err(e) = Client::new(&config) {
+            assert!(format!("{e:#}").to_lowercase().contains("certificate"), "{e:#}");
+        }
+    }
+}

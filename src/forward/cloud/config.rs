@@ -1,0 +1,271 @@
+//! The `[cloud]` section.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reqwest::Url;
+
+use crate::forward::privacy::{Privacy, Pseudonyms};
+use crate::settings::{Secret, Section};
+use crate::tls::Tls;
+
+/// Where records go and how.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to POST.
+    pub url: Url,
+    /// The bearer token, as it was when the config was read.
+    pub token: Option<Secret>,
+    /// Where the token came from: read again when it is no longer good.
+    pub token_file: Option<PathBuf>,
+    /// For `https`.
+    pub tls: Tls,
+    /// The most events in a request; 1 sends single events and not arrays.
+    pub batch_events: usize,
+    /// The most bytes in a request, before compression. A larger event goes alone.
+    pub max_batch_bytes: usize,
+    /// How bodies are compressed.
+    pub compress: Compress,
+    /// What may leave the plant.
+    pub privacy: Privacy,
+    /// For a whole request, the answer included.
+    pub timeout: Duration,
+    /// A second opinion from a larger model; read, but not acted on in this version.
+    pub inference: Option<Inference>,
+    /// Waiting times that are not for the user to set.
+    pub tempo: Tempo,
+}
+
+/// A content coding.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Compress {
+    /// Bodies as they are.
+    None,
+    /// For receivers that know nothing newer.
+    Gzip,
+    /// Smaller and cheaper.
+    Zstd,
+}
+
+/// The `[cloud.inference]` section.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Inference {
+    /// An Open Inference Protocol server.
+    pub url: String,
+    /// Its model.
+    pub model: String,
+    /// p-values between these are uncertain.
+    pub escalate: [f64; 2],
+    /// How often it may be asked, such as `2000 per day`.
+    pub budget: Option<String>,
+}
+
+/// How patient the sink is.
+#[derive(Clone, Debug)]
+pub struct Tempo {
+    /// The wait after a first failure; doubles from there.
+    pub retry_first: Duration,
+    /// The longest wait of our own accord.
+    pub retry_cap: Duration,
+    /// After a pause this long a record is sent at once, alone if need be.
+    pub quiet: Duration,
+    /// How long after the last request a batch that is not full waits for more.
+    pub gather: Duration,
+    /// What a request in flight may still take once the agent stops.
+    pub finish: Duration,
+}
+
+impl Default for Tempo {
+    fn default() -> Tempo {
+        Tempo {
+            retry_first: Duration::from_millis(500),
+            retry_cap: Duration::from_secs(60),
+            quiet: Duration::from_millis(50),
+            gather: Duration::from_millis(100),
+            finish: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Config {
+    /// Sends to this address, all else as if the config did not say.
+    pub fn to(url: Url) -> Config {
+        Config {
+            url,
+            token: None,
+            token_file: None,
+            tls: Tls::default(),
+            batch_events: 500,
+            max_batch_bytes: 1 << 20,
+            compress: Compress::Zstd,
+            privacy: Privacy::default(),
+            timeout: Duration::from_secs(30),
+            inference: None,
+            tempo: Tempo::default(),
+        }
+    }
+
+    /// Reads the section; what is wrong is reported there and replaced by its default.
+    pub fn read(s: &Section<'_>) -> Config {
+        let token = s.secret("token");
+        if token.as_ref().is_some_and(|t| t.reveal().is_empty() || !t.reveal().bytes().all(|b| b.is_ascii_graphic())) {
+            s.problem(
+                if s.has("token") { "token" } else { "token_file" },
+                "is not a token: one line of printable characters without spaces is",
+            );
+        }
+        let default = Config::to(url(s));
+        Config {
+            token,
+            token_file: s.path_of("token_file"),
+            tls: Tls::read(s),
+            batch_events: count(s, "batch_events", 1..=10_000).unwrap_or(default.batch_events),
+            max_batch_bytes: max_batch_bytes(s).unwrap_or(default.max_batch_bytes),
+            compress: s
+                .choice("compress", &[("none", Compress::None), ("gzip", Compress::Gzip), ("zstd", Compress::Zstd)])
+                .unwrap_or(default.compress),
+            privacy: privacy(s),
+            timeout: timeout(s).unwrap_or(default.timeout),
+            inference: s.section("inference").map(|s| inference(&s)),
+            ..default
+        }
+    }
+
+    /// The address without what may be secret in it.
+    pub fn shown_url(&self) -> String {
+        format!("{}{}", self.url.origin().ascii_serialization(), self.url.path())
+    }
+}
+
+fn count(s: &Section<'_>, key: &str, bounds: std::ops::RangeInclusive<i64>) -> Option<usize> {
+    s.integer(key, bounds).and_then(|n| usize::try_from(n).ok())
+}
+
+fn url(s: &Section<'_>) -> Url {
+    // Stands in only where a problem was reported; nothing listens there.
+    let nowhere = || Url::parse("http://127.0.0.1:9/").unwrap_or_else(|_| unreachable!("a constant that parses"));
+    let insecure = s.boolean("insecure").unwrap_or(false);
+    let text = s.required_string("url");
+    if text.is_empty() {
+        return nowhere();
+    }
+    let url = match Url::parse(&text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => url,
+        Ok(_) => {
+            s.problem("url", "is not an http:// or https:// address");
+            return nowhere();
+        }
+        Err(e) => {
+            s.problem("url", format_args!("is not an address: {e}"));
+            return nowhere();
+        }
+    };
+    if !url.username().is_empty() || url.password().is_some() {
+        s.problem("url", "holds a user or password; use `token_file`");
+    }
+    if url.scheme() == "http" && !is_loopback(&url) && !insecure {
+        s.problem(
+            "url",
+            "sends records and token over the network in the clear; use https://, or set `insecure = true` if you must",
+        );
+    }
+    url
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let ip: Option<IpAddr> = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
+    ip.map_or(host == "localhost" || host.ends_with(".localhost"), |ip| ip.is_loopback())
+}
+
+fn max_batch_bytes(s: &Section<'_>) -> Option<usize> {
+    let bytes = s.size("max_batch_bytes")?;
+    if !(1024..=64 << 20).contains(&bytes) {
+        s.problem("max_batch_bytes", "is not between 1KiB and 64MiB");
+        return None;
+    }
+    usize::try_from(bytes).ok()
+}
+
+fn timeout(s: &Section<'_>) -> Option<Duration> {
+    let timeout = s.duration("timeout")?;
+    if timeout < Duration::from_millis(100) || timeout > Duration::from_secs(600) {
+        s.problem("timeout", "is not between 100ms and 10min");
+        return None;
+    }
+    Some(timeout)
+}
+
+fn privacy(s: &Section<'_>) -> Privacy {
+    let fields = s.strings("fields").filter(|f| !f.iter().any(|name| name == "*"));
+    let key = s.secret("pseudonym_key");
+    let wanted = s.boolean("pseudonymise").unwrap_or(false);
+    let key_name = if s.has("pseudonym_key") { "pseudonym_key" } else { "pseudonym_key_file" };
+    if wanted && !s.has("pseudonym_key") && !s.has("pseudonym_key_file") {
+        s.problem("pseudonymise", "needs `pseudonym_key_file`, a file with a key of at least 16 characters");
+    }
+    if key.as_ref().is_some_and(|k| k.reveal().len() < 16) {
+        s.problem(key_name, "holds fewer than 16 characters: names could be guessed");
+    }
+    let pseudonyms = key.filter(|_| wanted).map(|k| Pseudonyms::new(k.reveal().as_bytes()));
+    Privacy { fields: fields.map(|f| f.into_iter().collect()), pseudonyms }
+}
+
+fn inference(s: &Section<'_>) -> Inference {
+    let escalate = s.floats("escalate").unwrap_or([0.001, 0.05]);
+    if !(0.0 <= escalate[0] && escalate[0] < escalate[1] && escalate[1] <= 1.0) {
+        s.problem("escalate", "is not two p-values in rising order, such as [0.001, 0.05]");
+    }
+    Inference { url: s.required_string("url"), model: s.required_string("model"), escalate, budget: s.string("budget") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::{Document, Surroundings};
+
+    fn read(text: &str) -> (Config, Vec<String>) {
+        let document = Document::parse(text, Surroundings::default());
+        let config = Config::read(&document.root());
+        let problems = document.into_problems();
+        (config, problems.into_iter().map(|p| format!("{}: {}", p.line, p.message)).collect())
+    }
+
+    #[test]
+    fn the_annotated_example_is_read() {
+        let (config, problems) = read(
+            "url = \"https://aiaas.example.com/v1/events?sig=secret\"\nbatch_events = 200\ncompress = \"gzip\"\n\
+             fields = [\"anomaly_score\"]\npseudonymise = false\ntimeout = \"5s\"\nmax_batch_bytes = \"256KiB\"\n\
+             [inference]\nurl = \"https://aiaas.example.com\"\nmodel = \"bearing-large\"\n\
+             escalate = [0.001, 0.05]\nbudget = \"2000 per day\"\n",
+        );
+        assert_eq!(problems, Vec::<String>::new());
+        assert_eq!((config.batch_events, config.compress, config.max_batch_bytes), (200, Compress::Gzip, 262_144));
+        assert_eq!(config.timeout, Duration::from_secs(5));
+        assert_eq!(config.shown_url(), "https://aiaas.example.com/v1/events");
+        assert_eq!(config.inference.map(|i| i.model).as_deref(), Some("bearing-large"));
+    }
+
+    #[test]
+    fn every_mistake_is_told() {
+        let (_, problems) = read(
+            "url = \"http://cloud.example.com/\"\nbatch_events = 0\ncompress = \"lz4\"\npseudonymise = true\n\
+             timeout = \"1h\"\nmax_batch_bytes = \"3B\"\ntoken = \"two words\"\nfeilds = []\n",
+        );
+        insta::assert_snapshot!(problems.join("\n"));
+    }
+
+    #[test]
+    fn plain_http_is_for_this_machine_only() {
+        for url in ["http://127.0.0.1:80/", "http://[::1]/x", "http://localhost:8080", "https://cloud.example.com"] {
+            assert_eq!(read(&format!("url = {url:?}")).1, Vec::<String>::new(), "{url}");
+        }
+        assert_eq!(read("url = \"http://10.0.0.1/\"\ninsecure = true").1, Vec::<String>::new());
+        for url in ["http://10.0.0.1/", "http://localhost.example.com/", "ftp://127.0.0.1/", "cloud", "https://u:p@h/"]
+        {
+            assert_eq!(read(&format!("url = {url:?}")).1.len(), 1, "{url}");
+        }
+        assert_eq!(read("").1, ["1: url: is missing"]);
+    }
+}
