@@ -1,1 +1,49 @@
-//! Telling systemd how we are.
+//! Telling systemd how we are: ready, stopping, status, and the watchdog, which is fed only while
+//! every stage makes progress. Without systemd all of this does nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Board;
+
+/// A stage that has made no progress for this long counts as hanging, whatever the watchdog's own
+/// period; stages beat once a second when idle.
+const LONGEST_SILENCE: Duration = Duration::from_secs(20);
+
+/// The agent is up; `status` is shown by `systemctl status`.
+pub fn ready(status: &str) {
+    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// The agent is going down.
+pub fn stopping() {
+    tell(&[NotifyState::Stopping]);
+}
+
+/// Feeds the watchdog, if systemd asked for it, until `stop`.
+pub async fn watchdog(board: Arc<Board>, stop: CancellationToken) {
+    let Some(period) = sd_notify::watchdog_enabled() else { return };
+    let limit = period.min(LONGEST_SILENCE);
+    let mut every = tokio::time::interval((period / 4).max(Duration::from_millis(50)));
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = every.tick() => {}
+        }
+        let silent = board.silent(limit);
+        if silent.is_empty() {
+            tell(&[NotifyState::Watchdog]);
+        } else {
+            tracing::error!(stages = silent.join(", "), "stages make no progress; the watchdog is not fed");
+        }
+    }
+}
+
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "systemd could not be told");
+    }
+}

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
@@ -53,7 +53,9 @@ pub struct Outcome {
 pub struct Tally {
     /// Readings not used, by reason.
     pub dropped: HashMap<&'static str, u64>,
-    /// Batches run: model, seconds are measured by the caller of [`Engine::step`].
+    /// Batches run: the model and how long it took.
+    pub runs: Vec<(Name, Duration)>,
+    /// Batches that failed: the model and why.
     pub errors: Vec<(Name, String)>,
 }
 
@@ -116,6 +118,19 @@ impl Engine {
     /// Active alarms of a condition.
     pub fn active_alarms(&self, condition: Condition) -> usize {
         self.units.iter().filter(|u| u.tracker(condition).is_active()).count()
+    }
+
+    /// Whether that alarm can be acknowledged: `Err(None)` when there is none of that id, else why not.
+    pub fn may_acknowledge(&self, id: RecordId) -> Result<(), Option<String>> {
+        let mut all = self.units.iter().flat_map(|u| [&u.anomaly, &u.input]).filter_map(Tracker::alarm);
+        match all.find(|a| a.id == id) {
+            None => Err(None),
+            Some(a) if a.state == AlarmState::Acknowledged => {
+                let who = a.acknowledged_by.as_deref().unwrap_or("somebody");
+                Err(Some(format!("{who} has acknowledged it already")))
+            }
+            Some(_) => Ok(()),
+        }
     }
 
     /// How the machines stand, for a dashboard that starts after a restart.
@@ -268,7 +283,10 @@ impl Engine {
             let mine: Vec<&(usize, Window)> = due.iter().filter(|(i, _)| self.units[*i].block == block).collect();
             for batch in mine.chunks(model.batch()) {
                 let windows: Vec<&Window> = batch.iter().map(|(_, w)| w).collect();
-                let opinions = model.judge(&windows).unwrap_or_else(|e: ModelError| {
+                let started = Instant::now();
+                let judged = model.judge(&windows);
+                out.tally.runs.push((model.name().clone(), started.elapsed()));
+                let opinions = judged.unwrap_or_else(|e: ModelError| {
                     out.tally.errors.push((model.name().clone(), e.to_string()));
                     vec![None; batch.len()]
                 });

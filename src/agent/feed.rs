@@ -1,0 +1,184 @@
+//! The engine's thread: takes batches in, steps the engine, hands the store what has to last and
+//! the dashboards what is live.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::{broadcast, mpsc};
+
+use super::engine::{Engine, Outcome};
+use super::input::{Group, Input};
+use crate::metrics::{Health, Pulse, Shared};
+use crate::store::{self, Commit};
+use crate::types::{Batch, Condition, Live, Receipt, Reject, Time, Verdict};
+use crate::web;
+
+/// Batches taken in at a time; with at most 4,096 readings each this bounds a group.
+const GROUP_BATCHES: usize = 16;
+/// A snapshot is kept after so many readings, so that a restart replays little ...
+const CHECKPOINT_READINGS: usize = 200_000;
+/// ... and at least so often while anything comes in.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
+/// How often the engine looks at the clock when nothing comes.
+const TICK: Duration = Duration::from_millis(500);
+
+/// See the module.
+pub struct Feed {
+    engine: Engine,
+    commits: store::Sender,
+    live: broadcast::Sender<Live>,
+    shared: Shared,
+    pulse: Pulse,
+    since_checkpoint: usize,
+    checkpointed: Instant,
+}
+
+impl Feed {
+    /// Ready to run.
+    pub fn new(engine: Engine, commits: store::Sender, live: broadcast::Sender<Live>, shared: Shared) -> Feed {
+        let pulse = shared.board.pulse("engine");
+        Feed { engine, commits, live, shared, pulse, since_checkpoint: 0, checkpointed: Instant::now() }
+    }
+
+    /// Runs until the sources have gone and all they sent is handed on, then keeps a last snapshot.
+    pub async fn run(mut self, mut batches: mpsc::Receiver<Batch>, mut commands: mpsc::Receiver<web::Command>) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut taken = Vec::with_capacity(GROUP_BATCHES);
+        loop {
+            self.pulse.beat();
+            tokio::select! {
+                n = batches.recv_many(&mut taken, GROUP_BATCHES) => {
+                    if n == 0 {
+                        break;
+                    }
+                    self.take(&mut taken).await;
+                }
+                Some(command) = commands.recv() => self.obey(command).await,
+                _ = ticks.tick() => self.tick().await,
+            }
+        }
+        if self.since_checkpoint > 0 {
+            let checkpoint = Some(self.engine.snapshot());
+            self.send(Commit { checkpoint, first_ordinal: self.engine.ordinal(), ..Commit::default() }).await;
+        }
+    }
+
+    async fn take(&mut self, taken: &mut Vec<Batch>) {
+        let mut group = Group::default();
+        let mut receipts = Vec::new();
+        let mut rejects = Vec::new();
+        for batch in taken.drain(..) {
+            if !batch.readings.is_empty() {
+                group.inputs.push(Input::Readings(batch.arrived, batch.readings));
+            }
+            rejects.extend(batch.rejects);
+            receipts.extend(batch.receipt);
+        }
+        self.step(group, receipts, rejects).await;
+    }
+
+    async fn obey(&mut self, command: web::Command) {
+        let web::Command { alarm, action: web::Action::Acknowledge, who, reply } = command;
+        let answer = self.engine.may_acknowledge(alarm);
+        if answer.is_ok() {
+            let group = Group { inputs: vec![Input::Acknowledge { alarm, who, at: Time::now() }] };
+            self.step(group, Vec::new(), Vec::new()).await;
+        }
+        let refusal = |e: Option<String>| e.map_or(web::Refusal::NoSuchAlarm, web::Refusal::NotNow);
+        // Whoever asked may have gone.
+        let _ = reply.send(answer.map_err(refusal));
+    }
+
+    /// Tells the engine the time when a machine has fallen silent, but only while every source is
+    /// up: what a broken link holds back is not silence and will still come.
+    async fn tick(&mut self) {
+        self.gauge();
+        let now = Time::now();
+        let sources_up = || {
+            let parts = self.shared.board.components();
+            parts.iter().all(|(name, c)| !name.starts_with("source/") || c.health == Health::Up)
+        };
+        if self.engine.wants_tick(now) && sources_up() {
+            self.step(Group { inputs: vec![Input::Tick(now)] }, Vec::new(), Vec::new()).await;
+        }
+    }
+
+    async fn step(&mut self, group: Group, receipts: Vec<Receipt>, rejects: Vec<Reject>) {
+        let outcome = self.engine.step(&group);
+        self.count(&outcome);
+        let Outcome { records, first_ordinal, live, .. } = outcome;
+        for event in live {
+            // Fails only when nobody listens.
+            let _ = self.live.send(event);
+        }
+        let readings: usize = group.inputs.iter().map(|i| if let Input::Readings(_, r) = i { r.len() } else { 1 }).sum();
+        self.since_checkpoint += readings;
+        let due = self.since_checkpoint >= CHECKPOINT_READINGS || self.checkpointed.elapsed() >= CHECKPOINT_EVERY;
+        let checkpoint = (due && readings > 0).then(|| {
+            self.since_checkpoint = 0;
+            self.checkpointed = Instant::now();
+            self.engine.snapshot()
+        });
+        let entry = (!group.inputs.is_empty()).then(|| group.encode());
+        self.send(Commit { entry, checkpoint, records, first_ordinal, rejects, receipts }).await;
+    }
+
+    /// Waits for room in the store's queue without looking dead to the watchdog meanwhile: a full
+    /// disk is trouble, but no hang.
+    async fn send(&mut self, commit: Commit) {
+        let sending = self.commits.send(commit);
+        tokio::pin!(sending);
+        loop {
+            tokio::select! {
+                sent = &mut sending => {
+                    if sent.is_err() {
+                        tracing::error!("the store has ended; what comes in now is not acknowledged");
+                    }
+                    return;
+                }
+                () = tokio::time::sleep(Duration::from_secs(1)) => self.pulse.beat(),
+            }
+        }
+    }
+
+    fn count(&self, outcome: &Outcome) {
+        let m = &self.shared.metrics;
+        for (reason, n) in &outcome.tally.dropped {
+            m.readings_dropped.get_or_create(&[("reason", (*reason).into())]).inc_by(*n);
+        }
+        for (model, took) in &outcome.tally.runs {
+            m.inference.get_or_create(&[("model", model.to_string())]).observe(took.as_secs_f64());
+        }
+        for (model, error) in &outcome.tally.errors {
+            m.inference_errors.get_or_create(&[("model", model.to_string())]).inc();
+            self.shared.board.set(&format!("model/{model}"), Health::Degraded, error.clone());
+        }
+        for event in &outcome.live {
+            match event {
+                Live::Verdict(v, _) => self.count_verdict(v),
+                Live::Alarm(a, _) if a.at == a.since => {
+                    m.alarms_raised.get_or_create(&[("condition", a.condition.as_str().into())]).inc();
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn count_verdict(&self, v: &Verdict) {
+        let m = &self.shared.metrics;
+        m.windows.get_or_create(&[("model", v.model.to_string()), ("reason", v.reason.as_str().into())]).inc();
+        if let (Some(score), Some(p)) = (v.score, v.p_value) {
+            m.anomaly_score.get_or_create(&[("machine", v.machine.to_string())]).set(score);
+            m.anomaly_p_value.get_or_create(&[("machine", v.machine.to_string())]).set(p);
+        }
+    }
+
+    fn gauge(&self) {
+        let m = &self.shared.metrics;
+        m.machines.set(self.engine.machines() as i64);
+        for condition in [Condition::Anomaly, Condition::Input] {
+            let active = self.engine.active_alarms(condition) as i64;
+            m.alarms_active.get_or_create(&[("condition", condition.as_str().into())]).set(active);
+        }
+    }
+}
