@@ -194,6 +194,11 @@ impl Board {
         pulse
     }
 
+    /// Stages that have taken a pulse.
+    pub fn stages(&self) -> Vec<&'static str> {
+        lock(&self.beats).keys().copied().collect()
+    }
+
     /// Stages that have not beaten for longer than `limit`.
     pub fn silent(&self, limit: Duration) -> Vec<&'static str> {
         let now = Time::now();

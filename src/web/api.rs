@@ -1,0 +1,269 @@
+//! The routes and what they answer: JSON throughout, errors as `{"error": "…"}`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router, middleware};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use super::guard::{self, COOKIE, Problem, problem};
+use super::json as render;
+use super::picture::Machine;
+use super::server::Peer;
+use super::{Action, App, Command, Refusal, events, plot};
+use crate::metrics::{Component, Health};
+use crate::types::{Light, RecordId, Time};
+
+/// Request bodies larger than this are refused.
+const MAX_BODY_BYTES: usize = 64 * 1024;
+/// Machines in one answer unless asked for fewer.
+const MAX_PAGE: usize = 1_000;
+/// A stage that has not beaten for this long makes the agent not ready.
+const SILENT_LIMIT: Duration = Duration::from_secs(10);
+/// For the engine to answer a command.
+const COMMAND_TIME: Duration = Duration::from_secs(5);
+/// Callers' names for themselves are cut off here.
+const MAX_WHO_CHARS: usize = 40;
+/// Answering a wrong token takes this long.
+const WRONG_TOKEN_PAUSE: Duration = Duration::from_millis(500);
+
+type Answer<T = Json<Value>> = Result<T, Problem>;
+type Shared = State<Arc<App>>;
+
+/// All routes, guarded.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/", get(|| async { asset("text/html; charset=utf-8", include_str!("assets/index.html")) }))
+        .route("/app.css", get(|| async { asset("text/css; charset=utf-8", include_str!("assets/app.css")) }))
+        .route("/app.js", get(|| async { asset("text/javascript; charset=utf-8", include_str!("assets/app.js")) }))
+        .route("/icon.svg", get(|| async { asset("image/svg+xml", include_str!("assets/icon.svg")) }))
+        .route("/api/v1/session", post(sign_in))
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/machines", get(machines))
+        .route("/api/v1/machines/{id}", get(machine))
+        .route("/api/v1/alarms", get(alarms))
+        .route("/api/v1/alarms/{id}/{action}", post(act))
+        .route("/api/v1/events", get(events::open))
+        .route("/plot/machines/{id}/signals.svg", get(plot::signals))
+        .route("/plot/machines/{id}/score.svg", get(plot::score))
+        .route("/plot/buffer.svg", get(plot::buffer))
+        .route("/metrics", get(metrics))
+        .route("/health/live", get(|| async { Json(json!({"status": "live"})) }))
+        .route("/health/ready", get(ready))
+        .fallback(|| async { Problem(StatusCode::NOT_FOUND, "there is nothing here".into()) })
+        .method_not_allowed_fallback(|| async {
+            Problem(StatusCode::METHOD_NOT_ALLOWED, "this method is not for this path".into())
+        })
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(middleware::from_fn_with_state(app.clone(), guard::guard))
+        .with_state(app)
+}
+
+fn asset(kind: &'static str, text: &'static str) -> Response {
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}
+
+async fn status(State(app): Shared) -> Json<Value> {
+    Json(status_of(&app))
+}
+
+/// `/api/v1/status`, which is also the `status` event.
+pub fn status_of(app: &App) -> Value {
+    let (now, about, components) = (Time::now(), &app.state.about, app.shared.board.components());
+    let (lights, total, not_shown, lagged) =
+        app.state.view.read(|p| (p.lights(), p.machines().len(), p.not_shown, p.lagged));
+    let (active, unacknowledged, listed) = app.state.view.read(|p| {
+        let active = p.alarms().iter().filter(|a| a.state.is_active()).count();
+        let owed = p.alarms().iter().filter(|a| a.state.as_str().ends_with("unacknowledged")).count();
+        (active, owed, p.alarms().len())
+    });
+    let sample = app.samples.last();
+    let missing = missing(app, &components);
+    json!({
+        "site": about.site, "agent": about.agent, "version": about.version, "data_dir": about.data_dir,
+        "now": now.to_string(), "started": about.started.to_string(),
+        "uptime_seconds": now.since(about.started).as_secs(),
+        "health": overall(&components, &missing), "ready": missing.is_empty(), "missing": missing,
+        "components": components.iter().map(|(n, c)| (n.clone(), component(c, now))).collect::<BTreeMap<_, _>>(),
+        "store": (app.state.store_status)(), "models": (app.state.models)(),
+        "machines": {"total": total, "green": lights.green, "amber": lights.amber, "red": lights.red,
+                     "grey": lights.grey},
+        "alarms": {"active": active, "unacknowledged": unacknowledged, "listed": listed},
+        "readings_total": sample.readings, "readings_per_second": sample.readings_rate.round(),
+        "records_waiting": sample.waiting, "records_forwarded_total": sample.forwarded,
+        "records_forwarded_per_second": sample.forwarded_rate.round(),
+        "view": {"streams": app.state.view.listeners(), "events_lagged": lagged, "events_not_shown": not_shown},
+    })
+}
+
+fn component(c: &Component, now: Time) -> Value {
+    json!({
+        "health": c.health, "detail": c.detail, "since": c.since.to_string(),
+        "last_good": c.last_good.map(|t| t.to_string()),
+        "last_good_seconds": c.last_good.map(|t| now.since(t).as_secs()),
+    })
+}
+
+fn overall(components: &BTreeMap<String, Component>, missing: &[String]) -> Health {
+    let any = |h: Health| components.values().any(|c| c.health == h);
+    match missing.is_empty() {
+        false if any(Health::Starting) && !any(Health::Down) => Health::Starting,
+        false => Health::Down,
+        true if any(Health::Down) || any(Health::Degraded) => Health::Degraded,
+        true => Health::Up,
+    }
+}
+
+/// What keeps the agent from doing its work: the store must be up and every stage alive.
+fn missing(app: &App, components: &BTreeMap<String, Component>) -> Vec<String> {
+    let mut missing = Vec::new();
+    match components.get("store") {
+        Some(c) if matches!(c.health, Health::Up | Health::Degraded) => {}
+        Some(c) => missing.push(format!("the store is not up: {}", c.detail)),
+        None => missing.push("the store has not started".into()),
+    }
+    if app.shared.board.stages().is_empty() {
+        missing.push("the engine has not started".into());
+    }
+    let silent = app.shared.board.silent(SILENT_LIMIT);
+    missing.extend(silent.iter().map(|s| format!("{s} makes no progress")));
+    missing
+}
+
+async fn ready(State(app): Shared) -> Response {
+    let missing = missing(&app, &app.shared.board.components());
+    if missing.is_empty() {
+        return Json(json!({"status": "ready"})).into_response();
+    }
+    let body = json!({"status": "not ready", "error": missing.join("; "), "missing": missing});
+    (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
+}
+
+#[derive(Deserialize)]
+struct Page {
+    #[serde(default)]
+    offset: usize,
+    limit: Option<usize>,
+    light: Option<Light>,
+    #[serde(default)]
+    q: String,
+}
+
+/// Machines, those that need somebody first; `?q=` looks in names, `?light=`, `?offset=`, `?limit=`.
+async fn machines(State(app): Shared, page: Result<Query<Page>, QueryRejection>) -> Answer {
+    let Query(page) = page.map_err(|e| Problem(StatusCode::BAD_REQUEST, e.body_text()))?;
+    let (now, wanted) = (Time::now(), page.q.to_lowercase());
+    let limit = page.limit.unwrap_or(MAX_PAGE).min(MAX_PAGE);
+    let answer = app.state.view.read(|picture| {
+        let fits = |(name, m): &(&crate::types::Name, &Machine)| {
+            page.light.is_none_or(|l| l == m.light) && (wanted.is_empty() || name.to_lowercase().contains(&wanted))
+        };
+        let mut found: Vec<_> = picture.machines().iter().filter(fits).collect();
+        found.sort_by_key(|(_, m)| urgency(m.light));
+        let shown = found.iter().skip(page.offset).take(limit);
+        json!({
+            "total": picture.machines().len(), "found": found.len(), "offset": page.offset, "now": now.to_string(),
+            "machines": shown.map(|(n, m)| render::machine(n, m, now)).collect::<Vec<_>>(),
+        })
+    });
+    Ok(Json(answer))
+}
+
+fn urgency(light: Light) -> u8 {
+    match light {
+        Light::Red => 0,
+        Light::Amber => 1,
+        Light::Green => 2,
+        Light::Grey => 3,
+    }
+}
+
+async fn machine(State(app): Shared, Path(id): Path<String>) -> Answer {
+    match app.state.view.machine(&id, Time::now()) {
+        Some(found) => Ok(Json(found)),
+        None => problem(StatusCode::NOT_FOUND, "no such machine has been heard"),
+    }
+}
+
+async fn alarms(State(app): Shared) -> Json<Value> {
+    let list: Vec<Value> =
+        app.state.view.read(|p| render::newest_first(p.alarms()).map(|a| render::alarm(a)).collect());
+    Json(json!({"alarms": list}))
+}
+
+async fn metrics(State(app): Shared) -> Response {
+    const KIND: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, KIND)], app.shared.metrics.render()).into_response()
+}
+
+#[derive(Deserialize)]
+struct SignIn {
+    token: String,
+}
+
+/// Exchanges the token for a session cookie.
+async fn sign_in(State(app): Shared, body: Result<Bytes, BytesRejection>) -> Answer<Response> {
+    let given: SignIn = parse(body)?;
+    let Some(key) = &app.key else { return Ok(Json(json!({"done": true})).into_response()) };
+    if !key.is_token(&given.token) {
+        tokio::time::sleep(WRONG_TOKEN_PAUSE).await;
+        return problem(StatusCode::UNAUTHORIZED, "this is not the token");
+    }
+    let cookie = format!("{COOKIE}={}; Path=/; HttpOnly; SameSite=Strict; Max-Age=2592000", key.session());
+    Ok(([(header::SET_COOKIE, cookie)], Json(json!({"done": true}))).into_response())
+}
+
+#[derive(Default, Deserialize)]
+struct Act {
+    #[serde(default)]
+    who: String,
+}
+
+/// `POST /api/v1/alarms/{id}/ack` with `{"who": "…"}` or `{}`.
+async fn act(
+    State(app): Shared,
+    Extension(Peer(peer)): Extension<Peer>,
+    Path((id, action)): Path<(String, String)>,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer {
+    let action = match action.as_str() {
+        "ack" => Action::Acknowledge,
+        "shelve" | "unshelve" => {
+            return problem(StatusCode::NOT_IMPLEMENTED, "alarms cannot be shelved yet; acknowledge it instead");
+        }
+        _ => return problem(StatusCode::NOT_FOUND, "an alarm can be sent ack, shelve or unshelve"),
+    };
+    let act: Act = parse(body)?;
+    let alarm = guard::unhex(&id).and_then(|b| b.try_into().ok()).map(RecordId);
+    let Some(alarm) = alarm else { return problem(StatusCode::BAD_REQUEST, "an alarm's id is 32 hex digits") };
+    let Some(commands) = &app.state.commands else {
+        return problem(StatusCode::SERVICE_UNAVAILABLE, "this agent takes no commands");
+    };
+    let name: String = act.who.trim().chars().filter(|c| !c.is_control()).take(MAX_WHO_CHARS).collect();
+    let who = if name.is_empty() { peer.ip().to_string() } else { format!("{name} ({})", peer.ip()) };
+    let (reply, answer) = oneshot::channel();
+    if commands.try_send(Command { alarm, action, who: who.clone(), reply }).is_err() {
+        return problem(StatusCode::SERVICE_UNAVAILABLE, "the agent is too busy to take this; try again");
+    }
+    match tokio::time::timeout(COMMAND_TIME, answer).await {
+        Ok(Ok(Ok(()))) => Ok(Json(json!({"done": true, "alarm": id, "action": "ack", "who": who}))),
+        Ok(Ok(Err(Refusal::NoSuchAlarm))) => problem(StatusCode::NOT_FOUND, "no such alarm stands"),
+        Ok(Ok(Err(Refusal::NotNow(why)))) => problem(StatusCode::CONFLICT, why),
+        Ok(Err(_)) | Err(_) => problem(StatusCode::SERVICE_UNAVAILABLE, "the agent did not answer; look again"),
+    }
+}
+
+fn parse<T: for<'a> Deserialize<'a>>(body: Result<Bytes, BytesRejection>) -> Answer<T> {
+    let body = body.map_err(|e| Problem(e.status(), e.body_text()))?;
+    let text: &[u8] = if body.is_empty() { b"{}" } else { &body };
+    serde_json::from_slice(text).map_err(|e| Problem(StatusCode::BAD_REQUEST, format!("not the JSON expected: {e}")))
+}

@@ -1,0 +1,409 @@
+// The dashboard: fetches everything once, then lives on server-sent events.
+// Names come from the plant's network, so text is only ever set as textContent.
+"use strict";
+
+const MOST_CARDS = 120, CARD_SIGNALS = 4, PLOT_EVERY = 2000, RESYNC_EVERY = 60000;
+const WORDS = { green: "well", amber: "look", red: "alarm", grey: "off" };
+const STATES = { unacknowledged: "Active", acknowledged: "Active, acknowledged",
+  returned_unacknowledged: "Over, not acknowledged", normal: "Over" };
+const ORDER = { red: 0, amber: 1, green: 2, grey: 3 };
+const machines = new Map(), alarms = new Map();
+let status = {}, found = 0, open = null, shown = null, heardAt = 0, dirty = false, opener = null;
+
+const $ = id => document.getElementById(id);
+function el(tag, className, text) {
+  const e = document.createElement(tag);
+  if (className) e.className = className;
+  if (text !== undefined) e.textContent = text;
+  return e;
+}
+function put(e, text) { if (e.textContent !== text) e.textContent = text; }
+function mark(e, key, value) { if (e.dataset[key] !== value) e.dataset[key] = value; }
+
+function num(v) {
+  if (v === null || v === undefined) return "–";
+  const size = Math.abs(v);
+  if (size !== 0 && (size < 1e-3 || size >= 1e7)) return v.toExponential(2);
+  if (size >= 1000) return v.toLocaleString("en", { maximumFractionDigits: 1 });
+  return String(Number(v.toPrecision(4)));
+}
+function age(s) {
+  if (s < 10) return s.toFixed(1) + " s";
+  if (s < 120) return Math.round(s) + " s";
+  if (s < 7200) return Math.round(s / 60) + " min";
+  if (s < 172800) return Math.round(s / 3600) + " h";
+  return Math.round(s / 86400) + " d";
+}
+function bytes(n) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let i = 0;
+  while (n >= 1024 && i < 4) { n /= 1024; i++; }
+  return num(Math.round(n * 10) / 10) + " " + units[i];
+}
+const clock = t => { const d = new Date(t); return isNaN(d) ? "" : d.toLocaleString([], { dateStyle: "short", timeStyle: "medium" }); };
+const rare = p => p >= 0.5 ? "usual" : "1 in " + num(Math.round(1 / Math.max(p, 1e-12)));
+
+async function ask(path, body) {
+  const options = body ? { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) } : {};
+  const reply = await fetch(path, options);
+  const answer = await reply.json().catch(() => ({}));
+  if (reply.status === 401 && path !== "/api/v1/session") signIn();
+  if (!reply.ok) throw new Error(answer.error || "HTTP " + reply.status);
+  return answer;
+}
+
+// What is known of a signal right now: unchanged is not the same as not heard.
+function signalState(s, since) {
+  const plus = (performance.now() - since) / 1000;
+  if (s.heard_seconds === null) return { text: s.cause === "none" ? "not heard yet" : "not heard: " + s.cause.replaceAll("_", " "), kind: "gone" };
+  const heard = s.heard_seconds + plus;
+  if (s.quality === "good") {
+    const rests = s.unchanged_seconds === null ? 0 : s.unchanged_seconds + plus;
+    return { text: rests > 60 ? "unchanged for " + age(rests) : "good", kind: "" };
+  }
+  const why = s.cause === "none" ? s.quality : s.cause.replaceAll("_", " ");
+  const silent = ["held", "timeout", "exception", "disconnected"].includes(s.cause) || s.quality === "stale";
+  return silent ? { text: "not heard for " + age(heard) + (s.cause === "held" || s.cause === "none" ? "" : ": " + why), kind: "gone" }
+    : { text: s.quality + ": " + why, kind: "not-good" };
+}
+
+function makeCard(id) {
+  const card = el("button", "card");
+  card.type = "button";
+  card.dataset.machine = id;
+  const top = el("span", "top");
+  top.append(el("span", "name", id), el("span", "pill"));
+  const score = el("span", "score");
+  const meter = el("meter");
+  Object.assign(meter, { min: 0, max: 1, low: 0.7, high: 0.999, optimum: 0 });
+  meter.setAttribute("aria-label", "On its way to the alarm limit");
+  score.append(meter, el("span"));
+  card.append(top, el("span", "why"), el("span", "values"), score);
+  card.addEventListener("click", () => { opener = card; location.hash = "machine=" + encodeURIComponent(id); });
+  return card;
+}
+
+function fillCard(card, m) {
+  mark(card, "light", m.light);
+  const pill = card.querySelector(".pill");
+  mark(pill, "light", m.light);
+  put(pill, WORDS[m.light]);
+  const late = m.behind_seconds ? " · data is " + age(m.behind_seconds) + " behind" : "";
+  put(card.querySelector(".why"), m.why + late);
+  const values = card.querySelector(".values");
+  const list = loudest(m).slice(0, CARD_SIGNALS);
+  while (values.children.length > list.length) values.lastChild.remove();
+  while (values.children.length < list.length) {
+    const row = el("span");
+    row.append(el("span", "signal"), el("span", "value"));
+    values.append(row);
+  }
+  list.forEach((s, i) => {
+    const row = values.children[i], state = signalState(s, m.since_seen);
+    mark(row, "signal", s.name);
+    mark(row, "quality", s.quality);
+    put(row.firstChild, s.name);
+    row.lastChild.className = "value " + state.kind;
+    put(row.lastChild, state.kind ? (s.value === null ? "" : num(s.value) + " · ") + state.text : num(s.value));
+  });
+  const v = m.verdict, score = card.querySelector(".score");
+  score.hidden = !v || v.level === null;
+  if (!score.hidden) {
+    score.firstChild.value = v.level;
+    put(score.lastChild, Math.round(v.level * 100) + " % of limit");
+  }
+}
+// The signals that matter most come first on a card, otherwise by name.
+function loudest(m) {
+  if (m.light !== "red" || !m.verdict) return m.signals;
+  const rank = new Map(m.verdict.contributions.map((c, i) => [c.name, i]));
+  const at = s => rank.has(s.name) ? rank.get(s.name) : 999;
+  return [...m.signals].sort((a, b) => at(a) - at(b));
+}
+
+function drawMachines() {
+  const wanted = $("filter").value.toLowerCase();
+  const list = [...machines.values()].filter(m => m.id.toLowerCase().includes(wanted));
+  list.sort((a, b) => ORDER[a.light] - ORDER[b.light] || (a.id < b.id ? -1 : 1));
+  const box = $("machines"), cards = new Map([...box.children].map(c => [c.dataset.machine, c]));
+  const now = list.slice(0, MOST_CARDS);
+  now.forEach((m, i) => {
+    let card = cards.get(m.id);
+    if (card) cards.delete(m.id); else card = makeCard(m.id);
+    fillCard(card, m);
+    if (box.children[i] !== card) {
+      const focused = document.activeElement === card;
+      box.insertBefore(card, box.children[i] || null);
+      if (focused) card.focus();
+    }
+  });
+  cards.forEach(c => c.remove());
+  const total = status.machines ? status.machines.total : machines.size;
+  const rest = (wanted ? Math.max(found, list.length) : Math.max(total, list.length)) - now.length;
+  $("more").hidden = rest <= 0 && list.length > 0;
+  put($("more"), list.length === 0 ? (wanted ? "No machine of that name." : "No machine has been heard yet.")
+    : "and " + rest + " more; type a part of a name to find one");
+}
+
+function drawAlarms() {
+  const list = [...alarms.values()].sort((a, b) => (a.since < b.since ? 1 : a.since > b.since ? -1 : a.id < b.id ? -1 : 1)).slice(0, 100);
+  const box = $("alarms"), rows = new Map([...box.children].map(r => [r.dataset.alarm, r]));
+  list.forEach((a, i) => {
+    let row = rows.get(a.id);
+    if (row) rows.delete(a.id); else row = makeAlarm(a.id);
+    fillAlarm(row, a);
+    if (box.children[i] !== row) box.insertBefore(row, box.children[i] || null);
+  });
+  rows.forEach(r => r.remove());
+  const active = list.filter(a => a.active).length;
+  put($("alarm-count"), active ? active + " active" : list.length ? "none active" : "");
+  $("no-alarms").hidden = list.length > 0;
+}
+function makeAlarm(id) {
+  const row = el("li");
+  row.dataset.alarm = id;
+  const what = el("span", "what");
+  what.append(el("span", "machine"), el("span", "state"));
+  const ack = el("button", "ack", "Acknowledge");
+  ack.type = "button";
+  ack.addEventListener("click", async () => {
+    ack.disabled = true;
+    try { await ask("/api/v1/alarms/" + id + "/ack", { who: "dashboard" }); }
+    catch (e) { put(row.querySelector(".problem"), "Not acknowledged: " + e.message); }
+    ack.disabled = false;
+  });
+  row.append(what, el("span", "message"), el("span", "when"), ack, el("span", "problem not-good"));
+  row.querySelector(".problem").setAttribute("role", "alert");
+  return row;
+}
+function fillAlarm(row, a) {
+  mark(row, "state", a.state);
+  mark(row, "active", String(a.active));
+  put(row.querySelector(".machine"), a.machine);
+  put(row.querySelector(".state"), STATES[a.state] || a.state);
+  put(row.querySelector(".message"), a.message);
+  put(row.querySelector(".when"), "severity " + a.severity + " · since " + clock(a.since) +
+    (a.acknowledged_by ? " · seen by " + a.acknowledged_by : ""));
+  row.querySelector(".ack").hidden = !a.state.endsWith("unacknowledged");
+}
+
+function drawStatus() {
+  const s = status, n = s.machines;
+  if (!n) return;
+  put($("site"), s.site);
+  put($("agent"), s.agent + " · andon " + s.version);
+  document.title = (n.red ? "(" + n.red + ") " : "") + s.site + " · andon";
+  const light = n.red ? "red" : s.health === "down" ? "red" : n.amber || s.health !== "up" ? "amber" : n.green ? "green" : "grey";
+  mark($("overall"), "light", light);
+  put($("overall"), n.red ? n.red + " in alarm" : s.health !== "up" ? "agent " + s.health : n.amber ? n.amber + " to look at" : n.green ? "all well" : "nothing running");
+  put($("counts"), [[n.red, "in alarm"], [n.amber, "to look at"], [n.green, "well"], [n.grey, "off"]]
+    .filter(c => c[0]).map(c => c.join(" ")).join(" · "));
+  put($("path-health"), s.health);
+  const box = $("components"), names = Object.keys(s.components);
+  while (box.children.length > names.length) box.lastChild.remove();
+  while (box.children.length < names.length) {
+    const row = el("li");
+    row.append(el("span"), el("span", "dot"), el("span", "detail"));
+    box.append(row);
+  }
+  names.forEach((name, i) => {
+    const c = s.components[name], [label, dot, detail] = box.children[i].children;
+    mark(box.children[i], "component", name);
+    put(label, name);
+    mark(dot, "health", c.health);
+    put(dot, c.health);
+    const good = c.last_good_seconds === null ? "has not worked yet" : c.last_good_seconds > 5 ? "last good " + age(c.last_good_seconds) + " ago" : "";
+    put(detail, [c.detail, good].filter(Boolean).join(" · "));
+  });
+  const rows = [["records waiting", num(s.records_waiting)], ["records sent", num(s.records_forwarded_total)],
+    ["readings per second", num(s.readings_per_second)], ["readings", num(s.readings_total)]];
+  for (const [key, value] of Object.entries(s.store || {})) {
+    if (typeof value === "number") rows.push([key.replaceAll("_", " "), key.endsWith("bytes") ? bytes(value) : num(value)]);
+  }
+  if (s.view.events_lagged) rows.push(["events this page missed", num(s.view.events_lagged)]);
+  if (s.view.events_not_shown) rows.push(["events not shown", num(s.view.events_not_shown)]);
+  pairs($("store"), rows);
+  put($("foot"), "up " + age(s.uptime_seconds) + " · " + (s.ready ? "ready" : s.missing.join("; ")));
+}
+function pairs(box, rows) {
+  while (box.children.length > rows.length) box.lastChild.remove();
+  while (box.children.length < rows.length) {
+    const pair = el("div");
+    pair.append(el("dt"), el("dd"));
+    box.append(pair);
+  }
+  rows.forEach(([key, value], i) => { put(box.children[i].firstChild, key); put(box.children[i].lastChild, value); });
+}
+
+function drawDetail() {
+  const m = machines.get(open);
+  if (!m) { put($("detail-why"), "This machine has not been heard."); return; }
+  mark($("detail"), "machine", m.id);
+  mark($("detail-light"), "light", m.light);
+  put($("detail-light"), WORDS[m.light]);
+  put($("detail-why"), m.why + " · since " + clock(m.since) + (m.behind_seconds ? " · data is " + age(m.behind_seconds) + " behind" : ""));
+  const v = m.verdict, list = v ? v.contributions.slice(0, 8) : [];
+  const box = $("contributions");
+  while (box.children.length > list.length) box.lastChild.remove();
+  while (box.children.length < list.length) {
+    const row = el("li");
+    row.append(el("span"), el("progress"), el("span", "share"));
+    box.append(row);
+  }
+  list.forEach((c, i) => {
+    const [name, bar, share] = box.children[i].children;
+    mark(box.children[i], "channel", c.name);
+    put(name, c.name);
+    bar.max = 1;
+    bar.value = Math.max(0, c.value);
+    bar.setAttribute("aria-label", c.name);
+    put(share, (c.value * 100).toFixed(1) + " %");
+  });
+  pairs($("verdict"), v ? [
+    ["reason", v.reason.toLowerCase().replaceAll("_", " ")], ["score", num(v.score)],
+    ["how rare", v.p_value === null ? "–" : rare(v.p_value)],
+    ["limit", v.held_against === "p_value" ? rare(v.threshold) : num(v.threshold)],
+    ["health", v.health === null ? "–" : Math.round(v.health * 100) + " %"],
+    ...(v.rul ? [["useful life left", num(v.rul.median) + " (" + num(v.rul.low) + " to " + num(v.rul.high) + ")"]] : []),
+    ...(v.class ? [["class", v.class]] : []), ["model", v.model], ["window ends", clock(v.at)],
+  ] : [["", "no verdict yet"]]);
+  const body = $("detail-signals");
+  while (body.children.length > m.signals.length) body.lastChild.remove();
+  while (body.children.length < m.signals.length) {
+    const row = el("tr");
+    row.append(el("td"), el("td", "value"), el("td"));
+    body.append(row);
+  }
+  m.signals.forEach((s, i) => {
+    const [name, value, how] = body.children[i].children, state = signalState(s, m.since_seen);
+    mark(body.children[i], "signal", s.name);
+    put(name, s.name);
+    put(value, num(s.value));
+    how.className = state.kind;
+    put(how, state.text);
+  });
+}
+
+// Loads a plot aside and shows it only when it is whole, so that it never flickers or goes blank.
+function plot(img, path) {
+  const next = new Image();
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  const width = Math.round((img.parentElement.clientWidth || 600) - 34);
+  next.onload = () => { img.src = next.src; img.hidden = false; };
+  next.src = path + "?theme=" + dark + "&w=" + width + "&t=" + Date.now();
+}
+function drawPlots() {
+  if (document.hidden || !heardAt) return;
+  plot($("buffer"), "/plot/buffer.svg");
+  if (!open || !machines.has(open)) return;
+  const at = "/plot/machines/" + encodeURIComponent(open);
+  plot($("plot-score"), at + "/score.svg");
+  plot($("plot-signals"), at + "/signals.svg");
+}
+
+function route() {
+  const id = location.hash.startsWith("#machine=") ? decode(location.hash.slice(9)) : null;
+  const dialog = $("detail");
+  open = id;
+  if (id === null) { if (dialog.open) dialog.close(); shown = null; return; }
+  if (shown !== id) {
+    shown = id;
+    put($("detail-name"), id);
+    for (const img of [$("plot-score"), $("plot-signals")]) { img.hidden = true; img.removeAttribute("src"); }
+    ask("/api/v1/machines/" + encodeURIComponent(id)).then(m => { keep(m); drawDetail(); drawPlots(); }, () => drawDetail());
+  }
+  if (!dialog.open) dialog.showModal();
+  drawDetail();
+}
+function decode(text) { try { return decodeURIComponent(text); } catch { return text; } }
+function keep(m) { machines.set(m.id, { ...machines.get(m.id), ...m, since_seen: performance.now() }); }
+
+function signIn() { if (!$("sign-in").open) $("sign-in").showModal(); }
+
+async function fetchMachines() {
+  const q = $("filter").value;
+  const answer = await ask("/api/v1/machines?limit=500&q=" + encodeURIComponent(q));
+  answer.machines.forEach(keep);
+  found = answer.found;
+  dirty = true;
+}
+async function fetchAll() {
+  const listed = await ask("/api/v1/alarms");
+  machines.clear();
+  await fetchMachines();
+  alarms.clear();
+  listed.alarms.forEach(a => alarms.set(a.id, a));
+}
+
+const heard = {
+  status: s => { status = s; drawStatus(); },
+  step: s => { const m = machines.get(s.machine); if (m) keep({ id: m.id, at: s.at, behind_seconds: s.behind_seconds, signals: s.signals }); else stranger(s.machine); },
+  verdict: v => { const m = machines.get(v.machine); if (m) m.verdict = v.verdict; },
+  state: s => { const m = machines.get(s.machine); if (m) Object.assign(m, { light: s.light, why: s.why, since: s.since }); else stranger(s.machine); },
+  alarm: a => {
+    if (a.active && !alarms.has(a.id)) put($("said"), "Alarm: " + a.machine + ": " + a.message);
+    alarms.set(a.id, a);
+    if (alarms.size > 600) alarms.delete(alarms.keys().next().value);
+  },
+};
+// A machine that is not on the page: fetched a moment later, many at a time.
+let fetching = 0;
+function stranger() {
+  if (fetching || $("filter").value || machines.size >= 500) return;
+  fetching = setTimeout(() => { fetchMachines().catch(() => {}).finally(() => { fetching = 0; }); }, 300);
+}
+
+let source = null;
+function connect() {
+  if (source) source.close();
+  source = new EventSource("/api/v1/events");
+  source.onopen = () => { fetchAll().catch(() => {}); };
+  source.onerror = () => {
+    lost();
+    // A refusal (no session, too many streams) ends an EventSource for good.
+    if (source.readyState === EventSource.CLOSED) { ask("/api/v1/status").catch(() => {}); setTimeout(connect, 3000); }
+  };
+  for (const kind of Object.keys(heard)) {
+    source.addEventListener(kind, e => { heardAt = Date.now(); $("lost").hidden = true; heard[kind](JSON.parse(e.data)); dirty = true; });
+  }
+}
+function lost() {
+  put($("lost-since"), heardAt ? clock(heardAt) : "before this page was opened");
+  $("lost").hidden = false;
+}
+
+$("detail-close").addEventListener("click", () => $("detail").close());
+$("detail").addEventListener("close", () => {
+  if (location.hash) history.replaceState(null, "", location.pathname);
+  open = shown = null;
+  if (opener && opener.isConnected) opener.focus();
+});
+let typing = 0;
+$("filter").addEventListener("input", () => {
+  dirty = true;
+  clearTimeout(typing);
+  typing = setTimeout(() => fetchMachines().catch(() => {}), 250);
+});
+$("sign-in-form").addEventListener("submit", async e => {
+  e.preventDefault();
+  try {
+    await ask("/api/v1/session", { token: $("token").value });
+    $("token").value = "";
+    put($("sign-in-error"), "");
+    $("sign-in").close();
+    connect();
+  } catch (problem) { put($("sign-in-error"), problem.message); }
+});
+addEventListener("hashchange", route);
+setInterval(() => {
+  if (heardAt && Date.now() - heardAt > 5000) lost();
+  if (document.hidden || !dirty) return;
+  dirty = false;
+  drawMachines();
+  drawAlarms();
+  if (open) drawDetail();
+}, 250);
+setInterval(drawPlots, PLOT_EVERY);
+setInterval(() => { if (!document.hidden && $("lost").hidden) fetchAll().catch(() => {}); }, RESYNC_EVERY);
+connect();
+route();

@@ -1,0 +1,97 @@
+//! What the API and the events say, as JSON. Times are RFC 3339 in UTC, ages are in seconds.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::picture::{Held, Machine, Signal};
+use crate::types::{Alarm, Time, Verdict};
+
+/// Data older than this by its own time is said to be behind: it is being caught up.
+const BEHIND_SECONDS: f64 = 60.0;
+
+/// An alarm as it stands.
+pub fn alarm(a: &Alarm) -> Value {
+    json!({
+        "id": a.id.to_string(), "machine": a.machine, "condition": a.condition, "state": a.state,
+        "active": a.state.is_active(), "severity": a.severity, "since": a.since.to_string(), "at": a.at.to_string(),
+        "message": a.message, "top_channel": a.top_channel, "acknowledged_by": a.acknowledged_by,
+    })
+}
+
+/// Newest first, by when they were raised.
+pub fn newest_first(alarms: &[Arc<Alarm>]) -> impl Iterator<Item = &Arc<Alarm>> {
+    let mut sorted: Vec<&Arc<Alarm>> = alarms.iter().collect();
+    sorted.sort_by_key(|a| Reverse((a.since, a.at, a.id)));
+    sorted.into_iter()
+}
+
+/// A machine's light.
+pub fn state(name: &str, m: &Machine) -> Value {
+    json!({"machine": name, "light": m.light, "why": m.why, "since": m.since.to_string()})
+}
+
+/// A machine's last values.
+pub fn step(name: &str, m: &Machine, now: Time) -> Value {
+    json!({"machine": name, "at": m.at.to_string(), "behind_seconds": behind(m, now), "signals": signals(m, now)})
+}
+
+/// A machine's last verdict: in short, and as its record has it.
+pub fn verdict_event(name: &str, m: &Machine) -> Value {
+    json!({"machine": name, "verdict": verdict(m), "data": raw(m.data.as_deref())})
+}
+
+/// All of a machine that its card shows.
+pub fn machine(name: &str, m: &Machine, now: Time) -> Value {
+    let at = (m.at != Time::default()).then(|| m.at.to_string());
+    json!({
+        "id": name, "light": m.light, "why": m.why, "since": m.since.to_string(), "at": at,
+        "behind_seconds": behind(m, now), "signals": signals(m, now), "verdict": verdict(m),
+    })
+}
+
+/// JSON text as it is, or null.
+pub fn raw(data: Option<&str>) -> Value {
+    data.and_then(|d| serde_json::from_str(d).ok()).unwrap_or(Value::Null)
+}
+
+fn behind(m: &Machine, now: Time) -> Option<f64> {
+    let seconds = now.since(m.at).as_secs_f64();
+    (m.at != Time::default() && seconds > BEHIND_SECONDS).then_some(seconds.round())
+}
+
+fn signals(m: &Machine, now: Time) -> Vec<Value> {
+    m.signals.iter().map(|(name, s)| signal(name, s, now)).collect()
+}
+
+fn signal(name: &str, s: &Signal, now: Time) -> Value {
+    let age = |t: Option<Time>| t.map(|t| (now.since(t).as_secs_f64() * 10.0).round() / 10.0);
+    json!({
+        "name": name, "value": s.value, "quality": s.quality, "cause": s.cause,
+        "heard_seconds": age(s.heard), "unchanged_seconds": age(s.changed),
+    })
+}
+
+fn verdict(m: &Machine) -> Value {
+    let Some(v) = &m.verdict else { return Value::Null };
+    let held = match m.held {
+        Held::Score => "score",
+        Held::PValue => "p_value",
+    };
+    json!({
+        "at": v.at.to_string(), "model": v.model, "reason": v.reason, "score": v.score, "p_value": v.p_value,
+        "threshold": v.threshold, "held_against": held, "level": level(v, m.held), "health": v.health,
+        "class": v.class, "rul": v.rul, "quality": v.quality, "contributions": v.contributions,
+    })
+}
+
+/// How far the verdict is on its way to the alarm limit: 0 is well, 1 is at the limit or beyond.
+fn level(v: &Verdict, held: Held) -> Option<f64> {
+    let score = v.score?;
+    let level = match (held, v.p_value) {
+        (Held::PValue, Some(p)) if v.threshold > 0.0 && v.threshold < 1.0 => p.max(1e-300).ln() / v.threshold.ln(),
+        _ => v.health.map_or(score / v.threshold, |h| 1.0 - h),
+    };
+    level.is_finite().then(|| level.clamp(0.0, 1.0))
+}

@@ -1,0 +1,420 @@
+//! What the dashboard knows of every machine: plain state, fed one event at a time, clock passed in.
+//! Every collection here has a bound; what does not fit is counted and shown.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use crate::types::{Alarm, AlarmState, Cause, Light, Live, Name, Quality, Reason, Time, Verdict};
+
+/// Machines shown. Further ones are counted as not shown.
+pub const MAX_MACHINES: usize = 10_000;
+/// Signals shown for one machine.
+pub const MAX_SIGNALS: usize = 64;
+/// Signals shown in all, at about 150 bytes each.
+pub const MAX_SIGNALS_TOTAL: usize = 100_000;
+/// Points kept for a plot: 10 minutes at one a second, a minute at ten a second.
+pub const POINTS: usize = 600;
+/// Plots that can be kept at a time, over all machines: at most 2,048 × 600 × 40 bytes = 49 MB.
+/// First come, first served; opening a machine's page takes the plots of the one looked at longest ago.
+pub const MAX_RINGS: usize = 2_048;
+/// Alarms listed. Those that are over make room first.
+pub const MAX_ALARMS: usize = 500;
+/// Longer names are not shown: topics may carry names of 64 KiB.
+pub const MAX_NAME_BYTES: usize = 512;
+/// Longer verdict records are not kept for the page.
+pub const MAX_VERDICT_BYTES: usize = 16 * 1024;
+
+const MAX_WHY_CHARS: usize = 200;
+
+/// The last [`POINTS`] of something.
+#[derive(Clone, Debug)]
+pub struct Ring<T>(VecDeque<T>);
+
+impl<T> Default for Ring<T> {
+    fn default() -> Ring<T> {
+        Ring(VecDeque::new())
+    }
+}
+
+impl<T: Clone> Ring<T> {
+    /// Adds one, forgetting the oldest when full.
+    pub fn push(&mut self, item: T) {
+        if self.0.len() == POINTS {
+            self.0.pop_front();
+        }
+        self.0.push_back(item);
+    }
+
+    /// All, oldest first.
+    pub fn to_vec(&self) -> Vec<T> {
+        self.0.iter().cloned().collect()
+    }
+
+    /// The newest.
+    pub fn last(&self) -> Option<&T> {
+        self.0.back()
+    }
+}
+
+/// One step of one signal.
+#[derive(Copy, Clone, Debug, PartialEq)]
+pub struct Point {
+    /// The step's time.
+    pub at: Time,
+    /// `None` is a gap.
+    pub value: Option<f64>,
+    /// How far to trust it.
+    pub quality: Quality,
+}
+
+/// One verdict, for the score plot.
+#[derive(Copy, Clone, Debug, PartialEq)]
+pub struct ScorePoint {
+    /// The window's end.
+    pub at: Time,
+    /// The model's score.
+    pub score: Option<f64>,
+    /// The p-value.
+    pub p_value: Option<f64>,
+    /// The limit.
+    pub threshold: f64,
+    /// Whether it was judged an anomaly.
+    pub anomaly: bool,
+}
+
+/// What the threshold is held against. The verdict does not say, so it is told from what it decided.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// The score must stay below it.
+    Score,
+    /// The p-value must stay above it.
+    PValue,
+}
+
+/// The last known of one signal. Times are the wall clock's at arrival unless said otherwise.
+#[derive(Clone, Debug)]
+pub struct Signal {
+    /// The last usable value; kept when later steps have none.
+    pub value: Option<f64>,
+    /// Of the last step.
+    pub quality: Quality,
+    /// Of the last step.
+    pub cause: Cause,
+    /// When the device or broker was last heard on this signal, whatever it said.
+    pub heard: Option<Time>,
+    /// When the value last became another.
+    pub changed: Option<Time>,
+    /// The plot, where there is room for one.
+    pub points: Option<Ring<Point>>,
+}
+
+impl Default for Signal {
+    fn default() -> Signal {
+        Signal { value: None, quality: Quality::Stale, cause: Cause::None, heard: None, changed: None, points: None }
+    }
+}
+
+/// One machine.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Its light.
+    pub light: Light,
+    /// Why, in a few words.
+    pub why: String,
+    /// Since when, by the event's own time.
+    pub since: Time,
+    /// Time of the last step.
+    pub at: Time,
+    /// By name.
+    pub signals: BTreeMap<Name, Signal>,
+    /// The last verdict.
+    pub verdict: Option<Arc<Verdict>>,
+    /// The `data` of its record.
+    pub data: Option<Arc<str>>,
+    /// What the threshold is held against.
+    pub held: Held,
+    /// The score plot; it is there exactly when the machine has plots at all.
+    pub scores: Option<Ring<ScorePoint>>,
+    wanted: u64,
+    fresh_step: bool,
+    fresh_verdict: bool,
+}
+
+impl Machine {
+    fn new(now: Time) -> Machine {
+        Machine {
+            light: Light::Grey,
+            why: "not judged yet".into(),
+            since: now,
+            at: Time::default(),
+            signals: BTreeMap::new(),
+            verdict: None,
+            data: None,
+            held: Held::PValue,
+            scores: None,
+            wanted: 0,
+            fresh_step: false,
+            fresh_verdict: false,
+        }
+    }
+
+    fn rings(&self) -> usize {
+        usize::from(self.scores.is_some()) + self.signals.values().filter(|s| s.points.is_some()).count()
+    }
+}
+
+/// How many machines show which light.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lights {
+    /// Well.
+    pub green: usize,
+    /// To look at.
+    pub amber: usize,
+    /// In alarm.
+    pub red: usize,
+    /// Off or not heard.
+    pub grey: usize,
+}
+
+/// All that is shown. See the module's constants for its bounds.
+#[derive(Debug, Default)]
+pub struct Picture {
+    machines: BTreeMap<Name, Machine>,
+    alarms: Vec<Arc<Alarm>>,
+    fresh: VecDeque<Name>,
+    signals: usize,
+    rings: usize,
+    looks: u64,
+    /// Events about machines, signals or alarms that found no room.
+    pub not_shown: u64,
+    /// Events missed because they came faster than they could be taken.
+    pub lagged: u64,
+}
+
+impl Picture {
+    /// Takes in one event.
+    pub fn apply(&mut self, event: &Live, now: Time) {
+        match event {
+            Live::Step { machine, at, values } => self.step(machine, *at, values, now),
+            Live::Verdict(verdict, data) => self.verdict(verdict, data, now),
+            Live::Alarm(alarm, _) => self.alarm(alarm),
+            Live::State { machine, at, light, why } => self.state(machine, *at, *light, why, now),
+        }
+    }
+
+    /// All machines by name.
+    pub fn machines(&self) -> &BTreeMap<Name, Machine> {
+        &self.machines
+    }
+
+    /// The alarms listed, in no particular order.
+    pub fn alarms(&self) -> &[Arc<Alarm>] {
+        &self.alarms
+    }
+
+    /// Counts by light.
+    pub fn lights(&self) -> Lights {
+        let mut n = Lights::default();
+        for m in self.machines.values() {
+            match m.light {
+                Light::Green => n.green += 1,
+                Light::Amber => n.amber += 1,
+                Light::Red => n.red += 1,
+                Light::Grey => n.grey += 1,
+            }
+        }
+        n
+    }
+
+    /// Plots held now.
+    pub fn rings(&self) -> usize {
+        self.rings
+    }
+
+    /// The next machine with news, and whether it has a new step and a new verdict.
+    pub fn take_fresh(&mut self) -> Option<(Name, bool, bool)> {
+        let name = self.fresh.pop_front()?;
+        let m = self.machines.get_mut(&name)?;
+        let news = (m.fresh_step, m.fresh_verdict);
+        (m.fresh_step, m.fresh_verdict) = (false, false);
+        Some((name, news.0, news.1))
+    }
+
+    /// Somebody looks at this machine: it gets plots, at the cost of the one looked at longest ago.
+    pub fn look_at(&mut self, name: &str) {
+        self.looks += 1;
+        let Some(m) = self.machines.get_mut(name) else { return };
+        m.wanted = self.looks;
+        let needed = 1 + m.signals.len();
+        let own = m.rings();
+        while self.rings - own + needed > MAX_RINGS {
+            let with_plots = self.machines.iter().filter(|(n, m)| m.scores.is_some() && n.as_ref() != name);
+            let Some(oldest) = with_plots.min_by_key(|(_, m)| m.wanted).map(|(n, _)| n.clone()) else { break };
+            self.forget_plots(&oldest);
+        }
+        if let Some(m) = self.machines.get_mut(name) {
+            self.rings += give_plots(m, MAX_RINGS - self.rings);
+        }
+    }
+
+    fn forget_plots(&mut self, name: &str) {
+        if let Some(m) = self.machines.get_mut(name) {
+            self.rings -= m.rings();
+            m.scores = None;
+            m.signals.values_mut().for_each(|s| s.points = None);
+        }
+    }
+
+    /// Makes room for a machine not seen before; false where there is none.
+    fn admit(&mut self, name: &Name, now: Time) -> bool {
+        if self.machines.contains_key(name) {
+            return true;
+        }
+        if self.machines.len() >= MAX_MACHINES || name.len() > MAX_NAME_BYTES {
+            self.not_shown += 1;
+            return false;
+        }
+        let mut machine = Machine::new(now);
+        self.rings += give_plots(&mut machine, MAX_RINGS - self.rings);
+        self.machines.insert(name.clone(), machine);
+        true
+    }
+
+    fn step(&mut self, name: &Name, at: Time, values: &[(Name, Option<f64>, Quality, Cause)], now: Time) {
+        if !self.admit(name, now) {
+            return;
+        }
+        let Some(m) = self.machines.get_mut(name) else { return };
+        m.at = at;
+        for (signal, value, quality, cause) in values {
+            if !m.signals.contains_key(signal) {
+                let full = m.signals.len() >= MAX_SIGNALS || self.signals >= MAX_SIGNALS_TOTAL;
+                if full || signal.len() > MAX_NAME_BYTES {
+                    self.not_shown += 1;
+                    continue;
+                }
+                self.signals += 1;
+                let plotted = m.scores.is_some() && self.rings < MAX_RINGS;
+                self.rings += usize::from(plotted);
+                let new = Signal { points: plotted.then(Ring::default), ..Signal::default() };
+                m.signals.insert(signal.clone(), new);
+            }
+            if let Some(s) = m.signals.get_mut(signal) {
+                s.take(at, value.filter(|v| v.is_finite()), *quality, *cause, now);
+            }
+        }
+        if !m.fresh_step && !m.fresh_verdict {
+            self.fresh.push_back(name.clone());
+        }
+        m.fresh_step = true;
+    }
+
+    fn state(&mut self, name: &Name, at: Time, light: Light, why: &str, now: Time) {
+        if !self.admit(name, now) {
+            return;
+        }
+        let Some(m) = self.machines.get_mut(name) else { return };
+        if m.light != light {
+            m.since = at;
+        }
+        m.light = light;
+        m.why = why.chars().take(MAX_WHY_CHARS).collect();
+    }
+
+    fn verdict(&mut self, verdict: &Arc<Verdict>, data: &Arc<str>, now: Time) {
+        if !self.admit(&verdict.machine, now) {
+            return;
+        }
+        let Some(m) = self.machines.get_mut(&verdict.machine) else { return };
+        m.held = held_against(verdict, m.held);
+        if let Some(ring) = &mut m.scores {
+            ring.push(ScorePoint {
+                at: verdict.at,
+                score: verdict.score.filter(|s| s.is_finite()),
+                p_value: verdict.p_value.filter(|p| p.is_finite()),
+                threshold: verdict.threshold,
+                anomaly: verdict.reason == Reason::AnomalyDetected,
+            });
+        }
+        m.verdict = Some(verdict.clone());
+        m.data = (data.len() <= MAX_VERDICT_BYTES).then(|| data.clone());
+        if !m.fresh_step && !m.fresh_verdict {
+            self.fresh.push_back(verdict.machine.clone());
+        }
+        m.fresh_verdict = true;
+    }
+
+    fn alarm(&mut self, alarm: &Arc<Alarm>) {
+        if let Some(known) = self.alarms.iter_mut().find(|a| a.id == alarm.id) {
+            *known = alarm.clone();
+            return;
+        }
+        if alarm.machine.len() > MAX_NAME_BYTES {
+            self.not_shown += 1;
+            return;
+        }
+        if self.alarms.len() >= MAX_ALARMS {
+            // Those that are over go first, then the mildest, then the oldest.
+            let least = |a: &Arc<Alarm>| (a.state != AlarmState::Normal, a.state.is_active(), a.severity, a.at);
+            if let Some(i) = (0..self.alarms.len()).min_by_key(|i| least(&self.alarms[*i])) {
+                let gone = self.alarms.swap_remove(i);
+                self.not_shown += u64::from(gone.state != AlarmState::Normal);
+            }
+        }
+        self.alarms.push(alarm.clone());
+    }
+}
+
+impl Signal {
+    fn take(&mut self, at: Time, value: Option<f64>, quality: Quality, cause: Cause, now: Time) {
+        if was_heard(value, quality, cause) {
+            self.heard = Some(now);
+            if value.is_some() && value != self.value {
+                self.changed = Some(now);
+            }
+        }
+        self.value = value.or(self.value);
+        (self.quality, self.cause) = (quality, cause);
+        if let Some(ring) = &mut self.points {
+            ring.push(Point { at, value, quality });
+        }
+    }
+}
+
+/// Whether the equipment spoke, as against a value that was held over or is missing.
+fn was_heard(value: Option<f64>, quality: Quality, cause: Cause) -> bool {
+    match cause {
+        Cause::Held | Cause::Timeout | Cause::Exception | Cause::Disconnected => false,
+        Cause::None => value.is_some() && quality != Quality::Stale,
+        Cause::NotFinite | Cause::OutOfRange | Cause::Stuck | Cause::Source => true,
+    }
+}
+
+/// Gives the machine all the plots it lacks, within `room`; says how many it gave.
+fn give_plots(m: &mut Machine, room: usize) -> usize {
+    let before = m.rings();
+    let mut room = room;
+    if m.scores.is_none() && room > 0 {
+        m.scores = Some(Ring::default());
+        room -= 1;
+    }
+    for signal in m.signals.values_mut().filter(|s| s.points.is_none()).take(room) {
+        signal.points = Some(Ring::default());
+    }
+    m.rings() - before
+}
+
+fn held_against(v: &Verdict, before: Held) -> Held {
+    let anomaly = match v.reason {
+        Reason::AnomalyDetected => true,
+        Reason::NoAnomalyDetected => false,
+        _ => return if v.p_value.is_none() && v.score.is_some() { Held::Score } else { before },
+    };
+    let by_p = v.p_value.map(|p| (p <= v.threshold) == anomaly);
+    let by_score = v.score.map(|s| (s >= v.threshold) == anomaly);
+    match (by_p, by_score) {
+        (None, Some(_)) | (Some(false), Some(true)) => Held::Score,
+        (Some(_), None) | (Some(true), Some(false)) => Held::PValue,
+        _ => before,
+    }
+}

@@ -1,0 +1,142 @@
+//! Plots as SVG, drawn here so that the page needs no plotting library: `?w=` is the width in CSS
+//! pixels, `?theme=light|dark` chooses colours; the default ones do on either background.
+
+use std::sync::Arc;
+
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+
+use super::App;
+use super::guard::{Problem, problem};
+use super::picture::{Held, ScorePoint};
+use super::view::Trends;
+use crate::types::Quality;
+use panel::{Axis, Dot, Line, Panel, Shade, Theme};
+
+mod panel;
+
+/// Signals drawn for one machine.
+const MAX_PANELS: usize = 16;
+/// The lowest p-value told apart in a plot.
+const LEAST_P: f64 = 1e-12;
+
+#[derive(Debug, Deserialize)]
+pub struct Options {
+    #[serde(default = "default_width")]
+    w: u32,
+    #[serde(default)]
+    theme: Theme,
+}
+
+fn default_width() -> u32 {
+    640
+}
+
+type Asked = Result<Query<Options>, QueryRejection>;
+
+/// `/plot/machines/{id}/signals.svg`: a panel for each signal, with what was not good shaded.
+pub async fn signals(State(app): State<Arc<App>>, Path(id): Path<String>, asked: Asked) -> Result<Response, Problem> {
+    let Some(trends) = app.state.view.trends(&id) else { return unknown() };
+    drawn(&app, asked, move || signal_panels(&trends)).await
+}
+
+/// `/plot/machines/{id}/score.svg`: the score, and how unlikely it is, with the limit.
+pub async fn score(State(app): State<Arc<App>>, Path(id): Path<String>, asked: Asked) -> Result<Response, Problem> {
+    let Some(trends) = app.state.view.trends(&id) else { return unknown() };
+    drawn(&app, asked, move || score_panels(&trends.scores, trends.held)).await
+}
+
+/// `/plot/buffer.svg`: the data path over the last ten minutes.
+pub async fn buffer(State(app): State<Arc<App>>, asked: Asked) -> Result<Response, Problem> {
+    let samples = app.samples.to_vec();
+    let line = |title: &str, value: fn(&super::sampler::Sample) -> f64| {
+        let dots = samples.iter().map(|s| Dot { at: s.at, value: Some(value(s)) }).collect();
+        Panel { axis: Axis::FromZero, ..Panel::of(title, Line::signal(dots)) }
+    };
+    let panels = vec![
+        line("records waiting", |s| s.waiting),
+        line("readings per second", |s| s.readings_rate),
+        line("records sent per second", |s| s.forwarded_rate),
+    ];
+    drawn(&app, asked, move || panels).await
+}
+
+fn unknown() -> Result<Response, Problem> {
+    problem(StatusCode::NOT_FOUND, "no such machine has been heard")
+}
+
+async fn drawn(
+    app: &App,
+    asked: Asked,
+    panels: impl FnOnce() -> Vec<Panel> + Send + 'static,
+) -> Result<Response, Problem> {
+    let Query(options) = asked.map_err(|e| Problem(StatusCode::BAD_REQUEST, e.body_text()))?;
+    let failed = |e: String| Problem(StatusCode::INTERNAL_SERVER_ERROR, format!("the plot could not be drawn: {e}"));
+    let _turn = app.plotting.acquire().await.map_err(|e| failed(e.to_string()))?;
+    let work = move || panel::draw(&panels(), options.w, options.theme);
+    let svg = tokio::task::spawn_blocking(work).await.map_err(|e| failed(e.to_string()))?.map_err(failed)?;
+    Ok(([(header::CONTENT_TYPE, "image/svg+xml")], svg).into_response())
+}
+
+fn signal_panels(trends: &Trends) -> Vec<Panel> {
+    let panel = |(name, points): &(crate::types::Name, Vec<super::picture::Point>)| {
+        let dots: Vec<Dot> = points.iter().map(|p| Dot { at: p.at, value: p.value }).collect();
+        let mut shades: Vec<Shade> = Vec::new();
+        for (i, p) in points.iter().enumerate().filter(|(_, p)| p.quality != Quality::Good) {
+            let until = points.get(i + 1).map_or(p.at, |next| next.at);
+            match shades.last_mut() {
+                Some(last) if last.until == p.at && last.quality == p.quality => last.until = until,
+                _ => shades.push(Shade { from: p.at, until, quality: p.quality }),
+            }
+        }
+        let note = points.last().filter(|p| p.quality != Quality::Good).map(|p| p.quality.as_str().to_owned());
+        Panel { shades, note, ..Panel::of(name, Line::signal(dots)) }
+    };
+    let mut panels: Vec<Panel> = trends.signals.iter().take(MAX_PANELS).map(panel).collect();
+    if trends.signals.len() > MAX_PANELS
+        && let Some(last) = panels.last_mut()
+    {
+        last.note = Some(format!("and {} more signals", trends.signals.len() - MAX_PANELS));
+    }
+    panels
+}
+
+fn score_panels(scores: &[ScorePoint], held: Held) -> Vec<Panel> {
+    let dots = |value: &dyn Fn(&ScorePoint) -> Option<f64>| -> Vec<Dot> {
+        scores.iter().map(|s| Dot { at: s.at, value: value(s) }).collect()
+    };
+    let shades = |_: ()| -> Vec<Shade> {
+        let mut shades: Vec<Shade> = Vec::new();
+        for (i, s) in scores.iter().enumerate().filter(|(_, s)| s.anomaly) {
+            let until = scores.get(i + 1).map_or(s.at, |next| next.at);
+            match shades.last_mut() {
+                Some(last) if last.until == s.at => last.until = until,
+                _ => shades.push(Shade { from: s.at, until, quality: Quality::Bad }),
+            }
+        }
+        shades
+    };
+    let mut score = Panel { shades: shades(()), ..Panel::of("anomaly score", Line::signal(dots(&|s| s.score))) };
+    if held == Held::Score {
+        score.limit = Some(dots(&|s| Some(s.threshold)));
+        return vec![Panel { tall: true, ..score }];
+    }
+    if !scores.iter().any(|s| s.p_value.is_some()) {
+        return vec![Panel { tall: true, ..score }];
+    }
+    let surprise = |p: f64| -p.max(LEAST_P).log10();
+    let rarity = Panel {
+        shades: shades(()),
+        limit: Some(dots(&|s| Some(surprise(s.threshold)))),
+        axis: Axis::Rarity,
+        tall: true,
+        ..Panel::of("how rare this is when healthy", Line::signal(dots(&|s| s.p_value.map(surprise))))
+    };
+    vec![rarity, score]
+}
+
+#[cfg(test)]
+mod tests;
