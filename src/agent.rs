@@ -1,4 +1,289 @@
-//! Build, wire, run, drain: the only file that sees every stage.
+//! Build, wire, run, drain: the only file (with its rooms below) that sees every stage.
+//!
+//! Sources send batches to the engine's thread; it sends commits to the store's thread; the store
+//! completes receipts, and forwarders read what is durable. Dashboards hear of things as they happen.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use serde_json::{Value, json};
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::metrics::{Health, Shared};
+use crate::store::{Recovered, Store};
+use crate::types::{Batch, Live, Name, Time};
+use crate::{forward, source, systemd, web};
+
+pub mod blocks;
 pub mod engine;
+mod feed;
 pub mod input;
+mod outbox;
 pub mod records;
+mod recover;
+
+use engine::Engine;
+use feed::Feed;
+use records::Recorder;
+
+/// Batches between sources and engine. Each holds at most 4,096 readings of about 60 bytes.
+const N_QUEUED_BATCHES: usize = 64;
+/// Events between engine and dashboards; who is slower loses some and is told how many.
+const N_QUEUED_LIVE: usize = 8_192;
+/// Clicks between dashboard and engine.
+const N_QUEUED_COMMANDS: usize = 16;
+/// How long sources may take to hand over what they hold and to say goodbye.
+const SOURCES_GRACE: Duration = Duration::from_secs(8);
+/// How long forwarders may go on sending what is left.
+const FORWARD_GRACE: Duration = Duration::from_secs(5);
+/// How long any stage may take beyond its own grace.
+const SLACK: Duration = Duration::from_secs(4);
+/// The name of the one cloud sink.
+const CLOUD: &str = "cloud";
+
+/// A running agent.
+pub struct Agent {
+    shared: Shared,
+    /// Told after the store has everything.
+    last: CancellationToken,
+    sources: JoinSet<&'static str>,
+    engine: oneshot::Receiver<()>,
+    outlets: JoinSet<&'static str>,
+    store: Arc<Store>,
+    dashboard: Option<SocketAddr>,
+    ready: String,
+}
+
+impl Agent {
+    /// Opens the store, loads the models, goes back to where the last run ended, and starts all
+    /// stages. `shared.stop` stops the sources; then call [`Agent::finish`].
+    pub async fn start(config: Config, shared: Shared) -> Result<Agent> {
+        let (blocks, models) = blocks::build(&config).map_err(|p| anyhow!(p[0].message.clone()))?;
+        for name in models.keys() {
+            shared.board.set(&format!("model/{name}"), Health::Up, "loaded");
+        }
+        let sinks: &[&str] = if config.cloud.is_some() { &[CLOUD] } else { &[] };
+        let opened = {
+            let (store, dir, shared) = (config.store.clone(), config.agent.data_dir.clone(), shared.clone());
+            let sinks: Vec<&'static str> = sinks.to_vec();
+            tokio::task::spawn_blocking(move || Store::open(&store, &dir, &sinks, shared)).await?
+        };
+        let (store, recovered) = opened.context("opening the store")?;
+        let recorder = Recorder::new(&config.agent.site, &config.agent.id);
+        let engine = Engine::new(recorder, blocks, config.agent.max_machines);
+        let mut agent = Agent {
+            last: CancellationToken::new(),
+            sources: JoinSet::new(),
+            engine: oneshot::channel().1,
+            outlets: JoinSet::new(),
+            dashboard: None,
+            ready: String::new(),
+            store: Arc::new(store),
+            shared,
+        };
+        agent.wire(config, engine, recovered, models).await?;
+        Ok(agent)
+    }
+
+    async fn wire(
+        &mut self,
+        config: Config,
+        engine: Engine,
+        recovered: Recovered,
+        models: blocks::Models,
+    ) -> Result<()> {
+        let (live, _) = broadcast::channel(N_QUEUED_LIVE);
+        let (commands_tx, commands) = mpsc::channel(N_QUEUED_COMMANDS);
+        let (batches_tx, batches) = mpsc::channel(N_QUEUED_BATCHES);
+        let n = config.source.mqtt.len() + config.source.modbus.len();
+        self.ready = format!("{n} sources, {} models", models.len());
+        // Dashboards first, so that they hear how things stood.
+        self.start_web(&config, &live, commands_tx, models).await?;
+        self.start_publish(&config, &live);
+        self.engine = self.start_engine(engine, recovered, live, batches, commands)?;
+        self.start_cloud(&config);
+        self.start_sources(config.source, &batches_tx);
+        let (board, last) = (self.shared.board.clone(), self.last.clone());
+        self.outlets.spawn(async move {
+            systemd::watchdog(board, last).await;
+            "watchdog"
+        });
+        Ok(())
+    }
+
+    fn start_sources(&mut self, config: source::Config, batches: &mpsc::Sender<Batch>) {
+        for mqtt in config.mqtt {
+            let (shared, batches) = (self.shared.clone(), batches.clone());
+            self.sources.spawn(async move {
+                source::mqtt::run(mqtt, shared, batches).await;
+                "an MQTT source"
+            });
+        }
+        for modbus in config.modbus {
+            let (shared, batches) = (self.shared.clone(), batches.clone());
+            self.sources.spawn(async move {
+                source::modbus::run(modbus, shared, batches).await;
+                "a Modbus source"
+            });
+        }
+    }
+
+    /// The engine's thread replays the journal, then runs until the sources have gone. What it
+    /// returns resolves when it has ended.
+    fn start_engine(
+        &self,
+        mut engine: Engine,
+        recovered: Recovered,
+        live: broadcast::Sender<Live>,
+        batches: mpsc::Receiver<Batch>,
+        commands: mpsc::Receiver<web::Command>,
+    ) -> Result<oneshot::Receiver<()>> {
+        let (commits, shared) = (self.store.sender(), self.shared.clone());
+        let (ended_tx, ended) = oneshot::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let run = move || {
+            runtime.block_on(async move {
+                recover::replay(&mut engine, recovered, &commits).await;
+                for event in engine.present() {
+                    let _ = live.send(event);
+                }
+                Feed::new(engine, commits, live, shared).run(batches, commands).await;
+            });
+            let _ = ended_tx.send(());
+        };
+        thread::Builder::new().name("engine".into()).spawn(run).context("starting the engine's thread")?;
+        Ok(ended)
+    }
+
+    fn start_cloud(&mut self, config: &Config) {
+        let Some(cloud) = config.cloud.clone() else { return };
+        let outbox = outbox::Adapter::new(self.store.outbox(CLOUD));
+        let (site, id, shared) = (config.agent.site.clone(), config.agent.id.clone(), self.last_shared());
+        self.outlets.spawn(async move {
+            forward::cloud::run(cloud, site, id, outbox, FORWARD_GRACE, shared).await;
+            "the cloud sink"
+        });
+    }
+
+    fn start_publish(&mut self, config: &Config, live: &broadcast::Sender<Live>) {
+        let Some(publish) = config.publish.clone() else { return };
+        let Some(source) = config.source.mqtt.iter().find(|s| *s.name == publish.source) else { return };
+        let (connection, events, shared) = (source.connection.clone(), live.subscribe(), self.last_shared());
+        let (site, id) = (config.agent.site.clone(), config.agent.id.clone());
+        self.outlets.spawn(async move {
+            forward::publish::run(publish, connection, site, id, shared, events).await;
+            "publishing to MQTT"
+        });
+    }
+
+    async fn start_web(
+        &mut self,
+        config: &Config,
+        live: &broadcast::Sender<Live>,
+        commands: mpsc::Sender<web::Command>,
+        models: blocks::Models,
+    ) -> Result<()> {
+        if config.web.listen.is_none() {
+            return Ok(());
+        }
+        let (listener, address) = web::bind(&config.web).await?;
+        self.dashboard = Some(address);
+        let view = web::View::new();
+        let (follower, events, last) = (view.clone(), live.subscribe(), self.last.clone());
+        self.outlets.spawn(async move {
+            follower.follow(events, last).await;
+            "the dashboard's picture"
+        });
+        let store = self.store.clone();
+        let state = web::State {
+            view,
+            about: web::About {
+                site: config.agent.site.clone(),
+                agent: config.agent.id.clone(),
+                version: env!("CARGO_PKG_VERSION").into(),
+                started: Time::now(),
+                data_dir: config.agent.data_dir.clone(),
+            },
+            store_status: Arc::new(move || serde_json::to_value(store.status()).unwrap_or(Value::Null)),
+            models: Arc::new(move || models.values().map(|m| describe(m)).collect()),
+            commands: Some(commands),
+        };
+        let (settings, shared) = (config.web.clone(), self.last_shared());
+        self.outlets.spawn(async move {
+            web::run(listener, settings, state, shared).await;
+            "the dashboard"
+        });
+        Ok(())
+    }
+
+    /// For stages that go on until the store has everything.
+    fn last_shared(&self) -> Shared {
+        Shared { stop: self.last.clone(), ..self.shared.clone() }
+    }
+
+    /// Where the dashboard listens.
+    pub fn dashboard(&self) -> Option<SocketAddr> {
+        self.dashboard
+    }
+
+    /// A line about what runs.
+    pub fn summary(&self) -> &str {
+        &self.ready
+    }
+
+    /// The store, for those who count.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Ends everything in flow order: sources hand over what they hold, the engine finishes, the
+    /// store syncs, forwarders send what they can. Names what did not end in time.
+    pub async fn finish(mut self) -> Result<()> {
+        self.shared.stop.cancel();
+        let mut late = join(&mut self.sources, SOURCES_GRACE).await;
+        if tokio::time::timeout(SLACK, &mut self.engine).await.is_err() {
+            late.push("the engine".into());
+        }
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || store.close()).await?.context("closing the store")?;
+        self.last.cancel();
+        late.extend(join(&mut self.outlets, FORWARD_GRACE + SLACK).await);
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || store.persist_cursors()).await?.context("keeping the cursors")?;
+        if late.is_empty() { Ok(()) } else { Err(anyhow!("did not end in time: {}", late.join(", "))) }
+    }
+}
+
+/// Waits for tasks; says how many had to be left.
+async fn join(tasks: &mut JoinSet<&'static str>, limit: Duration) -> Vec<String> {
+    let mut late = Vec::new();
+    let all = async {
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a stage ended badly");
+            }
+        }
+    };
+    if tokio::time::timeout(limit, all).await.is_err() {
+        late.push(format!("{} tasks of it", tasks.len()));
+        tasks.shutdown().await;
+    }
+    late
+}
+
+/// A model as the dashboard shows it.
+fn describe(model: &crate::model::Model) -> Value {
+    let m = model.manifest();
+    let channels: Vec<&Name> = model.channel_names().iter().collect();
+    json!({
+        "name": m.name, "version": m.version, "digest": &**model.digest(), "channels": channels,
+        "steps": m.steps, "stride": m.stride, "rate_ms": m.rate.as_secs_f64() * 1e3,
+        "reference_scores": model.calibration().len(), "stage": "active",
+    })
+}

@@ -115,6 +115,11 @@ impl Engine {
         self.ordinal
     }
 
+    /// Counts on from this ordinal, so that new records are not taken for old ones.
+    pub fn continue_from(&mut self, ordinal: u64) {
+        self.ordinal = self.ordinal.max(ordinal);
+    }
+
     /// Active alarms of a condition.
     pub fn active_alarms(&self, condition: Condition) -> usize {
         self.units.iter().filter(|u| u.tracker(condition).is_active()).count()

@@ -1,0 +1,90 @@
+//! `andon check`: every mistake of a config at once, models loaded and bound, and with `--connect`
+//! a knock at every door.
+
+use std::net::ToSocketAddrs;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+
+use super::ConfigFile;
+use crate::agent::blocks;
+use crate::config::{Config, Invalid, Needs};
+
+/// How long a broker, device or cloud has to answer the knock.
+const KNOCK: Duration = Duration::from_secs(5);
+
+/// See `andon check --help`.
+#[derive(Args)]
+pub struct Options {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Also dial brokers, devices and the cloud
+    #[arg(long)]
+    connect: bool,
+}
+
+/// Prints every problem, or what the config amounts to.
+pub fn run(options: &Options) -> Result<()> {
+    let config = options.file.load(Needs { source: true })?;
+    let path = options.file.config.clone();
+    let (built, models) = blocks::build(&config).map_err(|problems| Invalid { path: path.clone(), problems })?;
+    println!("{}: ok", path.display());
+    println!("  site {}, agent {}, data in {}", config.agent.site, config.agent.id, config.agent.data_dir.display());
+    for (block, machine) in built.iter().zip(&config.machines) {
+        let model = machine.model.as_deref().unwrap_or("none");
+        let layout = &block.layout;
+        let window = Duration::from_nanos(layout.rate as u64) * layout.steps as u32;
+        println!("  machines {:?}: model {model}, {} channels, window {window:?}", machine.matcher, layout.channels.len());
+        warn_of_tail(block.model.as_deref(), block.limit.threshold(), machine);
+    }
+    for model in models.values() {
+        let m = model.manifest();
+        println!("  model {} version {}: self-test passed, sha256 {}", m.name, m.version, model.digest());
+    }
+    if options.connect { connect(&config) } else { Ok(()) }
+}
+
+fn warn_of_tail(model: Option<&crate::model::Model>, p: f64, machine: &crate::config::Machine) {
+    let budget = matches!(machine.alarm.limit, crate::alarm::LimitConfig::Budget { .. });
+    if let Some(m) = model.filter(|m| budget && m.calibration().extrapolates(p)) {
+        let n = m.calibration().len();
+        println!("    its budget means p <= {p:.1e}; with {n} reference scores that rests on a fitted tail");
+    }
+}
+
+fn connect(config: &Config) -> Result<()> {
+    let mut doors: Vec<(String, String)> = Vec::new();
+    for s in &config.source.mqtt {
+        doors.extend(s.connection.urls.iter().map(|u| (format!("source {}", s.name), u.authority())));
+    }
+    for s in &config.source.modbus {
+        doors.push((format!("source {}", s.name), s.url.authority()));
+    }
+    if let Some(authority) = config.cloud.as_ref().map(|c| c.authority()) {
+        doors.push(("cloud".into(), authority));
+    }
+    let mut shut = 0;
+    for (who, authority) in doors {
+        match knock(&authority) {
+            Ok(()) => println!("  {who}: {authority} answers"),
+            Err(e) => {
+                shut += 1;
+                println!("  {who}: {authority} cannot be reached: {e}");
+            }
+        }
+    }
+    ensure!(shut == 0, "{shut} of the addresses above cannot be reached");
+    Ok(())
+}
+
+fn knock(authority: &str) -> std::io::Result<()> {
+    let mut last = std::io::Error::other("the name has no address");
+    for address in authority.to_socket_addrs()? {
+        match std::net::TcpStream::connect_timeout(&address, KNOCK) {
+            Ok(_) => return Ok(()),
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
+}

@@ -1,0 +1,64 @@
+//! `andon status`: asks the running daemon over its own HTTP.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde_json::Value;
+
+use super::{ConfigFile, runtime};
+use crate::config::Needs;
+
+/// How long the daemon has to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// See `andon status --help`.
+#[derive(Args)]
+pub struct Options {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Ask this address instead of the one in the config
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// Print the whole answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints how the daemon is; fails when it cannot be reached.
+pub fn run(options: &Options) -> Result<()> {
+    let (base, token) = match &options.url {
+        Some(url) => (url.trim_end_matches('/').to_owned(), None),
+        None => {
+            let web = options.file.load(Needs::default())?.web;
+            let Some(listen) = web.listen else { bail!("the dashboard is off in the config; there is nobody to ask") };
+            (format!("http://{listen}"), web.token)
+        }
+    };
+    let status: Value = runtime()?.block_on(async {
+        let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
+        let mut request = client.get(format!("{base}/api/v1/status"));
+        if let Some(token) = token {
+            request = request.bearer_auth(token.reveal());
+        }
+        let answer = request.send().await.with_context(|| format!("no andon answers at {base}; is it running?"))?;
+        let answer = answer.error_for_status().context("andon refused to tell its status")?;
+        answer.json().await.context("the answer is not JSON")
+    })?;
+    if options.json { println!("{status}") } else { print(&status) }
+    Ok(())
+}
+
+fn print(status: &Value) {
+    let text = |path: &str| match status.pointer(path) {
+        Some(Value::String(s)) => s.clone(),
+        Some(v) => v.to_string(),
+        None => "?".into(),
+    };
+    println!("andon {} on {} ({}): {}", text("/version"), text("/agent"), text("/site"), text("/health"));
+    let Some(Value::Object(parts)) = status.get("components") else { return };
+    for (name, part) in parts {
+        let word = |key: &str| part.get(key).and_then(Value::as_str).unwrap_or("?");
+        println!("  {name:24} {:10} {}", word("health"), word("detail"));
+    }
+}
