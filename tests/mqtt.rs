@@ -12,7 +12,7 @@ use andon::mqtt::{self, Address, Connection, Event, Filter, Outgoing, Qos};
 use andon::settings::{Document, Surroundings};
 use andon::source;
 use andon::types::{Batch, Reject};
-use support::mosquitto::{Mosquitto, free_port};
+use support::mosquitto::{Mosquitto, dynamic_security, free_port};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -69,9 +69,8 @@ impl Source {
     }
 
     fn health(&self) -> (Health, String) {
-        let components = self.shared.board.components();
-        let c = components.get("source/shop").expect("it is on the board");
-        (c.health, c.detail.clone())
+        let component = self.shared.board.components().remove("source/shop");
+        component.map_or((Health::Starting, String::new()), |c| (c.health, c.detail))
     }
 
     async fn batch(&mut self) -> Batch {
@@ -138,20 +137,21 @@ fn open(connection: &Connection) -> mqtt::Link {
 
 /// Publishes all of it with QoS 1 and returns when the broker has it.
 async fn publish(url: &str, messages: impl IntoIterator<Item = (String, String)>) {
-    let connection = plain(url, "publisher");
-    let mut link = open(&connection);
-    assert!(matches!(link.next().await, Event::Connected { .. }));
+    let address = Address::parse(url).expect("a url");
+    let mut options = rumqttc::MqttOptions::new("publisher", rumqttc::Broker::tcp(address.host, address.port));
+    options.set_max_packet_size(Some(1 << 20));
+    let (client, mut eventloop) = rumqttc::AsyncClient::builder(options).capacity(100).build();
+    let pump = tokio::spawn(async move { while eventloop.poll().await.is_ok() {} });
+    let mut taken = Vec::new();
     for (topic, payload) in messages {
-        let message = Outgoing { topic, payload, qos: Qos::AtLeastOnce, retain: false };
-        while link.client.publish(&message).is_err() {
-            sleep(Duration::from_millis(1)).await;
-        }
+        let qos1 = rumqttc::PublishOptions::at_least_once();
+        taken.push(client.publish_tracked(topic, payload, qos1).await.expect("the publisher lives"));
     }
-    link.client.disconnect();
-    match timeout(PATIENCE, link.next()).await {
-        Ok(Event::Disconnected(why)) => assert_eq!(why, "as asked"),
-        other => panic!("{other:?}"),
+    for notice in taken {
+        let answer = timeout(PATIENCE, notice.wait_async()).await;
+        answer.expect("an answer in time").expect("the broker takes it");
     }
+    pump.abort();
 }
 
 fn numbered(numbers: std::ops::Range<i64>) -> impl Iterator<Item = (String, String)> {
@@ -347,8 +347,10 @@ async fn what_cannot_be_read_is_set_aside_and_acked() {
 async fn a_refused_subscription_is_told() {
     for version in VERSIONS {
         let dir = tempfile::tempdir().expect("a directory");
-        std::fs::write(dir.path().join("acl"), "topic read plant/+/temp\n").expect("writing");
-        let broker = Mosquitto::within(dir, "allow_anonymous true\nacl_file {dir}/acl\n");
+        let nobody = r#"{"defaultACLAccess":{"publishClientSend":true,"publishClientReceive":true,"subscribe":false,"unsubscribe":true}}"#;
+        std::fs::write(dir.path().join("security.json"), nobody).expect("writing");
+        let plugin = format!("plugin {}\nplugin_opt_config_file {{dir}}/security.json\n", dynamic_security().display());
+        let broker = Mosquitto::within(dir, &format!("allow_anonymous true\n{plugin}"));
         let source = Source::start(&text(&[&broker.url()], version, ""));
         until("it is refused", || source.health().1.contains("refused to subscribe plant/+/+")).await;
         assert_eq!(source.health().0, Health::Down);

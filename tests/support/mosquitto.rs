@@ -99,6 +99,16 @@ pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port()
 }
 
+/// The plugin that can refuse subscriptions; it comes with mosquitto.
+pub fn dynamic_security() -> PathBuf {
+    let name = "mosquitto_dynamic_security.so";
+    let triplets = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten().map(|d| d.path());
+    let all = triplets.chain(["/usr/lib".into(), "/usr/local/lib".into()]).map(|d| d.join(name));
+    all.into_iter()
+        .find(|p| p.is_file())
+        .expect("mosquitto's plugin for dynamic security is not installed: see tests/run")
+}
+
 fn launch(dir: &Path, port: u16) -> Option<Child> {
     let mut child = Command::new(binary())
         .arg("-c")
