@@ -218,8 +218,6 @@ mod tests {
         session_expiry: has to be between 1s and 49000d
         password: needs a `username` beside it
         "#);
-        insta::assert_snapshot!(read("").1.join("\n"), @r#"
-        url: is missing: give the broker as "mqtt://host:1883"
-        "#);
+        insta::assert_snapshot!(read("").1.join("\n"), @r#"url: is missing: give the broker as "mqtt://host:1883""#);
     }
 }

@@ -71,6 +71,8 @@ struct Source {
     /// A batch the engine has had no room for yet. It outlives its connection.
     waiting: Option<Batch>,
     connected_at: Option<Instant>,
+    /// What the broker made of our session: new or resumed.
+    session: &'static str,
     resubscribe_at: Option<Instant>,
     last_good: Option<Instant>,
 }
@@ -98,6 +100,7 @@ impl Source {
             part,
             waiting: None,
             connected_at: None,
+            session: "new",
             resubscribe_at: None,
             last_good: None,
         }
@@ -159,9 +162,8 @@ impl Source {
             Event::Connected { session_present } => {
                 self.connected_at = Some(Instant::now());
                 self.connected(true);
-                let session = if session_present { "resumed" } else { "new" };
-                tracing::info!(source = %self.config.name, broker = address, session, "MQTT connected");
-                self.board(Health::Up, &format!("connected to {address}, session {session}"));
+                self.session = if session_present { "resumed" } else { "new" };
+                tracing::info!(source = %self.config.name, broker = address, session = self.session, "MQTT connected");
                 self.subscribe(link);
             }
             Event::Subscribed(answers) => self.subscribed(&answers, address),
@@ -221,6 +223,7 @@ impl Source {
             .filter_map(|(s, answer)| Some(format!("{}: {}", s.filter().topic, answer.as_ref()?)))
             .collect();
         if refused.is_empty() {
+            self.board(Health::Up, &format!("connected to {address}, session {}", self.session));
             return;
         }
         let all = refused.len() == self.config.subscriptions.len();

@@ -137,20 +137,14 @@ fn mistakes_in_the_config() {
     time: "ts" is not a JSON pointer such as "/value" or "/data/0"
     time_format: "ms" is not one of rfc3339, unix_s, unix_ms, unix_us, unix_ns
     "#);
-    insta::assert_snapshot!(problems("value = \"/value\"", false), @r#"
-    value: finds one number: name its signal by {signal} in `topic`, or by `signal`
-    "#);
+    insta::assert_snapshot!(problems("value = \"/value\"", false), @r#"value: finds one number: name its signal by {signal} in `topic`, or by `signal`"#);
     insta::assert_snapshot!(problems("payload = \"number\"\nvalue = \"/v\"\ntime_format = \"unix_s\"", false), @r#"
     payload: a bare number needs {signal} in `topic`, or `signal`
     value: does not go with payload = "number"
     time_format: is not used without `time`
     "#);
-    insta::assert_snapshot!(problems("payload = \"sparkplug_b\"", true), @r#"
-    payload: sparkplug_b is not supported yet
-    "#);
-    insta::assert_snapshot!(problems("payload = \"csv\"\nvalue = \"0\"", true), @r#"
-    value: is the number of the column for CSV, "1" being the first
-    "#);
+    insta::assert_snapshot!(problems("payload = \"sparkplug_b\"", true), @r#"payload: sparkplug_b is not supported yet"#);
+    insta::assert_snapshot!(problems("payload = \"csv\"\nvalue = \"0\"", true), @r#"value: is the number of the column for CSV, "1" being the first"#);
 }
 
 proptest! {

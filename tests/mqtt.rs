@@ -1,0 +1,444 @@
+//! The MQTT source and publisher against a real mosquitto: nothing is acked before it is durable,
+//! nothing durable comes twice, and no broker trouble ends them.
+
+#![allow(missing_docs)]
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::Duration;
+
+use andon::metrics::{Health, Shared};
+use andon::mqtt::{self, Address, Connection, Event, Filter, Outgoing, Qos};
+use andon::settings::{Document, Surroundings};
+use andon::source;
+use andon::types::{Batch, Reject};
+use support::mosquitto::{Mosquitto, dynamic_security, free_port};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+mod support;
+
+/// Longer than anything here takes, even on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+const VERSIONS: [&str; 2] = ["3.1.1", "5"];
+
+/// A running source, and what it delivers.
+struct Source {
+    shared: Shared,
+    batches: mpsc::Receiver<Batch>,
+    task: JoinHandle<()>,
+}
+
+fn config(text: &str, base: &std::path::Path) -> source::mqtt::Config {
+    let around = Surroundings { base: base.to_owned(), credentials: None };
+    let document = Document::parse(text, around);
+    let config = source::Config::read(&document.root(), "test");
+    let problems = document.into_problems();
+    assert_eq!(problems, [], "{text}");
+    config.mqtt.into_iter().next().expect("a source")
+}
+
+/// The usual source: `plant/{machine}/{signal}` with the number at `/value`.
+fn text(urls: &[&str], version: &str, more: &str) -> String {
+    format!(
+        "[[source.mqtt]]\nname = \"shop\"\nurl = {urls:?}\nversion = \"{version}\"\n{more}\n\
+         [[source.mqtt.subscribe]]\ntopic = \"plant/{{machine}}/{{signal}}\"\nvalue = \"/value\"\n"
+    )
+}
+
+impl Source {
+    fn start(text: &str) -> Source {
+        Source::queueing(text, 16)
+    }
+
+    fn queueing(text: &str, batches: usize) -> Source {
+        Source::run(config(text, std::path::Path::new("")), batches)
+    }
+
+    fn run(config: source::mqtt::Config, queue: usize) -> Source {
+        let shared = Shared::new();
+        let (tx, batches) = mpsc::channel(queue);
+        let task = tokio::spawn(source::mqtt::run(config, shared.clone(), tx));
+        Source { shared, batches, task }
+    }
+
+    async fn connected(self) -> Source {
+        until("connected", || self.health().0 == Health::Up).await;
+        self
+    }
+
+    fn health(&self) -> (Health, String) {
+        let component = self.shared.board.components().remove("source/shop");
+        component.map_or((Health::Starting, String::new()), |c| (c.health, c.detail))
+    }
+
+    async fn batch(&mut self) -> Batch {
+        timeout(PATIENCE, self.batches.recv()).await.expect("a batch in time").expect("the source runs")
+    }
+
+    /// Values until there are `n` different ones, and the batches they came in.
+    async fn values(&mut self, n: usize) -> (BTreeSet<i64>, Vec<Batch>) {
+        let (mut values, mut batches) = (BTreeSet::new(), Vec::new());
+        while values.len() < n {
+            let batch = self.batch().await;
+            values.extend(batch.readings.iter().map(|r| r.value as i64));
+            batches.push(batch);
+        }
+        (values, batches)
+    }
+
+    /// The same, completing each receipt.
+    async fn durable_values(&mut self, n: usize) -> BTreeSet<i64> {
+        let mut values = BTreeSet::new();
+        while values.len() < n {
+            let batch = self.batch().await;
+            values.extend(batch.readings.iter().map(|r| r.value as i64));
+            complete(batch);
+        }
+        values
+    }
+
+    /// As a kill -9 looks to the broker.
+    async fn kill(self) {
+        self.task.abort();
+        assert!(self.task.await.is_err());
+    }
+
+    async fn stop(self) {
+        self.shared.stop.cancel();
+        timeout(PATIENCE, self.task).await.expect("it stops").expect("without a panic");
+    }
+}
+
+fn complete(batch: Batch) {
+    if let Some(receipt) = batch.receipt {
+        receipt.complete();
+    }
+}
+
+async fn until(what: &str, mut reached: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !reached() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn plain(url: &str, client_id: &str) -> Connection {
+    let mut connection = Connection::new(vec![Address::parse(url).expect("a url")], client_id);
+    connection.clean = true;
+    connection
+}
+
+fn open(connection: &Connection) -> mqtt::Link {
+    mqtt::open(connection, &connection.urls[0], None).expect("a link")
+}
+
+/// Publishes all of it with QoS 1 and returns when the broker has it.
+async fn publish(url: &str, messages: impl IntoIterator<Item = (String, String)>) {
+    let address = Address::parse(url).expect("a url");
+    let mut options = rumqttc::MqttOptions::new("publisher", rumqttc::Broker::tcp(address.host, address.port));
+    options.set_max_packet_size(Some(1 << 20));
+    let (client, mut eventloop) = rumqttc::AsyncClient::builder(options).capacity(100).build();
+    let pump = tokio::spawn(async move { while eventloop.poll().await.is_ok() {} });
+    let mut taken = Vec::new();
+    for (topic, payload) in messages {
+        let qos1 = rumqttc::PublishOptions::at_least_once();
+        taken.push(client.publish_tracked(topic, payload, qos1).await.expect("the publisher lives"));
+    }
+    for notice in taken {
+        let answer = timeout(PATIENCE, notice.wait_async()).await;
+        answer.expect("an answer in time").expect("the broker takes it");
+    }
+    pump.abort();
+}
+
+fn numbered(numbers: std::ops::Range<i64>) -> impl Iterator<Item = (String, String)> {
+    numbers.map(|i| (format!("plant/press-{}/temp", i % 7), format!("{{\"value\":{i}}}")))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_acked_before_it_is_durable() {
+    for version in VERSIONS {
+        let broker = Mosquitto::start();
+        let text = text(&[&broker.url()], version, "");
+        let mut first = Source::start(&text).connected().await;
+        publish(&broker.url(), numbered(0..300)).await;
+        let (values, batches) = first.values(300).await;
+        assert_eq!(values, (0..300).collect());
+        // Some become durable, the rest does not: then the plug is pulled.
+        first.kill().await;
+        drop(batches);
+
+        let mut second = Source::start(&text).connected().await;
+        assert_eq!(second.durable_values(300).await, (0..300).collect(), "all of it comes again, {version}");
+        second.stop().await;
+
+        let mut third = Source::start(&text).connected().await;
+        assert!(third.health().1.contains("session resumed"), "{:?}", third.health());
+        publish(&broker.url(), numbered(300..301)).await;
+        let batch = third.batch().await;
+        assert_eq!(
+            batch.readings.iter().map(|r| r.value as i64).collect::<Vec<_>>(),
+            [300],
+            "nothing twice, {version}"
+        );
+        third.kill().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_receipt_makes_the_broker_send_again() {
+    for version in VERSIONS {
+        let broker = Mosquitto::start();
+        let mut source = Source::start(&text(&[&broker.url()], version, "")).connected().await;
+        publish(&broker.url(), numbered(0..50)).await;
+        let (_, batches) = source.values(50).await;
+        drop(batches);
+        assert_eq!(source.durable_values(50).await, (0..50).collect());
+        source.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exactly_once_is_acked_the_same_way() {
+    for version in VERSIONS {
+        let broker = Mosquitto::start();
+        let text = text(&[&broker.url()], version, "") + "qos = 2\n";
+        let mut first = Source::start(&text).connected().await;
+        let connection = plain(&broker.url(), "publisher");
+        let link = open(&connection);
+        for (topic, payload) in numbered(0..100) {
+            let message = Outgoing { topic, payload, qos: Qos::ExactlyOnce, retain: false };
+            link.client.publish(&message).expect("room");
+        }
+        let (_, batches) = first.values(100).await;
+        first.kill().await;
+        drop(batches);
+        let mut second = Source::start(&text).connected().await;
+        assert_eq!(second.durable_values(100).await, (0..100).collect());
+        publish(&broker.url(), numbered(100..200)).await;
+        assert_eq!(second.durable_values(100).await, (100..200).collect());
+        second.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_forgot_us_is_subscribed_anew() {
+    for version in VERSIONS {
+        let mut broker = Mosquitto::start();
+        let mut source = Source::start(&text(&[&broker.url()], version, "")).connected().await;
+        broker.kill();
+        until("the loss is told", || source.health().0 == Health::Down).await;
+        broker.restart();
+        until("it is back", || source.health().0 == Health::Up).await;
+        assert!(source.health().1.contains("session new"), "{:?}", source.health());
+        publish(&broker.url(), numbered(0..3)).await;
+        assert_eq!(source.durable_values(3).await, (0..3).collect());
+        let metrics = source.shared.metrics.render();
+        assert!(metrics.contains("andon_source_connects_total{source=\"shop\"} 2"), "{metrics}");
+        assert!(metrics.contains("andon_source_connected{source=\"shop\"} 1"), "{metrics}");
+        source.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resumed_session_takes_new_subscriptions() {
+    for version in VERSIONS {
+        let broker = Mosquitto::start();
+        let text = text(&[&broker.url()], version, "");
+        Source::start(&text).connected().await.stop().await;
+        let more =
+            text + "[[source.mqtt.subscribe]]\ntopic = \"more/{machine}\"\npayload = \"number\"\nsignal = \"x\"\n";
+        let mut source = Source::start(&more).connected().await;
+        assert!(source.health().1.contains("session resumed"), "{:?}", source.health());
+        publish(&broker.url(), [("more/m".to_owned(), "7".to_owned())]).await;
+        assert_eq!(source.durable_values(1).await, [7].into());
+        source.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_second_broker_takes_over() {
+    let mut first = Mosquitto::start();
+    let second = Mosquitto::start();
+    let dead = format!("mqtt://127.0.0.1:{}", free_port());
+    let urls = [dead.as_str(), &first.url(), &second.url()];
+    let mut source = Source::start(&text(&urls, "5", "")).connected().await;
+    assert!(source.health().1.contains(&first.url()), "{:?}", source.health());
+    first.kill();
+    until("the second has it", || source.health().1.starts_with(&format!("connected to {}", second.url()))).await;
+    publish(&second.url(), numbered(0..3)).await;
+    assert_eq!(source.durable_values(3).await, (0..3).collect());
+    source.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_while_the_engine_is_busy() {
+    for (version, inflight) in [("3.1.1", 0), ("5", 1000)] {
+        let broker = Mosquitto::with(&format!(
+            "allow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages {inflight}\n"
+        ));
+        let text = text(&[&broker.url()], version, "receive_maximum = 20");
+        let mut source = Source::queueing(&text, 1).connected().await;
+        // Nobody takes a batch while all of this is published.
+        publish(&broker.url(), numbered(0..5000)).await;
+        let mut unacked = 0;
+        let mut values = BTreeSet::new();
+        while values.len() < 5000 {
+            let batch = source.batch().await;
+            unacked = unacked.max(batch.readings.len());
+            values.extend(batch.readings.iter().map(|r| r.value as i64));
+            complete(batch);
+        }
+        assert!(unacked <= 20, "{unacked} unacked");
+        assert_eq!(source.shared.metrics.source_connects.get_or_create(&[("source", "shop".into())]).get(), 1);
+        source.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopping_waits_for_what_is_under_way() {
+    let broker = Mosquitto::start();
+    let text = text(&[&broker.url()], "5", "");
+    let mut source = Source::start(&text).connected().await;
+    publish(&broker.url(), numbered(0..10)).await;
+    let (_, batches) = source.values(10).await;
+    source.shared.stop.cancel();
+    // It cannot be over while receipts are open.
+    assert!(timeout(Duration::from_millis(50), &mut source.task).await.is_err());
+    batches.into_iter().for_each(complete);
+    timeout(PATIENCE, source.task).await.expect("it stops").expect("without a panic");
+    let mut again = Source::start(&text).connected().await;
+    publish(&broker.url(), numbered(10..11)).await;
+    assert_eq!(again.durable_values(1).await, [10].into(), "the acks were sent before the goodbye");
+    again.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_is_set_aside_and_acked() {
+    let broker = Mosquitto::start();
+    let text = text(&[&broker.url()], "5", "");
+    let mut source = Source::start(&text).connected().await;
+    let large = format!("{{\"value\":1,\"x\":\"{}\"}}", "y".repeat(300 << 10));
+    let bad = [("plant/m/a", "nonsense"), ("plant//a", "{\"value\":1}"), ("plant/m/big", &large)];
+    publish(&broker.url(), bad.map(|(t, p)| (t.to_owned(), p.to_owned()))).await;
+    let mut rejects: Vec<Reject> = Vec::new();
+    while rejects.len() < 3 {
+        let mut batch = source.batch().await;
+        rejects.append(&mut batch.rejects);
+        complete(batch);
+    }
+    let told: Vec<String> = rejects.iter().map(|r| format!("{}: {}", r.origin, r.reason)).collect();
+    assert_eq!(told[0], "plant/m/a: not valid JSON: expected ident at line 1 column 2");
+    assert_eq!(told[1], "plant//a: the topic's \"\" cannot be the name of a machine");
+    assert_eq!(told[2], format!("plant/m/big: its {} bytes are more than 262144", large.len()));
+    assert!(rejects.iter().all(|r| r.payload.len() <= Reject::KEEP_BYTES));
+    source.stop().await;
+    let mut again = Source::start(&text).connected().await;
+    publish(&broker.url(), numbered(0..1)).await;
+    let batch = again.batch().await;
+    assert_eq!((batch.rejects.len(), batch.readings.len()), (0, 1));
+    again.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_subscription_is_told() {
+    for version in VERSIONS {
+        let dir = tempfile::tempdir().expect("a directory");
+        let nobody = r#"{"defaultACLAccess":{"publishClientSend":true,"publishClientReceive":true,"subscribe":false,"unsubscribe":true}}"#;
+        std::fs::write(dir.path().join("security.json"), nobody).expect("writing");
+        let plugin = format!("plugin {}\nplugin_opt_config_file {{dir}}/security.json\n", dynamic_security().display());
+        let broker = Mosquitto::within(dir, &format!("allow_anonymous true\n{plugin}"));
+        let source = Source::start(&text(&[&broker.url()], version, ""));
+        until("it is refused", || source.health().1.contains("refused to subscribe plant/+/+")).await;
+        assert_eq!(source.health().0, Health::Down);
+        source.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_is_told() {
+    for version in VERSIONS {
+        let broker = Mosquitto::with("allow_anonymous false\n");
+        let more = "username = \"andon\"\npassword = \"secret-word\"";
+        let source = Source::start(&text(&[&broker.url()], version, more));
+        until("it is refused", || source.health().0 == Health::Down).await;
+        let detail = source.health().1;
+        assert!(detail.contains("refused") && !detail.contains("secret-word"), "{detail}");
+        source.stop().await;
+    }
+}
+
+fn openssl(dir: &std::path::Path, arguments: &str) {
+    let out = Command::new("openssl").args(arguments.split_whitespace()).current_dir(dir).output();
+    let out = out.expect("openssl is not installed: tests/run sets up all that the tests need");
+    assert!(out.status.success(), "{arguments}: {}", String::from_utf8_lossy(&out.stderr));
+}
+
+/// A CA, a server and a client that it knows, and a CA that nobody knows.
+fn certificates(dir: &std::path::Path) {
+    std::fs::write(dir.join("server.ext"), "subjectAltName=DNS:localhost,IP:127.0.0.1\n").expect("writing");
+    std::fs::write(dir.join("client.ext"), "extendedKeyUsage=clientAuth\n").expect("writing");
+    for ca in ["ca", "other"] {
+        openssl(
+            dir,
+            &format!("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN={ca} -keyout {ca}.key -out {ca}.pem"),
+        );
+    }
+    for who in ["server", "client"] {
+        openssl(dir, &format!("req -newkey rsa:2048 -nodes -subj /CN={who} -keyout {who}.key -out {who}.csr"));
+        openssl(
+            dir,
+            &format!(
+                "x509 -req -in {who}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile {who}.ext -out {who}.pem"
+            ),
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_with_client_certificates() {
+    let dir = tempfile::tempdir().expect("a directory");
+    certificates(dir.path());
+    let broker = Mosquitto::within(
+        dir,
+        "allow_anonymous true\ncafile {dir}/ca.pem\ncertfile {dir}/server.pem\nkeyfile {dir}/server.key\n\
+         require_certificate true\n",
+    );
+    for host in ["localhost", "127.0.0.1"] {
+        for version in VERSIONS {
+            let url = format!("mqtts://{host}:{}", broker.port());
+            let tls = "tls = { ca = \"ca.pem\", cert = \"client.pem\", key = \"client.key\" }";
+            let config = config(&text(&[&url], version, tls), broker.dir());
+            let mut source = Source::run(config.clone(), 16).connected().await;
+            let mut link = open(&Connection { client_id: "publisher".into(), clean: true, ..config.connection });
+            assert!(matches!(link.next().await, Event::Connected { .. }));
+            let (topic, payload) = numbered(5..6).next().expect("one");
+            link.client.publish(&Outgoing { topic, payload, qos: Qos::AtLeastOnce, retain: false }).expect("room");
+            assert_eq!(source.durable_values(1).await, [5].into());
+            source.stop().await;
+        }
+    }
+    for (tls, reason) in [
+        ("tls = { ca = \"other.pem\", cert = \"client.pem\", key = \"client.key\" }", "certificate"),
+        ("tls = { ca = \"ca.pem\" }", "ertificate"),
+        ("tls = { ca = \"gone.pem\" }", "gone.pem"),
+    ] {
+        let url = format!("mqtts://localhost:{}", broker.port());
+        let source = Source::run(config(&text(&[&url], "5", tls), broker.dir()), 16);
+        until("it is refused", || source.health().0 == Health::Down).await;
+        assert!(source.health().1.contains(reason), "{tls}: {:?}", source.health());
+        source.stop().await;
+    }
+}
+
+/// Everything on the broker that matches, from now on and retained.
+async fn listen(url: &str, topic: &str) -> mqtt::Link {
+    let mut link = open(&plain(url, &format!("listener-{topic}")));
+    assert!(matches!(link.next().await, Event::Connected { .. }));
+    link.client.subscribe(&[Filter { topic: topic.to_owned(), qos: Qos::AtLeastOnce }]).expect("room");
+    assert!(matches!(link.next().await, Event::Subscribed(_)));
+    link
+}

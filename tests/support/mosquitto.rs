@@ -1,0 +1,141 @@
+//! A real mosquitto on a port of its own, in a directory of its own, gone when the test is over.
+
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long mosquitto may take to listen or to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A broker that belongs to one test.
+pub struct Mosquitto {
+    child: Option<Child>,
+    dir: tempfile::TempDir,
+    port: u16,
+}
+
+impl Mosquitto {
+    /// Open to everyone, queues without bound, sessions survive a restart.
+    pub fn start() -> Mosquitto {
+        Mosquitto::with("allow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 1000\n")
+    }
+
+    /// With these lines of configuration; `{dir}` stands for the broker's directory. Listener,
+    /// persistence and logging are taken care of.
+    pub fn with(lines: &str) -> Mosquitto {
+        Mosquitto::within(tempfile::tempdir().expect("a directory"), lines)
+    }
+
+    /// The same, in a directory where files for it have been put.
+    pub fn within(dir: tempfile::TempDir, lines: &str) -> Mosquitto {
+        let path = dir.path().to_str().expect("a plain path").to_owned();
+        let lines = lines.replace("{dir}", &path);
+        for _ in 0..5 {
+            let port = free_port();
+            // `user root` only matters when the test runs as root: it keeps the directory writable.
+            let config = format!(
+                "listener {port} 127.0.0.1\nuser root\npersistence true\npersistence_location {path}/\n\
+                 log_dest file {path}/log\nlog_type all\n{lines}"
+            );
+            std::fs::write(dir.path().join("mosquitto.conf"), config).expect("writing the config");
+            if let Some(child) = launch(dir.path(), port) {
+                return Mosquitto { child: Some(child), dir, port };
+            }
+            // Someone else may have taken the port in between.
+        }
+        let log = std::fs::read_to_string(dir.path().join("log")).unwrap_or_default();
+        panic!("mosquitto does not start:\n{log}");
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn url(&self) -> String {
+        format!("mqtt://127.0.0.1:{}", self.port)
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Asks it to end, which makes it save its sessions, and waits.
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ =
+                rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM);
+            let deadline = Instant::now() + PATIENCE;
+            while child.try_wait().expect("waiting").is_none() {
+                assert!(Instant::now() < deadline, "mosquitto does not stop");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+
+    /// Pulls the plug.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Starts it again on the same port.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.child = Some(launch(self.dir.path(), self.port).expect("mosquitto starts again"));
+    }
+}
+
+impl Drop for Mosquitto {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port()
+}
+
+/// The plugin that can refuse subscriptions; it comes with mosquitto.
+pub fn dynamic_security() -> PathBuf {
+    let name = "mosquitto_dynamic_security.so";
+    let triplets = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten().map(|d| d.path());
+    let all = triplets.chain(["/usr/lib".into(), "/usr/local/lib".into()]).map(|d| d.join(name));
+    all.into_iter()
+        .find(|p| p.is_file())
+        .expect("mosquitto's plugin for dynamic security is not installed: see tests/run")
+}
+
+fn launch(dir: &Path, port: u16) -> Option<Child> {
+    let mut child = Command::new(binary())
+        .arg("-c")
+        .arg(dir.join("mosquitto.conf"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("mosquitto can be run");
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        if child.try_wait().expect("waiting").is_some() {
+            return None;
+        }
+        if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+            return Some(child);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    None
+}
+
+fn binary() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let all = std::env::split_paths(&path).map(|d| d.join("mosquitto")).chain(["/usr/sbin/mosquitto".into()]);
+    all.into_iter()
+        .find(|p| p.is_file())
+        .expect("mosquitto is not installed: tests/run sets up all that the tests need")
+}
