@@ -16,6 +16,9 @@ use andon::types::{Cause, Quality, Time};
 mod support;
 use support::*;
 
+/// For devices that answer: patient, so that a busy machine fails no test.
+const STEADY: &str = "poll = \"20ms\"\ntimeout = \"10s\"";
+/// For devices that do not.
 const FAST: &str = "poll = \"20ms\"\ntimeout = \"150ms\"";
 
 async fn plc() -> Plc {
@@ -32,7 +35,7 @@ async fn every_type_and_order_that_pymodbus_serves() {
             (format!("s{i}"), format!("at = \"{}\"\ntype = \"{}\"\n{order}", s.at, s.r#type))
         })
         .collect();
-    let mut source = Running::start(config(&source_text(server.address, "", &signals)));
+    let mut source = Running::start(config(&source_text(server.address, "timeout = \"10s\"", &signals)));
     let before = Time::now();
     let readings = source.next().await;
     assert_eq!(readings.len(), server.signals.len());
@@ -57,7 +60,8 @@ async fn neighbours_share_requests() {
     ]
     .map(|(name, rest)| (name.to_owned(), rest.to_owned()))
     .into();
-    let mut source = Running::start(config(&source_text(server.address, "gap = 8\npoll = \"1h\"", &signals)));
+    let mut source =
+        Running::start(config(&source_text(server.address, "gap = 8\npoll = \"1h\"\ntimeout = \"10s\"", &signals)));
     source.next().await;
     source.stop().await;
     let asked: BTreeSet<_> = server.requests().into_iter().collect();
@@ -69,7 +73,8 @@ async fn a_missing_address_hides_no_neighbour() {
     let mut server = Pymodbus::start();
     // 3010 is not there; 3020 is not there either, and lies between two that are wanted.
     let wanted = registers((3000..3019).chain(3022..3030));
-    let mut source = Running::start(config(&source_text(server.address, "poll = \"50ms\"", &wanted)));
+    let mut source = Running::start(config(&source_text(server.address, STEADY, &wanted)));
+    let mut asked = BTreeSet::new();
     for round in 0..5 {
         for reading in source.next().await {
             match &*reading.signal {
@@ -79,13 +84,12 @@ async fn a_missing_address_hides_no_neighbour() {
         }
         let requests = server.requests();
         match round {
-            0 => assert!(requests.len() <= 12, "{requests:?}"),
-            // What it has learnt: two islands before 3010 and after, and no reading through 3020.
-            1 => {}
-            _ => assert!(requests.len().is_multiple_of(3), "{requests:?}"),
+            0 => assert!(requests.len() <= 20, "{requests:?}"),
+            _ => asked.extend(requests),
         }
-        assert!(round == 0 || requests.iter().all(|(_, at, count)| !(*at..at + count).contains(&3010)), "{requests:?}");
     }
+    // What it has learnt: each island by itself.
+    assert_eq!(asked, BTreeSet::from([(3, 3000, 10), (3, 3011, 8), (3, 3022, 8)]));
     let component = source.board(|c| c.health == Health::Degraded).await;
     assert_eq!(component.detail, "bad: m/r3010 (exception)");
     assert_eq!(source.metric("andon_source_connects_total{source=\"plc\"}"), 1);
@@ -185,12 +189,12 @@ async fn answers_of_the_wrong_length_or_shape_do_no_harm() {
 #[tokio::test]
 async fn a_device_that_closes_after_each_answer_is_read_all_the_same() {
     let address = raw_device(|asked| Does::SendsAndCloses(asked.answer())).await;
-    let mut source = Running::start(config(&source_text(address, FAST, &registers([100, 101]))));
+    let mut source = Running::start(config(&source_text(address, STEADY, &registers([100, 60200]))));
     for _ in 0..10 {
         let readings = source.next().await;
         assert!(all_good(&readings), "{readings:?}");
     }
-    assert!(source.metric("andon_source_connects_total{source=\"plc\"}") >= 10);
+    assert!(source.metric("andon_source_connects_total{source=\"plc\"}") == 20);
     source.stop().await;
 }
 
@@ -235,7 +239,8 @@ async fn the_simulated_plc_and_its_faults() {
     .map(|(name, rest)| (name.to_owned(), rest.to_owned()))
     .into();
     plc.set_f32(Table::Holding, 12, f32::NAN);
-    let mut source = Running::start(config(&source_text(plc.address(), FAST, &signals)));
+    let keys = "poll = \"20ms\"\ntimeout = \"1s\"";
+    let mut source = Running::start(config(&source_text(plc.address(), keys, &signals)));
     let readings = source.next().await;
     let values = ["temperature", "level", "running"].map(|name| of(&readings, name).value);
     assert_eq!(values, [23.5, -1.0, 1.0]);
@@ -280,7 +285,9 @@ async fn an_absent_device_is_bad_at_the_rate_of_each_signal_and_found_when_it_co
         }
     }
     // Late rounds are left out, never made up for, so there may be fewer but not more.
-    assert!((4..=31).contains(&fast.len()), "{} fast", fast.len());
+    let most = |times: &[Time], period: u128| times[times.len() - 1].since(times[0]).as_millis() / period + 2;
+    assert!(fast.len() > slow.len());
+    assert!(fast.len() as u128 <= most(&fast, 20) && slow.len() as u128 <= most(&slow, 200), "{fast:?} {slow:?}");
     let component = source.board(|c| c.health == Health::Down).await;
     assert!(component.detail.starts_with("cannot connect to tcp://127.0.0.1:"), "{}", component.detail);
     assert_eq!(source.metric("andon_source_connected{source=\"plc\"}"), 0);

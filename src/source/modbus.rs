@@ -13,6 +13,7 @@ mod config;
 mod connection;
 pub mod plan;
 mod poller;
+pub mod probe;
 pub mod registers;
 mod report;
 mod schedule;

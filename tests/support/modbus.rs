@@ -190,8 +190,6 @@ impl Drop for Pymodbus {
 /// A request as it came over the wire.
 #[derive(Copy, Clone, Debug)]
 pub struct Asked {
-    /// Which connection it came on, counted from 0.
-    pub connection: usize,
     /// Which request on that connection, counted from 0.
     pub nth: usize,
     pub transaction: u16,
@@ -239,15 +237,14 @@ pub async fn raw_device(does: impl Fn(Asked) -> Does + Clone + Send + 'static) -
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("its address");
     tokio::spawn(async move {
-        for connection in 0.. {
-            let Ok((stream, _)) = listener.accept().await else { return };
-            tokio::spawn(raw_connection(stream, connection, does.clone()));
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(raw_connection(stream, does.clone()));
         }
     });
     address
 }
 
-async fn raw_connection(stream: TcpStream, connection: usize, does: impl Fn(Asked) -> Does) {
+async fn raw_connection(stream: TcpStream, does: impl Fn(Asked) -> Does) {
     let (mut input, output) = stream.into_split();
     let output = std::sync::Arc::new(tokio::sync::Mutex::new(output));
     for nth in 0.. {
@@ -256,7 +253,7 @@ async fn raw_connection(stream: TcpStream, connection: usize, does: impl Fn(Aske
             return;
         }
         let word = |i: usize| u16::from_be_bytes([frame[i], frame[i + 1]]);
-        let asked = Asked { connection, nth, transaction: word(0), function: frame[7], at: word(8), count: word(10) };
+        let asked = Asked { nth, transaction: word(0), function: frame[7], at: word(8), count: word(10) };
         match does(asked) {
             Does::Sends(after, bytes) => {
                 let output = output.clone();

@@ -165,10 +165,11 @@ impl Memory {
         self.holes.insert(span, Hole { retry_at: now + wait, wait });
     }
 
-    /// The device answered for this span.
-    pub fn answered(&mut self, span: Span) {
-        if !self.holes.is_empty() {
-            self.holes.remove(&span);
+    /// The device answered for this span. If it had refused it, it has changed its mind, and is
+    /// asked again for all else that it refused.
+    pub fn answered(&mut self, span: Span, now: Instant) {
+        if !self.holes.is_empty() && self.holes.remove(&span).is_some() {
+            self.holes.values_mut().for_each(|hole| *hole = Hole { retry_at: now, wait: Self::FIRST_WAIT });
         }
     }
 

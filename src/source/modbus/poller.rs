@@ -25,8 +25,8 @@ const RETRIES_PER_ROUND: usize = 4;
 /// Splits of refused blocks in one round, for the same reason; the next round goes on where this
 /// one stopped. Enough to find several bad addresses among the 125 of a full request.
 const SPLITS_PER_ROUND: u32 = 64;
-/// Connections made within one round. Beyond that, the backoff governs.
-const RECONNECTS_PER_ROUND: u32 = 1;
+/// Connections made within a round without an answer between them. Beyond that, the backoff governs.
+const RECONNECTS_IN_A_ROW: u32 = 2;
 
 type Dialing = Pin<Box<dyn Future<Output = Result<Connection, Failure>> + Send>>;
 
@@ -71,6 +71,7 @@ struct Round {
     results: BTreeMap<usize, (Time, Result<f64, Cause>)>,
     /// For each split: where the second half starts, and how many halves were answered.
     splits: Vec<(Span, u8)>,
+    /// Connections made since the last answer.
     reconnects: u32,
     asked: bool,
     answered: bool,
@@ -209,8 +210,8 @@ impl Poller {
         };
         let started = Instant::now();
         let result = connection.read(span).await;
-        *proven |= result.as_ref().map_or_else(Failure::spares_connection, |_| true);
-        if *proven && result.as_ref().map_or_else(Failure::spares_connection, |_| true) {
+        if result.as_ref().map_or_else(Failure::spares_connection, |_| true) {
+            *proven = true;
             self.backoff.reset();
             self.silences = 0;
         }
@@ -219,11 +220,11 @@ impl Poller {
     }
 
     fn take(&mut self, job: &Job, values: &[u16], round: &mut Round) {
-        round.answered = true;
-        let at = Time::now();
+        (round.answered, round.reconnects) = (true, 0);
+        let (at, now) = (Time::now(), Instant::now());
         for &i in &job.request.wants {
             let span = self.spans[i];
-            self.memory.answered(span);
+            self.memory.answered(span, now);
             self.troubled[i] = false;
             let first = usize::from(span.start - job.request.span.start);
             let own = values.get(first..first + usize::from(span.count)).unwrap_or_default();
@@ -240,7 +241,7 @@ impl Poller {
 
     /// The device answered, but not with values.
     fn refused(&mut self, job: Job, failure: &Failure, round: &mut Round) {
-        round.answered = true;
+        (round.answered, round.reconnects) = (true, 0);
         debug!(source = %self.config.name, span = ?job.request.span, "refused: {failure}");
         if matches!(failure, Failure::Exception(ILLEGAL_ADDRESS, _)) {
             match split(&job.request, &self.spans) {
@@ -261,7 +262,7 @@ impl Poller {
         let proven = matches!(self.link, Link::Up { proven: true, .. });
         self.report.lost(failure);
         let timed_out = matches!(failure, Failure::Timeout(_));
-        let may_reconnect = round.reconnects < RECONNECTS_PER_ROUND;
+        let may_reconnect = round.reconnects < RECONNECTS_IN_A_ROW;
         round.reconnects += 1;
         // A device may close a connection that has been idle, or after each answer: no harm done.
         if proven && !timed_out && may_reconnect {
@@ -272,9 +273,11 @@ impl Poller {
         let cause = if timed_out { Cause::Timeout } else { Cause::Disconnected };
         let at = Time::now();
         round.results.extend(job.request.wants.iter().map(|i| (*i, (at, Err(cause)))));
-        if round.answered && may_reconnect {
+        if round.answered {
             // The device is alive, so it is this request that it does not answer.
             self.blame(&job.request);
+        }
+        if round.answered && may_reconnect {
             self.report.disconnected();
             self.reconnect().await;
         } else {

@@ -61,8 +61,11 @@ fn a_refused_span_is_left_alone_for_longer_and_longer() {
         assert_eq!(memory.advice(span, now - Duration::from_millis(1)), Advice::Leave, "{seconds}");
         assert_eq!(memory.advice(span, now), Advice::Retry, "{seconds}");
     }
-    memory.answered(span);
+    memory.refused(holding(9, 1), now);
+    assert_eq!(memory.advice(holding(9, 1), now), Advice::Leave);
+    memory.answered(span, now);
     assert_eq!(memory.advice(span, now), Advice::Read);
+    assert_eq!(memory.advice(holding(9, 1), now), Advice::Retry);
 }
 
 #[test]
