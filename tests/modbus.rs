@@ -1,5 +1,6 @@
 //! The Modbus source against pymodbus, against the simulated PLC, and against devices that misbehave
 //! as real ones do.
+#![cfg(feature = "demo")]
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -167,7 +168,7 @@ async fn an_answer_under_another_number_is_never_taken() {
 async fn answers_of_the_wrong_length_or_shape_do_no_harm() {
     type Answer = fn(Asked) -> Vec<u8>;
     let answers: [(&str, Answer); 7] = [
-        ("too short", |a| a.answer_as(a.transaction, [a.at])),
+        ("too short", |a| a.answer_as(a.transaction, (a.at..).take(usize::from(a.count) - 1))),
         ("too long", |a| a.answer_as(a.transaction, [a.at; 4])),
         ("empty", |a| a.answer_as(a.transaction, [])),
         ("another function", |a| Asked { function: 4, ..a }.answer()),
@@ -184,6 +185,22 @@ async fn answers_of_the_wrong_length_or_shape_do_no_harm() {
         }
         source.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_device_that_cuts_long_answers_short_is_read_in_parts() {
+    let address = raw_device(|asked| {
+        let words = (asked.at..).take(asked.count.min(5).into());
+        Does::Sends(Duration::ZERO, asked.answer_as(asked.transaction, words))
+    })
+    .await;
+    let mut source = Running::start(config(&source_text(address, STEADY, &registers(100..117))));
+    for _ in 0..3 {
+        let readings = source.next().await;
+        assert!(all_good(&readings), "{readings:?}");
+        hold_own_address(&readings);
+    }
+    source.stop().await;
 }
 
 #[tokio::test]

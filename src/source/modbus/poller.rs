@@ -147,6 +147,9 @@ impl Poller {
     }
 
     async fn reconnect(&mut self) {
+        // The old connection goes first: some devices have room for one only.
+        self.link = Link::Waiting(Instant::now());
+        self.report.disconnected();
         let outcome = self.dial().await;
         self.dialed(outcome);
     }
@@ -182,7 +185,7 @@ impl Poller {
                     retries.entry(self.spans[i]).or_default().push(i);
                 }
                 Advice::Retry | Advice::Leave => {
-                    round.results.insert(i, (Time::now(), Err(self.causes[i])));
+                    round.results.insert(i, (Time::now(), Err(self.memory.cause(self.spans[i]))));
                 }
             }
         }
@@ -243,11 +246,12 @@ impl Poller {
     fn refused(&mut self, job: Job, failure: &Failure, round: &mut Round) {
         (round.answered, round.reconnects) = (true, 0);
         debug!(source = %self.config.name, span = ?job.request.span, "refused: {failure}");
-        if matches!(failure, Failure::Exception(ILLEGAL_ADDRESS, _)) {
+        // Some devices cut short what is too long for them.
+        if matches!(failure, Failure::Exception(ILLEGAL_ADDRESS, _) | Failure::Length { .. }) {
             match split(&job.request, &self.spans) {
                 Some(halves) if (round.splits.len() as u32) < SPLITS_PER_ROUND => return round.halve(halves),
                 Some(_) => {}
-                None => self.memory.refused(job.request.span, Instant::now()),
+                None => self.memory.refused(job.request.span, Cause::Exception, Instant::now()),
             }
         }
         let at = Time::now();
@@ -266,7 +270,6 @@ impl Poller {
         round.reconnects += 1;
         // A device may close a connection that has been idle, or after each answer: no harm done.
         if proven && !timed_out && may_reconnect {
-            self.report.disconnected();
             self.reconnect().await;
             return round.jobs.push_front(job);
         }
@@ -275,10 +278,9 @@ impl Poller {
         round.results.extend(job.request.wants.iter().map(|i| (*i, (at, Err(cause)))));
         if round.answered {
             // The device is alive, so it is this request that it does not answer.
-            self.blame(&job.request);
+            self.blame(&job.request, cause);
         }
         if round.answered && may_reconnect {
-            self.report.disconnected();
             self.reconnect().await;
         } else {
             self.silences += usize::from(!round.answered);
@@ -288,13 +290,13 @@ impl Poller {
 
     /// Notes a request that got no answer although others did. When it happens twice in a row, the
     /// request is split from then on, or the one address left alone for a while.
-    fn blame(&mut self, request: &Request) {
+    fn blame(&mut self, request: &Request, cause: Cause) {
         let again = request.wants.iter().all(|i| self.troubled[*i]);
         request.wants.iter().for_each(|i| self.troubled[*i] = true);
         match split(request, &self.spans) {
             _ if !again => {}
             Some((_, second)) => self.memory.cut(second.span.table, second.span.start, Instant::now()),
-            None => self.memory.refused(request.span, Instant::now()),
+            None => self.memory.refused(request.span, cause, Instant::now()),
         }
     }
 
