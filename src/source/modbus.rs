@@ -16,6 +16,7 @@ mod poller;
 pub mod probe;
 pub mod registers;
 mod report;
+pub mod scan;
 mod schedule;
 
 pub use config::{Config, Signal, Url};
