@@ -13,8 +13,10 @@ mod config;
 mod connection;
 pub mod plan;
 mod poller;
+pub mod probe;
 pub mod registers;
 mod report;
+pub mod scan;
 mod schedule;
 
 pub use config::{Config, Signal, Url};

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::registers::Table;
+use crate::types::Cause;
 
 /// A stretch of one table. `start + count` is at most 65536.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -127,6 +128,7 @@ pub struct Memory {
 
 #[derive(Copy, Clone, Debug)]
 struct Hole {
+    cause: Cause,
     retry_at: Instant,
     wait: Duration,
 }
@@ -159,16 +161,24 @@ impl Memory {
         }
     }
 
-    /// The device refused this span alone.
-    pub fn refused(&mut self, span: Span, now: Instant) {
-        let wait = self.holes.get(&span).map_or(Self::FIRST_WAIT, |h| (h.wait * 2).min(Self::LONGEST_WAIT));
-        self.holes.insert(span, Hole { retry_at: now + wait, wait });
+    /// Why a span is left alone.
+    pub fn cause(&self, span: Span) -> Cause {
+        self.holes.get(&span).map_or(Cause::None, |hole| hole.cause)
     }
 
-    /// The device answered for this span.
-    pub fn answered(&mut self, span: Span) {
-        if !self.holes.is_empty() {
-            self.holes.remove(&span);
+    /// The device refused this span alone.
+    pub fn refused(&mut self, span: Span, cause: Cause, now: Instant) {
+        let wait = self.holes.get(&span).map_or(Self::FIRST_WAIT, |h| (h.wait * 2).min(Self::LONGEST_WAIT));
+        self.holes.insert(span, Hole { cause, retry_at: now + wait, wait });
+    }
+
+    /// The device answered for this span. If it had refused it, it has changed its mind, and is
+    /// asked again for all else that it refused.
+    pub fn answered(&mut self, span: Span, now: Instant) {
+        if !self.holes.is_empty() && self.holes.remove(&span).is_some() {
+            for hole in self.holes.values_mut() {
+                *hole = Hole { retry_at: now, wait: Self::FIRST_WAIT, ..*hole };
+            }
         }
     }
 

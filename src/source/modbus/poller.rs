@@ -25,8 +25,8 @@ const RETRIES_PER_ROUND: usize = 4;
 /// Splits of refused blocks in one round, for the same reason; the next round goes on where this
 /// one stopped. Enough to find several bad addresses among the 125 of a full request.
 const SPLITS_PER_ROUND: u32 = 64;
-/// Connections made within one round. Beyond that, the backoff governs.
-const RECONNECTS_PER_ROUND: u32 = 1;
+/// Connections made within a round without an answer between them. Beyond that, the backoff governs.
+const RECONNECTS_IN_A_ROW: u32 = 2;
 
 type Dialing = Pin<Box<dyn Future<Output = Result<Connection, Failure>> + Send>>;
 
@@ -71,6 +71,7 @@ struct Round {
     results: BTreeMap<usize, (Time, Result<f64, Cause>)>,
     /// For each split: where the second half starts, and how many halves were answered.
     splits: Vec<(Span, u8)>,
+    /// Connections made since the last answer.
     reconnects: u32,
     asked: bool,
     answered: bool,
@@ -146,6 +147,9 @@ impl Poller {
     }
 
     async fn reconnect(&mut self) {
+        // The old connection goes first: some devices have room for one only.
+        self.link = Link::Waiting(Instant::now());
+        self.report.disconnected();
         let outcome = self.dial().await;
         self.dialed(outcome);
     }
@@ -181,7 +185,7 @@ impl Poller {
                     retries.entry(self.spans[i]).or_default().push(i);
                 }
                 Advice::Retry | Advice::Leave => {
-                    round.results.insert(i, (Time::now(), Err(self.causes[i])));
+                    round.results.insert(i, (Time::now(), Err(self.memory.cause(self.spans[i]))));
                 }
             }
         }
@@ -209,8 +213,8 @@ impl Poller {
         };
         let started = Instant::now();
         let result = connection.read(span).await;
-        *proven |= result.as_ref().map_or_else(Failure::spares_connection, |_| true);
-        if *proven && result.as_ref().map_or_else(Failure::spares_connection, |_| true) {
+        if result.as_ref().map_or_else(Failure::spares_connection, |_| true) {
+            *proven = true;
             self.backoff.reset();
             self.silences = 0;
         }
@@ -219,11 +223,11 @@ impl Poller {
     }
 
     fn take(&mut self, job: &Job, values: &[u16], round: &mut Round) {
-        round.answered = true;
-        let at = Time::now();
+        (round.answered, round.reconnects) = (true, 0);
+        let (at, now) = (Time::now(), Instant::now());
         for &i in &job.request.wants {
             let span = self.spans[i];
-            self.memory.answered(span);
+            self.memory.answered(span, now);
             self.troubled[i] = false;
             let first = usize::from(span.start - job.request.span.start);
             let own = values.get(first..first + usize::from(span.count)).unwrap_or_default();
@@ -240,13 +244,14 @@ impl Poller {
 
     /// The device answered, but not with values.
     fn refused(&mut self, job: Job, failure: &Failure, round: &mut Round) {
-        round.answered = true;
+        (round.answered, round.reconnects) = (true, 0);
         debug!(source = %self.config.name, span = ?job.request.span, "refused: {failure}");
-        if matches!(failure, Failure::Exception(ILLEGAL_ADDRESS, _)) {
+        // Some devices cut short what is too long for them.
+        if matches!(failure, Failure::Exception(ILLEGAL_ADDRESS, _) | Failure::Length { .. }) {
             match split(&job.request, &self.spans) {
                 Some(halves) if (round.splits.len() as u32) < SPLITS_PER_ROUND => return round.halve(halves),
                 Some(_) => {}
-                None => self.memory.refused(job.request.span, Instant::now()),
+                None => self.memory.refused(job.request.span, Cause::Exception, Instant::now()),
             }
         }
         let at = Time::now();
@@ -261,21 +266,21 @@ impl Poller {
         let proven = matches!(self.link, Link::Up { proven: true, .. });
         self.report.lost(failure);
         let timed_out = matches!(failure, Failure::Timeout(_));
-        let may_reconnect = round.reconnects < RECONNECTS_PER_ROUND;
+        let may_reconnect = round.reconnects < RECONNECTS_IN_A_ROW;
         round.reconnects += 1;
         // A device may close a connection that has been idle, or after each answer: no harm done.
         if proven && !timed_out && may_reconnect {
-            self.report.disconnected();
             self.reconnect().await;
             return round.jobs.push_front(job);
         }
         let cause = if timed_out { Cause::Timeout } else { Cause::Disconnected };
         let at = Time::now();
         round.results.extend(job.request.wants.iter().map(|i| (*i, (at, Err(cause)))));
-        if round.answered && may_reconnect {
+        if round.answered {
             // The device is alive, so it is this request that it does not answer.
-            self.blame(&job.request);
-            self.report.disconnected();
+            self.blame(&job.request, cause);
+        }
+        if round.answered && may_reconnect {
             self.reconnect().await;
         } else {
             self.silences += usize::from(!round.answered);
@@ -285,13 +290,13 @@ impl Poller {
 
     /// Notes a request that got no answer although others did. When it happens twice in a row, the
     /// request is split from then on, or the one address left alone for a while.
-    fn blame(&mut self, request: &Request) {
+    fn blame(&mut self, request: &Request, cause: Cause) {
         let again = request.wants.iter().all(|i| self.troubled[*i]);
         request.wants.iter().for_each(|i| self.troubled[*i] = true);
         match split(request, &self.spans) {
             _ if !again => {}
             Some((_, second)) => self.memory.cut(second.span.table, second.span.start, Instant::now()),
-            None => self.memory.refused(request.span, Instant::now()),
+            None => self.memory.refused(request.span, cause, Instant::now()),
         }
     }
 

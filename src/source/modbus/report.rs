@@ -119,6 +119,12 @@ impl Report {
     }
 }
 
+impl Drop for Report {
+    fn drop(&mut self) {
+        self.connected.set(0);
+    }
+}
+
 /// "bad: press/pressure (exception), press/speed (not_finite) and 3 more"
 fn bad_signals(config: &Config, causes: &[Cause]) -> String {
     let bad: Vec<String> = (config.signals.iter().zip(causes))

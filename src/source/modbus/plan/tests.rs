@@ -56,19 +56,22 @@ fn a_refused_span_is_left_alone_for_longer_and_longer() {
     let mut now = Instant::now();
     assert_eq!(memory.advice(span, now), Advice::Read);
     for seconds in [5, 10, 20, 40, 60, 60] {
-        memory.refused(span, now);
+        memory.refused(span, Cause::Exception, now);
         now += Duration::from_secs(seconds);
         assert_eq!(memory.advice(span, now - Duration::from_millis(1)), Advice::Leave, "{seconds}");
         assert_eq!(memory.advice(span, now), Advice::Retry, "{seconds}");
     }
-    memory.answered(span);
+    memory.refused(holding(9, 1), Cause::Exception, now);
+    assert_eq!(memory.advice(holding(9, 1), now), Advice::Leave);
+    memory.answered(span, now);
     assert_eq!(memory.advice(span, now), Advice::Read);
+    assert_eq!(memory.advice(holding(9, 1), now), Advice::Retry);
 }
 
 #[test]
 fn holes_are_not_read_through_unless_they_are_wanted() {
     let mut memory = Memory::default();
-    memory.refused(holding(101, 2), Instant::now());
+    memory.refused(holding(101, 2), Cause::Exception, Instant::now());
     let found = |spans: &[Span]| plan_all(spans, LIMITS, &memory).len();
     assert_eq!(found(&[holding(100, 1), holding(103, 1)]), 2);
     assert_eq!(found(&[holding(100, 1), holding(101, 1)]), 1);
@@ -99,7 +102,7 @@ fn read_all(spans: &[Span], missing: &[u16], memory: &mut Memory) -> (Vec<usize>
         } else if let Some((left, right)) = split(&request, spans) {
             queue.extend([left, right]);
         } else {
-            memory.refused(request.span, now);
+            memory.refused(request.span, Cause::Exception, now);
         }
     }
     got.sort_unstable();
@@ -126,7 +129,7 @@ fn any_spans(max: usize) -> impl Strategy<Value = Vec<Span>> {
 fn any_memory() -> impl Strategy<Value = Memory> {
     (any_spans(2), prop::collection::vec(0..44_u16, 0..3), 0..3_usize).prop_map(|(holes, cuts, n)| {
         let mut memory = Memory::default();
-        holes.into_iter().take(n).for_each(|h| memory.refused(h, Instant::now()));
+        holes.into_iter().take(n).for_each(|h| memory.refused(h, Cause::Exception, Instant::now()));
         cuts.into_iter().for_each(|c| memory.cut(Table::Holding, c, Instant::now()));
         memory
     })
