@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use andon::metrics::Health;
 use andon::settings::Secret;
-use andon::simulator::cloud::Fault;
+use andon::simulator::cloud::{Cloud, Fault, Options};
 
 use crate::rig::{Rig, config, fill, id, rig, start, until};
 
@@ -73,7 +73,7 @@ async fn a_cloud_that_is_not_there_is_waited_for() {
     fill(&rig.outbox, 10..20);
     until("the board tells", || rig.board().health == Health::Down).await;
     assert_eq!(rig.outbox.waiting(), 10);
-    rig.cloud = andon::simulator::cloud::Cloud::start(addr, Default::default()).await.expect("the port is still free");
+    rig.cloud = Cloud::start(addr, Options::default()).await.expect("the port is still free");
     rig.all_settled().await;
     rig.taken_once(10..20);
     assert_eq!(rig.board().health, Health::Up);
@@ -133,7 +133,7 @@ async fn too_large_413_on_its_own_is_set_aside() {
 #[tokio::test]
 async fn refused_400_and_422_bisect_to_the_one_poison_record() {
     let poison = id(321).to_string();
-    let rig = rig(500, "", |c| c.rules(|r| drop(r.poison.insert(poison)))).await;
+    let rig = rig(500, "", |c| c.rules(|r| r.poison.extend([poison]))).await;
     rig.all_settled().await;
     rig.taken_once((0..500).filter(|n| *n != 321));
     let dead = rig.outbox.dead();
@@ -309,4 +309,23 @@ async fn batches_are_full_compressed_and_keyed() {
     assert!(seen.iter().all(|s| s.key.len() == 66 && s.key.starts_with('"') && s.key.ends_with('"')));
     let order: Vec<String> = seen.into_iter().flat_map(|s| s.ids).collect();
     assert_eq!(order, (0..1000).map(|n| id(n).to_string()).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn what_is_not_to_leave_does_not_leave() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (key, log) = (dir.path().join("key"), dir.path().join("log"));
+    std::fs::write(&key, "a key that nobody guesses").expect("written");
+    let options = Options { log: Some(log.clone()), ..Options::default() };
+    let cloud = Cloud::start(([127, 0, 0, 1], 0).into(), options).await.expect("a free port");
+    let outbox = std::sync::Arc::new(andon::forward::memory::MemoryOutbox::new(10));
+    fill(&outbox, 0..3);
+    let more =
+        format!("fields = [\"score\"]\npseudonymise = true\npseudonym_key_file = {:?}", key.display().to_string());
+    let (_shared, _sink) = start(config(&cloud.url(), &more), &outbox, Duration::ZERO);
+    until("all is delivered", || outbox.waiting() == 0).await;
+    let taken = std::fs::read_to_string(log).expect("a log");
+    assert_eq!(taken.lines().count(), 3);
+    assert!(!taken.contains("press-04") && !taken.contains("\"n\""), "{taken}");
+    assert!(taken.contains("\"score\":0.25"), "{taken}");
 }

@@ -47,7 +47,9 @@ pub fn id(n: u64) -> RecordId {
 }
 
 pub fn fill(outbox: &MemoryOutbox, numbers: std::ops::Range<u64>) {
-    numbers.for_each(|n| drop(outbox.push(record(n)).expect("room")));
+    for n in numbers {
+        outbox.push(record(n)).expect("room");
+    }
 }
 
 pub fn start(config: Config, outbox: &Arc<MemoryOutbox>, grace: Duration) -> (Shared, JoinHandle<()>) {

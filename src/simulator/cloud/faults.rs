@@ -77,7 +77,7 @@ impl Storm {
         Storm { random: fastrand::Rng::with_seed(seed), percent, among }
     }
 
-    fn next(&mut self) -> Option<Fault> {
+    fn draw(&mut self) -> Option<Fault> {
         let hit = self.random.u8(0..100) < self.percent;
         self.among.get(self.random.usize(0..self.among.len().max(1))).filter(|_| hit).cloned()
     }
@@ -118,8 +118,9 @@ impl Script {
         self.coming.extend(faults.into_iter().take(room));
     }
 
-    pub fn next(&mut self) -> Fault {
+    /// What the next request meets.
+    pub fn draw(&mut self) -> Fault {
         let scripted = self.coming.pop_front().or_else(|| self.rules.always.clone());
-        scripted.or_else(|| self.rules.storm.as_mut().and_then(Storm::next)).unwrap_or(Fault::None)
+        scripted.or_else(|| self.rules.storm.as_mut().and_then(Storm::draw)).unwrap_or(Fault::None)
     }
 }

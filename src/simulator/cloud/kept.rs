@@ -11,8 +11,11 @@ use crate::types::RecordId;
 
 /// How many answers are remembered by Idempotency-Key.
 const MAX_ANSWERS: usize = 4096;
-/// How many requests are remembered.
+/// How many requests are remembered, and how many ids of theirs.
 const MAX_SEEN: usize = 20_000;
+const MAX_SEEN_IDS: usize = 200_000;
+/// How many ids are counted, at some 40 bytes each; then nothing more is taken.
+const MAX_IDS: usize = 20_000_000;
 /// How many event types are counted apart; more count as `other`.
 const MAX_TYPES: usize = 64;
 
@@ -27,6 +30,7 @@ pub struct Kept {
     answers: HashMap<String, Answer>,
     answered: VecDeque<String>,
     seen: VecDeque<Seen>,
+    seen_ids: usize,
     log: Option<File>,
 }
 
@@ -47,13 +51,19 @@ impl Kept {
         self.seen.iter().cloned().collect()
     }
 
+    /// Whether no further id can be counted.
+    pub fn is_full(&self) -> bool {
+        self.counts.len() >= MAX_IDS
+    }
+
     /// A request has been answered.
     pub fn saw(&mut self, seen: Seen) {
         self.stats.requests += 1;
-        if self.seen.len() == MAX_SEEN {
-            self.seen.pop_front();
-        }
+        self.seen_ids += seen.ids.len();
         self.seen.push_back(seen);
+        while self.seen.len() > MAX_SEEN || self.seen_ids > MAX_SEEN_IDS {
+            self.seen_ids -= self.seen.pop_front().map_or(self.seen_ids, |oldest| oldest.ids.len());
+        }
     }
 
     pub fn stray(&mut self) {

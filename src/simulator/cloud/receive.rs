@@ -79,7 +79,7 @@ pub async fn events(
     let Ok(body) = to_bytes(body, MAX_BODY).await else { return StatusCode::PAYLOAD_TOO_LARGE.into_response() };
     let (fault, rules) = {
         let mut script = lock(&state.script);
-        (script.next(), script.rules.clone())
+        (script.draw(), script.rules.clone())
     };
     if let Fault::Delay { ms } = fault {
         sleep(Duration::from_millis(ms)).await;
@@ -206,6 +206,9 @@ fn take(state: &State, key: &str, events: &[Taken<'_>], fault: &Fault, rules: &R
     };
     let refusals: Vec<Option<u16>> = ids.iter().enumerate().map(refused).collect();
     let mut kept = lock(&state.kept);
+    if kept.is_full() {
+        return Verdict::of(507, "too many ids to keep");
+    }
     for (taken, _) in events.iter().zip(&refusals).filter(|(_, refused)| refused.is_none()) {
         kept.take(&taken.event.id, &taken.event.r#type, taken.raw);
     }
