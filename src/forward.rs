@@ -3,6 +3,7 @@
 //! or set aside; so whatever happens in between, nothing is skipped.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use crate::types::Stored;
 
@@ -34,4 +35,22 @@ pub trait Outbox: Send + Sync + 'static {
     /// This one will never be taken: keep it aside with the reason and advance past it. Always the
     /// first one that is not yet acked or set aside.
     fn dead_letter(&self, record: &Stored, reason: &str) -> impl Future<Output = anyhow::Result<()>> + Send;
+}
+
+impl<O: Outbox> Outbox for Arc<O> {
+    fn ready(&self) -> impl Future<Output = bool> + Send {
+        O::ready(self)
+    }
+
+    fn next(&self, max_records: usize, max_bytes: usize) -> impl Future<Output = anyhow::Result<Vec<Stored>>> + Send {
+        O::next(self, max_records, max_bytes)
+    }
+
+    fn ack(&self, records: &[Stored]) -> impl Future<Output = anyhow::Result<()>> + Send {
+        O::ack(self, records)
+    }
+
+    fn dead_letter(&self, record: &Stored, reason: &str) -> impl Future<Output = anyhow::Result<()>> + Send {
+        O::dead_letter(self, record, reason)
+    }
 }

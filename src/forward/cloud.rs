@@ -21,7 +21,7 @@ mod client;
 mod config;
 mod report;
 
-pub use config::{Compress, Config, Inference, Tempo};
+pub use config::{Address, Compress, Config, Inference, Tempo};
 
 /// Once the agent stops, an outbox that stays empty for this long is taken to be at its end.
 const STOP_IDLE: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ pub async fn run<O: Outbox>(
     shared: Shared,
 ) {
     let encoder = Encoder::new(&site, &agent_id, config.privacy.clone());
-    let report = Report::new(&shared, config.shown_url());
+    let report = Report::new(&shared, format!("{:?}", config.url));
     let pace = Pace::new(config.tempo.retry_first, config.tempo.retry_cap);
     let limit = SizeLimit::new(config.max_batch_bytes);
     let compress = config.compress;
@@ -286,6 +286,7 @@ impl<O: Outbox> Sink<O> {
         match reply::classify(&answer, &packed.ids, Time::now()) {
             Reply::Accepted => {
                 plan.accepted();
+                self.report.well(self.pace.failures());
                 self.taken(packed.piece.iter().map(taken));
                 Step::Done
             }
@@ -331,20 +332,24 @@ impl<O: Outbox> Sink<O> {
         let taken: Vec<&Stored> = with(|f| *f == Fate::Accepted).map(|&i| &records[i]).collect();
         let refused = with(|f| matches!(f, Fate::Refused(_))).count();
         let later = with(|f| *f == Fate::Later).count();
+        let failures = self.pace.failures();
         if !taken.is_empty() {
             self.taken(taken.into_iter());
         }
         plan.each(fates);
         let step = self.refused(u32::try_from(refused).unwrap_or(u32::MAX));
         if later > 0 {
-            self.report.trouble(Health::Degraded, &format!("the cloud puts off {later} records"));
+            self.report.trouble(Health::Degraded, "the cloud puts off some of the records");
             return self.own_wait();
+        }
+        if matches!(step, Step::Done) {
+            self.report.well(failures);
         }
         step
     }
 
     fn taken<'r>(&mut self, records: impl Iterator<Item = &'r Stored>) {
-        self.report.taken(records, self.pace.failures());
+        self.report.taken(records);
         self.pace.reset();
         self.limit.taken();
         self.refusals = 0;
@@ -370,7 +375,7 @@ impl<O: Outbox> Sink<O> {
     }
 
     fn failed(&mut self, failure: &Failure) -> Step {
-        if matches!(failure, Failure::Connect(_)) && self.config.url.scheme() == "https" {
+        if matches!(failure, Failure::Connect(_)) && self.config.url.0.scheme() == "https" {
             // Certificates may have been renewed: they are read again with the next client.
             self.client = None;
         }

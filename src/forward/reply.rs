@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::retry::retry_after;
+use super::retry::{http_date, retry_after};
 use crate::types::{RecordId, Time};
 
 /// How much of a refusal's text is kept as the reason.
@@ -21,6 +21,8 @@ pub struct Answer {
     pub status: u16,
     /// The Retry-After header, if any.
     pub retry_after: Option<String>,
+    /// The Date header, if any.
+    pub date: Option<String>,
     /// The body; empty when there was none or when it was too large to read.
     pub body: Vec<u8>,
 }
@@ -65,7 +67,8 @@ pub fn classify(answer: &Answer, ids: &[RecordId], now: Time) -> Reply {
         200 | 207 => each(&answer.body, ids).map_or(Reply::Accepted, Reply::Each),
         201..=299 => Reply::Accepted,
         408 | 409 | 425 | 429 | 500..=599 => {
-            Reply::Later(answer.retry_after.as_deref().and_then(|value| retry_after(value, now)))
+            let theirs = answer.date.as_deref().and_then(http_date);
+            Reply::Later(answer.retry_after.as_deref().and_then(|value| retry_after(value, theirs.unwrap_or(now))))
         }
         413 => Reply::TooLarge,
         400 | 422 => Reply::Refused(reason(answer)),
@@ -160,6 +163,8 @@ mod tests {
         assert_eq!(read(&busy), Reply::Later(Some(Duration::from_secs(7))));
         let date = Answer { retry_after: Some("Thu, 01 Jan 1970 00:00:09 GMT".into()), ..answer(503) };
         assert_eq!(read(&date), Reply::Later(Some(Duration::from_secs(9))));
+        let clock_off = Answer { date: Some("Thu, 01 Jan 1970 00:00:04 GMT".into()), ..date };
+        assert_eq!(read(&clock_off), Reply::Later(Some(Duration::from_secs(5))));
     }
 
     #[test]
@@ -195,7 +200,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_answer_is_read_without_panic(status: u16, body: Vec<u8>, after in proptest::option::of(".*")) {
-            read(&Answer { status, retry_after: after, body });
+            read(&Answer { status, retry_after: after.clone(), date: after, body });
         }
     }
 }

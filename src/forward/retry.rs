@@ -16,7 +16,8 @@ const RETRY_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::fro
 const STREAK_TO_GROW: u32 = 256;
 
 /// Reads a Retry-After header, seconds or HTTP-date (all three forms of RFC 9110), held between
-/// one second and one hour. `None` when it is neither.
+/// one second and one hour. `now` is best the other side's: a gateway's own clock may be off. `None`
+/// when it is neither.
 pub fn retry_after(value: &str, now: Time) -> Option<Duration> {
     let value = value.trim();
     let (least, most) = RETRY_AFTER;
@@ -29,7 +30,8 @@ pub fn retry_after(value: &str, now: Time) -> Option<Duration> {
     Some(wait.clamp(least, most))
 }
 
-fn http_date(value: &str) -> Option<Time> {
+/// Reads an HTTP-date in any of its three forms.
+pub fn http_date(value: &str) -> Option<Time> {
     static PREFERRED: DateTimeParser = DateTimeParser::new().relaxed_weekday(true);
     let obsolete = |format| strtime::parse(format, value).ok()?.to_datetime().ok()?.to_zoned(TimeZone::UTC).ok();
     let instant = PREFERRED

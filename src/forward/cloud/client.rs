@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderValue, RETRY_AFTER};
 use reqwest::{Certificate, Identity, Method, Request, Response, redirect};
 
 use super::config::{Compress, Config};
@@ -120,7 +120,7 @@ impl Client {
             .connect_timeout(CONNECT_TIMEOUT.min(config.timeout))
             .pool_idle_timeout(IDLE_TIMEOUT)
             .tcp_nodelay(true);
-        let builder = if config.url.scheme() == "http" || config.tls.ca.is_some() {
+        let builder = if config.url.0.scheme() == "http" || config.tls.ca.is_some() {
             // Ours trusts nobody but `tls.ca`, and needs no certificate store for plain HTTP.
             builder.tls_backend_preconfigured(config.tls.client_config()?)
         } else {
@@ -145,7 +145,7 @@ impl Client {
 
     /// Sends and reads the answer.
     pub async fn send(&self, config: &Config, parcel: &Parcel) -> Result<Answer, Failure> {
-        let mut request = Request::new(Method::POST, config.url.clone());
+        let mut request = Request::new(Method::POST, config.url.0.clone());
         let headers = request.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(parcel.content_type));
         if let Some(coding) = parcel.coding {
@@ -164,7 +164,8 @@ impl Client {
 
 async fn read(mut response: Response) -> Result<Answer, Failure> {
     let status = response.status().as_u16();
-    let after = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let text = |name| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let (retry_after, date) = (text(RETRY_AFTER), text(DATE));
     let mut body = Vec::new();
     loop {
         match response.chunk().await {
@@ -179,7 +180,7 @@ async fn read(mut response: Response) -> Result<Answer, Failure> {
             Err(_) => break,
         }
     }
-    Ok(Answer { status, retry_after: after, body })
+    Ok(Answer { status, retry_after, date, body })
 }
 
 fn failure(e: reqwest::Error) -> Failure {

@@ -1,5 +1,6 @@
 //! The `[cloud]` section.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use crate::tls::Tls;
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where to POST.
-    pub url: Url,
+    pub url: Address,
     /// The bearer token, as it was when the config was read.
     pub token: Option<Secret>,
     /// Where the token came from: read again when it is no longer good.
@@ -35,6 +36,16 @@ pub struct Config {
     pub inference: Option<Inference>,
     /// Waiting times that are not for the user to set.
     pub tempo: Tempo,
+}
+
+/// An address whose query, which may hold a signature, is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Address(pub Url);
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.0.origin().ascii_serialization(), self.0.path())
+    }
 }
 
 /// A content coding.
@@ -92,7 +103,7 @@ impl Config {
     /// Sends to this address, all else as if the config did not say.
     pub fn to(url: Url) -> Config {
         Config {
-            url,
+            url: Address(url),
             token: None,
             token_file: None,
             tls: Tls::default(),
@@ -130,11 +141,6 @@ impl Config {
             inference: s.section("inference").map(|s| inference(&s)),
             ..default
         }
-    }
-
-    /// The address without what may be secret in it.
-    pub fn shown_url(&self) -> String {
-        format!("{}{}", self.url.origin().ascii_serialization(), self.url.path())
     }
 }
 
@@ -243,7 +249,7 @@ mod tests {
         assert_eq!(problems, Vec::<String>::new());
         assert_eq!((config.batch_events, config.compress, config.max_batch_bytes), (200, Compress::Gzip, 262_144));
         assert_eq!(config.timeout, Duration::from_secs(5));
-        assert_eq!(config.shown_url(), "https://aiaas.example.com/v1/events");
+        assert_eq!(format!("{:?}", config.url), "https://aiaas.example.com/v1/events");
         assert_eq!(config.inference.map(|i| i.model).as_deref(), Some("bearing-large"));
     }
 

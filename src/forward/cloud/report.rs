@@ -52,13 +52,17 @@ impl Report {
         self.sent.inc_by(bytes as u64);
     }
 
-    /// These records were taken, after so many failures.
-    pub fn taken<'r>(&mut self, records: impl Iterator<Item = &'r Stored>, failures: u32) {
+    /// These records were taken.
+    pub fn taken<'r>(&self, records: impl Iterator<Item = &'r Stored>) {
         let now = Time::now();
         for record in records {
             self.records.inc();
             self.delay.observe(now.since(record.record.at).as_secs_f64());
         }
+    }
+
+    /// All is well, after so many failures.
+    pub fn well(&mut self, failures: u32) {
         if self.up {
             return self.shared.board.good(NAME);
         }
