@@ -361,7 +361,8 @@ function connect() {
   source.onerror = () => {
     lost();
     // A refusal (no session, too many streams) ends an EventSource for good.
-    if (source.readyState === EventSource.CLOSED) { ask("/api/v1/status").catch(() => {}); setTimeout(connect, 3000); }
+    if (source.readyState !== EventSource.CLOSED) return;
+    ask("/api/v1/status").catch(() => {}).then(() => { if (!$("sign-in").open) setTimeout(connect, 3000); });
   };
   for (const kind of Object.keys(heard)) {
     source.addEventListener(kind, e => { heardAt = Date.now(); $("lost").hidden = true; heard[kind](JSON.parse(e.data)); dirty = true; });

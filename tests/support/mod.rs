@@ -1,0 +1,4 @@
+//! Helpers that several test programs share.
+#![allow(dead_code, missing_docs)]
+
+pub mod chromium;
