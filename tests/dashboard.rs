@@ -9,7 +9,7 @@ use std::time::Duration;
 use andon::metrics::{Health, Shared};
 use andon::settings::Secret;
 use andon::types::{
-    Alarm, AlarmState, Cause, Condition, Contribution, Light, Live, Name, Quality, Reason, RecordId, Time, Verdict,
+    Alarm, AlarmState, Cause, Condition, Contribution, Light, Live, Quality, Reason, RecordId, Time, Verdict,
 };
 use andon::web::{self, About, Command, Config, State, View};
 use serde_json::json;
@@ -163,6 +163,7 @@ const PRESS: &str = "document.querySelector('.card[data-machine=\"press-04\"]')"
 async fn the_page_lives() {
     let mut plant = Plant::start(None).await;
     let browser = Chromium::start(false).await;
+    browser.resize(1280, 800, false).await;
     browser.open(&plant.url()).await;
     browser.until("document.querySelector('#site').textContent === 'lyon/line3'").await;
 
@@ -226,6 +227,7 @@ async fn the_page_suits_dark_rooms_and_phones() {
     let plant = Plant::start(None).await;
     let browser = Chromium::start(true).await;
     plant.morning();
+    browser.resize(1280, 1100, false).await;
     browser.open(&plant.url()).await;
     browser.until(&format!("{PRESS} && document.querySelector('#buffer').naturalWidth > 0")).await;
     assert_eq!(browser.run("return matchMedia('(prefers-color-scheme: dark)').matches;").await, json!(true));

@@ -242,9 +242,10 @@ fn draw_time(area: &Area<'_>, span: &Span, colours: &Colours) -> Result<(), Fail
 }
 
 fn ago(seconds: f64) -> String {
-    match seconds {
-        s if s < 120.0 => format!("{s:.0} s earlier"),
-        s => format!("{:.0} min earlier", s / 60.0),
+    match seconds.round() as u64 {
+        s if s < 120 => format!("{s} s earlier"),
+        s if s < 7_200 => format!("{}:{:02} min earlier", s / 60, s % 60),
+        s => format!("{} h earlier", s / 3_600),
     }
 }
 
@@ -299,7 +300,11 @@ impl Scale {
         if panel.axis != Axis::Fit {
             low = 0.0;
         }
-        let (low, high) = round_out(low, high.max(low));
+        let (low, high) = match panel.axis {
+            // An even number of powers of ten has a whole one in the middle.
+            Axis::Rarity => (0.0, ((high / 2.0).ceil() * 2.0).clamp(2.0, 12.0)),
+            Axis::Fit | Axis::FromZero => round_out(low, high.max(low)),
+        };
         Scale { low, high, axis: panel.axis }
     }
 
