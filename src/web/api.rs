@@ -79,8 +79,8 @@ async fn status(State(app): Shared) -> Json<Value> {
 /// `/api/v1/status`, which is also the `status` event.
 pub fn status_of(app: &App) -> Value {
     let (now, about, components) = (Time::now(), &app.state.about, app.shared.board.components());
-    let (lights, total, not_shown, lagged) =
-        app.state.view.read(|p| (p.lights(), p.machines().len(), p.not_shown, p.lagged));
+    let (lights, total, not_shown, lagged, plots) =
+        app.state.view.read(|p| (p.lights(), p.machines().len(), p.not_shown, p.lagged, p.rings()));
     let (active, unacknowledged, listed) = app.state.view.read(|p| {
         let active = p.alarms().iter().filter(|a| a.state.is_active()).count();
         let owed = p.alarms().iter().filter(|a| a.state.as_str().ends_with("unacknowledged")).count();
@@ -101,7 +101,8 @@ pub fn status_of(app: &App) -> Value {
         "readings_total": sample.readings, "readings_per_second": sample.readings_rate.round(),
         "records_waiting": sample.waiting, "records_forwarded_total": sample.forwarded,
         "records_forwarded_per_second": sample.forwarded_rate.round(),
-        "view": {"streams": app.state.view.listeners(), "events_lagged": lagged, "events_not_shown": not_shown},
+        "view": {"streams": app.state.view.listeners(), "events_lagged": lagged, "events_not_shown": not_shown,
+                 "plots": plots},
     })
 }
 

@@ -49,11 +49,6 @@ impl<T: Clone> Ring<T> {
     pub fn to_vec(&self) -> Vec<T> {
         self.0.iter().cloned().collect()
     }
-
-    /// The newest.
-    pub fn last(&self) -> Option<&T> {
-        self.0.back()
-    }
 }
 
 /// One step of one signal.

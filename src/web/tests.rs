@@ -1,1 +1,367 @@
+//! The API over real HTTP, fed with made-up events.
 
+use std::time::Duration;
+
+use reqwest::{Client, StatusCode};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::broadcast;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::metrics::Health;
+use crate::settings::{Document, Surroundings};
+use crate::types::{Alarm, AlarmState, Cause, Condition, Light, Live, Quality, Reason, Verdict};
+
+const TOKEN: &str = "a long enough token";
+
+struct Server {
+    address: SocketAddr,
+    shared: Shared,
+    live: broadcast::Sender<Live>,
+    commands: mpsc::Receiver<Command>,
+    serving: JoinHandle<()>,
+}
+
+impl Server {
+    async fn start(token: Option<&str>) -> Server {
+        // A second test may have installed it already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let config = Config {
+            listen: Some("127.0.0.1:0".parse().unwrap()),
+            token: token.map(|t| Secret::new(t.into())),
+            hosts: Vec::new(),
+        };
+        let (listener, address) = bind(&config).await.unwrap();
+        let (shared, view) = (Shared::new(), View::new());
+        let (live, events) = broadcast::channel(1_024);
+        tokio::spawn(view.clone().follow(events, shared.stop.clone()));
+        let (tx, commands) = mpsc::channel(4);
+        let about = About {
+            site: "lyon/line3".into(),
+            agent: "gw-07".into(),
+            version: "0.1.0".into(),
+            started: Time::now(),
+            data_dir: "/var/lib/andon".into(),
+        };
+        let state = State {
+            view,
+            about,
+            store_status: Arc::new(|| json!({"records": 7})),
+            models: Arc::new(|| json!([{"name": "ae"}])),
+            commands: Some(tx),
+        };
+        let serving = tokio::spawn(run(listener, config, state, shared.clone()));
+        Server { address, shared, live, commands, serving }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    async fn get(&self, path: &str) -> (StatusCode, Value) {
+        let reply = client().get(self.url(path)).send().await.unwrap();
+        (reply.status(), reply.json().await.unwrap_or(Value::Null))
+    }
+
+    async fn post(&self, path: &str, body: &str) -> (StatusCode, Value) {
+        let request = client().post(self.url(path)).header("content-type", "application/json");
+        let reply = request.body(body.to_owned()).send().await.unwrap();
+        (reply.status(), reply.json().await.unwrap_or(Value::Null))
+    }
+
+    /// Asks until the answer fits.
+    async fn until(&self, path: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        let mut last = Value::Null;
+        for _ in 0..500 {
+            last = self.get(path).await.1;
+            if fits(&last) {
+                return last;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{path} never came to it: {last}");
+    }
+
+    fn feed(&self) -> RecordId {
+        let machine = Name::from("press-04");
+        let at: Time = "2026-11-22T10:15:30.250Z".parse().unwrap();
+        let values = vec![
+            ("temp".into(), Some(21.5), Quality::Good, Cause::None),
+            ("vib_x".into(), None, Quality::Bad, Cause::Timeout),
+        ];
+        let verdict = Verdict {
+            machine: machine.clone(),
+            at,
+            model: "bearing-ae".into(),
+            model_version: "4".into(),
+            model_digest: "00".into(),
+            reason: Reason::AnomalyDetected,
+            score: Some(0.72),
+            p_value: Some(0.0007),
+            threshold: 0.001,
+            health: Some(0.0),
+            rul: None,
+            class: None,
+            quality: Quality::Good,
+            contributions: vec![crate::types::Contribution { name: "vib_x".into(), value: 1.0 }],
+        };
+        let alarm = Alarm {
+            id: RecordId::of(&[b"one"]),
+            machine: machine.clone(),
+            condition: Condition::Anomaly,
+            state: AlarmState::Unacknowledged,
+            severity: 700,
+            since: at,
+            at,
+            message: "vib_x is unusual".into(),
+            top_channel: Some("vib_x".into()),
+            acknowledged_by: None,
+        };
+        let id = alarm.id;
+        let events = [
+            Live::Step { machine: machine.clone(), at, values },
+            Live::Verdict(Arc::new(verdict), r#"{"anomaly_score":0.72}"#.into()),
+            Live::State { machine, at, light: Light::Red, why: "anomaly".into() },
+            Live::Alarm(Arc::new(alarm), "{}".into()),
+        ];
+        events.into_iter().for_each(|e| assert!(self.live.send(e).is_ok()));
+        id
+    }
+}
+
+use crate::types::Name;
+
+fn client() -> Client {
+    Client::builder().timeout(Duration::from_secs(20)).build().unwrap()
+}
+
+#[tokio::test]
+async fn machines_and_alarms_are_told_as_they_are() {
+    let server = Server::start(None).await;
+    let id = server.feed();
+    server.until("/api/v1/alarms", |a| a["alarms"][0]["id"] == id.to_string()).await;
+    let list = server.get("/api/v1/machines").await.1;
+    assert_eq!((&list["total"], &list["machines"][0]["id"]), (&json!(1), &json!("press-04")));
+    let m = server.get("/api/v1/machines/press%2D04").await.1;
+    assert_eq!(m["light"], "red");
+    assert_eq!(m["data"]["anomaly_score"], 0.72);
+    assert_eq!(m["verdict"]["held_against"], "p_value");
+    assert_eq!(m["verdict"]["level"], 1.0);
+    assert_eq!(m["signals"][0]["value"], 21.5);
+    assert_eq!(m["signals"][1]["heard_seconds"], Value::Null);
+    assert_eq!(m["at"], "2026-11-22T10:15:30.250Z");
+    assert_eq!(m["alarms"][0]["message"], "vib_x is unusual");
+    let none = server.get("/api/v1/machines?light=green").await.1;
+    assert_eq!((&none["found"], &none["total"]), (&json!(0), &json!(1)));
+    assert_eq!(server.get("/api/v1/machines/nobody").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(server.get("/api/v1/machines?light=purple").await.0, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn status_and_readiness_follow_the_board() {
+    let server = Server::start(None).await;
+    let (code, body) = server.get("/health/ready").await;
+    assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(body["missing"], json!(["the store has not started", "the engine has not started"]));
+    assert_eq!(server.get("/health/live").await.0, StatusCode::OK);
+    server.shared.board.set("store", Health::Up, "");
+    server.shared.board.set("source/shop", Health::Down, "connection refused");
+    let _pulse = server.shared.board.pulse("engine");
+    assert_eq!(server.get("/health/ready").await.0, StatusCode::OK);
+    let s = server.get("/api/v1/status").await.1;
+    assert_eq!((&s["site"], &s["agent"], &s["health"]), (&json!("lyon/line3"), &json!("gw-07"), &json!("degraded")));
+    assert_eq!(s["components"]["source/shop"]["detail"], "connection refused");
+    assert_eq!(s["store"]["records"], 7);
+    server.shared.board.set("store", Health::Down, "disk full");
+    let (_, body) = server.get("/health/ready").await;
+    assert_eq!(body["missing"], json!(["the store is not up: disk full"]));
+}
+
+#[tokio::test]
+async fn metrics_are_served_as_openmetrics_and_counted_in_status() {
+    let server = Server::start(None).await;
+    server.shared.metrics.readings.get_or_create(&[("source", "shop".into()), ("quality", "good".into())]).inc_by(5);
+    let reply = client().get(server.url("/metrics")).send().await.unwrap();
+    assert!(reply.headers()["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
+    assert!(reply.text().await.unwrap().ends_with("# EOF\n"));
+    server.until("/api/v1/status", |s| s["readings_total"] == 5.0).await;
+}
+
+#[tokio::test]
+async fn errors_are_json_and_every_answer_is_hardened() {
+    let server = Server::start(None).await;
+    let (code, body) = server.get("/nowhere").await;
+    assert_eq!((code, body), (StatusCode::NOT_FOUND, json!({"error": "there is nothing here"})));
+    let (code, body) = server.post("/api/v1/status", "{}").await;
+    assert_eq!(code, StatusCode::METHOD_NOT_ALLOWED);
+    assert!(body["error"].is_string());
+    for path in ["/", "/nowhere", "/api/v1/status", "/plot/buffer.svg"] {
+        let reply = client().get(server.url(path)).send().await.unwrap();
+        let header = |name: &str| reply.headers()[name].to_str().unwrap().to_owned();
+        assert!(header("content-security-policy").starts_with("default-src"), "{path}");
+        assert_eq!((header("x-content-type-options"), header("x-frame-options")), ("nosniff".into(), "DENY".into()));
+        assert_eq!(header("cache-control"), "no-store");
+    }
+    let other = client().get(server.url("/api/v1/status")).header("host", "evil.example").send().await.unwrap();
+    assert_eq!(other.status(), StatusCode::MISDIRECTED_REQUEST);
+}
+
+#[tokio::test]
+async fn an_alarm_is_acknowledged_through_the_engine() {
+    let mut server = Server::start(None).await;
+    let id = RecordId::of(&[b"one"]);
+    let path = format!("/api/v1/alarms/{id}/ack");
+    let engine = async {
+        for answer in [Ok(()), Err(Refusal::NoSuchAlarm), Err(Refusal::NotNow("it is over".into()))] {
+            let command = server.commands.recv().await.unwrap();
+            assert_eq!((command.alarm, command.action), (id, Action::Acknowledge));
+            assert!(command.who.ends_with("(127.0.0.1)") && !command.who.contains('\n'), "{}", command.who);
+            command.reply.send(answer).unwrap();
+        }
+        drop(server.commands.recv().await.unwrap().reply);
+    };
+    let address = server.address;
+    let post = |body: &'static str| {
+        let request = client().post(format!("http://{address}{path}")).header("content-type", "application/json");
+        async move {
+            let reply = request.body(body).send().await.unwrap();
+            (reply.status(), reply.json::<Value>().await.unwrap())
+        }
+    };
+    let caller = async {
+        let (code, body) = post(r#"{"who":"Ann\n"}"#).await;
+        assert_eq!((code, &body["who"]), (StatusCode::OK, &json!("Ann (127.0.0.1)")));
+        assert_eq!(post(r#"{"who":"Ann"}"#).await.0, StatusCode::NOT_FOUND);
+        let (code, body) = post(r#"{"who":"Ann"}"#).await;
+        assert_eq!((code, body), (StatusCode::CONFLICT, json!({"error": "it is over"})));
+        assert_eq!(post(r#"{"who":"Ann"}"#).await.0, StatusCode::SERVICE_UNAVAILABLE);
+    };
+    tokio::join!(engine, caller);
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_is_refused_plainly() {
+    let server = Server::start(None).await;
+    let id = RecordId::of(&[b"one"]);
+    let ack = format!("/api/v1/alarms/{id}/ack");
+    assert_eq!(server.post(&format!("/api/v1/alarms/{id}/shelve"), "{}").await.0, StatusCode::NOT_IMPLEMENTED);
+    assert_eq!(server.post(&format!("/api/v1/alarms/{id}/eat"), "{}").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(server.post("/api/v1/alarms/xyz/ack", "{}").await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(server.post(&ack, "{").await.0, StatusCode::BAD_REQUEST);
+    let large = format!("{{\"who\":\"{}\"}}", "x".repeat(70_000));
+    assert_eq!(server.post(&ack, &large).await.0, StatusCode::PAYLOAD_TOO_LARGE);
+    let plain = client().post(server.url(&ack)).body("{}").send().await.unwrap();
+    assert_eq!(plain.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    let request = client().post(server.url(&ack)).header("content-type", "application/json");
+    let foreign = request.header("origin", "http://evil.example").body("{}").send().await.unwrap();
+    assert_eq!(foreign.status(), StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn a_token_guards_all_that_tells_of_the_plant() {
+    let server = Server::start(Some(TOKEN)).await;
+    for path in ["/api/v1/status", "/api/v1/events", "/metrics", "/plot/buffer.svg", "/nowhere"] {
+        assert_eq!(server.get(path).await.0, StatusCode::UNAUTHORIZED, "{path}");
+    }
+    for path in ["/", "/app.js", "/health/live"] {
+        assert_eq!(server.get(path).await.0, StatusCode::OK, "{path}");
+    }
+    let bearer = client().get(server.url("/api/v1/status")).bearer_auth(TOKEN).send().await.unwrap();
+    assert_eq!(bearer.status(), StatusCode::OK);
+    assert_eq!(server.post("/api/v1/session", r#"{"token":"a wrong token here"}"#).await.0, StatusCode::UNAUTHORIZED);
+    let body = json!({"token": TOKEN}).to_string();
+    let request = client().post(server.url("/api/v1/session")).header("content-type", "application/json");
+    let signed_in = request.body(body).send().await.unwrap();
+    let cookie = signed_in.headers()["set-cookie"].to_str().unwrap().to_owned();
+    assert!(cookie.contains("HttpOnly; SameSite=Strict") && !cookie.contains(TOKEN), "{cookie}");
+    let pair = cookie.split(';').next().unwrap();
+    let again = client().get(server.url("/api/v1/status")).header("cookie", pair).send().await.unwrap();
+    assert_eq!(again.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn events_stream_and_end_when_the_agent_stops() {
+    let server = Server::start(None).await;
+    let mut stream = client().get(server.url("/api/v1/events")).send().await.unwrap();
+    assert_eq!(stream.headers()["content-type"], "text/event-stream");
+    let mut text = String::new();
+    server.feed();
+    let wanted = ["event: status", "event: step", "event: verdict", "event: alarm", "event: state"];
+    while !wanted.iter().all(|w| text.contains(w)) {
+        let chunk = tokio::time::timeout(Duration::from_secs(10), stream.chunk()).await;
+        let chunk = chunk.unwrap_or_else(|_| panic!("not all events came: {text}"));
+        text.push_str(&String::from_utf8_lossy(&chunk.unwrap().unwrap()));
+    }
+    server.shared.stop.cancel();
+    while stream.chunk().await.unwrap().is_some() {}
+    tokio::time::timeout(Duration::from_secs(10), server.serving).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn event_streams_are_bounded_and_come_free_again() {
+    let server = Server::start(None).await;
+    let mut open = Vec::new();
+    for _ in 0..MAX_STREAMS {
+        let stream = client().get(server.url("/api/v1/events")).send().await.unwrap();
+        assert_eq!(stream.status(), StatusCode::OK);
+        open.push(stream);
+    }
+    assert_eq!(server.get("/api/v1/events").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    drop(open);
+    server.until("/api/v1/status", |s| s["view"]["streams"] == 0).await;
+    assert_eq!(client().get(server.url("/api/v1/events")).send().await.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn requests_that_never_end_do_not_hold_up_the_stop() {
+    let server = Server::start(None).await;
+    let mut halting = TcpStream::connect(server.address).await.unwrap();
+    halting.write_all(b"GET /api/v1/status HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Half: ").await.unwrap();
+    let mut body = TcpStream::connect(server.address).await.unwrap();
+    let head = "POST /api/v1/session HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{";
+    body.write_all(head.as_bytes()).await.unwrap();
+    server.until("/health/live", |l| l["status"] == "live").await;
+    server.shared.stop.cancel();
+    tokio::time::timeout(Duration::from_secs(10), server.serving).await.unwrap().unwrap();
+    let mut rest = Vec::new();
+    // Closed either way: the end of the stream or a reset.
+    let _ = tokio::time::timeout(Duration::from_secs(5), body.read_to_end(&mut rest)).await.unwrap();
+}
+
+#[tokio::test]
+async fn plots_are_svg() {
+    let server = Server::start(None).await;
+    server.feed();
+    server.until("/api/v1/machines", |m| m["total"] == 1).await;
+    for path in [
+        "/plot/machines/press-04/signals.svg?w=300&theme=dark",
+        "/plot/machines/press-04/score.svg",
+        "/plot/buffer.svg",
+    ] {
+        let reply = client().get(server.url(path)).send().await.unwrap();
+        assert_eq!(reply.headers()["content-type"], "image/svg+xml", "{path}");
+        assert!(reply.text().await.unwrap().starts_with("<svg"), "{path}");
+    }
+    assert_eq!(server.get("/plot/machines/nobody/score.svg").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(server.get("/plot/buffer.svg?theme=pink").await.0, StatusCode::BAD_REQUEST);
+}
+
+#[test]
+fn config_is_read_and_open_doors_are_told() {
+    let read = |text: &str| {
+        let document = Document::parse(text, Surroundings::default());
+        let config = Config::read(&document.root());
+        (config, document.into_problems())
+    };
+    assert_eq!(read(""), (Config::default(), vec![]));
+    assert_eq!(read("listen = \"off\"").0.listen, None);
+    assert_eq!(read("listen = \"localhost:0\"").0.listen.unwrap().to_string(), "127.0.0.1:0");
+    let told = |text: &str| read(text).1.into_iter().map(|p| p.message).collect::<Vec<_>>();
+    assert_eq!(told("listen = \"0.0.0.0:80\""), ["listen: listening beyond this host needs a `token_file`"]);
+    assert_eq!(told("listen = \"0.0.0.0:80\"\ntoken = \"0123456789abcdef\""), [""; 0]);
+    assert_eq!(told("token = \"short\""), ["token: the token is shorter than 16 characters"]);
+    assert_eq!(told("listen = \"8420\"").len(), 1);
+    assert!(!format!("{:?}", read("token = \"0123456789abcdef\"").0).contains("0123"));
+}

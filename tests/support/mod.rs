@@ -1,4 +1,5 @@
 //! What the integration tests share. Each test file takes what it needs.
-#![allow(dead_code)]
+#![allow(dead_code, missing_docs)]
 
+pub mod chromium;
 pub mod mosquitto;

@@ -41,7 +41,7 @@ function bytes(n) {
   return num(Math.round(n * 10) / 10) + " " + units[i];
 }
 const clock = t => { const d = new Date(t); return isNaN(d) ? "" : d.toLocaleString([], { dateStyle: "short", timeStyle: "medium" }); };
-const rare = p => p >= 0.5 ? "usual" : "1 in " + num(Math.round(1 / Math.max(p, 1e-12)));
+const rare = p => p >= 0.5 ? "usual" : "1 in " + num(Number((1 / Math.max(p, 1e-12)).toPrecision(2)));
 
 async function ask(path, body) {
   const options = body ? { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) } : {};
@@ -95,22 +95,26 @@ function fillCard(card, m) {
   while (values.children.length > list.length) values.lastChild.remove();
   while (values.children.length < list.length) {
     const row = el("span");
-    row.append(el("span", "signal"), el("span", "value"));
+    row.append(el("span", "signal"), el("span", "value"), el("span", "how"));
     values.append(row);
   }
   list.forEach((s, i) => {
     const row = values.children[i], state = signalState(s, m.since_seen);
     mark(row, "signal", s.name);
     mark(row, "quality", s.quality);
-    put(row.firstChild, s.name);
-    row.lastChild.className = "value " + state.kind;
-    put(row.lastChild, state.kind ? (s.value === null ? "" : num(s.value) + " · ") + state.text : num(s.value));
+    const [name, value, how] = row.children;
+    put(name, s.name);
+    value.className = "value " + state.kind;
+    put(value, num(s.value));
+    how.hidden = !state.kind;
+    how.className = "how " + state.kind;
+    put(how, state.kind ? state.text : "");
   });
   const v = m.verdict, score = card.querySelector(".score");
   score.hidden = !v || v.level === null;
   if (!score.hidden) {
     score.firstChild.value = v.level;
-    put(score.lastChild, Math.round(v.level * 100) + " % of limit");
+    put(score.lastChild, v.level >= 1 ? "over the limit" : Math.floor(v.level * 100) + " % of limit");
   }
 }
 // The signals that matter most come first on a card, otherwise by name.
@@ -361,7 +365,8 @@ function connect() {
   source.onerror = () => {
     lost();
     // A refusal (no session, too many streams) ends an EventSource for good.
-    if (source.readyState === EventSource.CLOSED) { ask("/api/v1/status").catch(() => {}); setTimeout(connect, 3000); }
+    if (source.readyState !== EventSource.CLOSED) return;
+    ask("/api/v1/status").catch(() => {}).then(() => { if (!$("sign-in").open) setTimeout(connect, 3000); });
   };
   for (const kind of Object.keys(heard)) {
     source.addEventListener(kind, e => { heardAt = Date.now(); $("lost").hidden = true; heard[kind](JSON.parse(e.data)); dirty = true; });

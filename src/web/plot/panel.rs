@@ -242,9 +242,10 @@ fn draw_time(area: &Area<'_>, span: &Span, colours: &Colours) -> Result<(), Fail
 }
 
 fn ago(seconds: f64) -> String {
-    match seconds {
-        s if s < 120.0 => format!("{s:.0} s earlier"),
-        s => format!("{:.0} min earlier", s / 60.0),
+    match seconds.round() as u64 {
+        s if s < 120 => format!("{s} s earlier"),
+        s if s < 7_200 => format!("{}:{:02} min earlier", s / 60, s % 60),
+        s => format!("{} h earlier", s / 3_600),
     }
 }
 
@@ -299,7 +300,11 @@ impl Scale {
         if panel.axis != Axis::Fit {
             low = 0.0;
         }
-        let (low, high) = round_out(low, high.max(low));
+        let (low, high) = match panel.axis {
+            // An even number of powers of ten has a whole one in the middle.
+            Axis::Rarity => (0.0, ((high / 2.0).ceil() * 2.0).clamp(2.0, 12.0)),
+            Axis::Fit | Axis::FromZero => round_out(low, high.max(low)),
+        };
         Scale { low, high, axis: panel.axis }
     }
 
@@ -379,7 +384,7 @@ mod tests {
     #[test]
     fn ranges_are_round_and_numbers_short() {
         assert_eq!(round_out(0.0, 97.0), (0.0, 100.0));
-        assert_eq!(round_out(21.3, 22.4), (21.0, 23.0));
+        assert_eq!([round_out(21.3, 22.4).0, round_out(21.3, 22.4).1].map(short), ["20.8", "22.4"]);
         assert_eq!(round_out(0.0, 0.0).0, 0.0);
         let shown: Vec<String> = [0.0, 0.1, 23.4567, 1500.0, 123456.7, 2.5e7, -0.00012].map(short).into();
         assert_eq!(shown, ["0", "0.1", "23.46", "1500", "123457", "2.50e7", "-1.20e-4"]);
