@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::metrics::{Health, Shared};
+use crate::metrics::{Health, Metrics, Shared};
 use crate::store::{Recovered, Store};
 use crate::types::{Batch, Live, Name, Time};
 use crate::{forward, source, systemd, web};
@@ -56,6 +56,7 @@ pub struct Agent {
     engine: oneshot::Receiver<()>,
     outlets: JoinSet<&'static str>,
     store: Arc<Store>,
+    live: broadcast::Sender<Live>,
     dashboard: Option<SocketAddr>,
     ready: String,
 }
@@ -82,6 +83,7 @@ impl Agent {
             sources: JoinSet::new(),
             engine: oneshot::channel().1,
             outlets: JoinSet::new(),
+            live: broadcast::channel(N_QUEUED_LIVE).0,
             dashboard: None,
             ready: String::new(),
             store: Arc::new(store),
@@ -98,15 +100,14 @@ impl Agent {
         recovered: Recovered,
         models: blocks::Models,
     ) -> Result<()> {
-        let (live, _) = broadcast::channel(N_QUEUED_LIVE);
         let (commands_tx, commands) = mpsc::channel(N_QUEUED_COMMANDS);
         let (batches_tx, batches) = mpsc::channel(N_QUEUED_BATCHES);
         let n = config.source.mqtt.len() + config.source.modbus.len();
         self.ready = format!("{n} sources, {} models", models.len());
         // Dashboards first, so that they hear how things stood.
-        self.start_web(&config, &live, commands_tx, models).await?;
-        self.start_publish(&config, &live);
-        self.engine = self.start_engine(engine, recovered, live, batches, commands)?;
+        self.start_web(&config, commands_tx, models).await?;
+        self.start_publish(&config);
+        self.engine = self.start_engine(engine, recovered, batches, commands)?;
         self.start_cloud(&config);
         self.start_sources(config.source, &batches_tx);
         let (board, last) = (self.shared.board.clone(), self.last.clone());
@@ -140,11 +141,10 @@ impl Agent {
         &self,
         mut engine: Engine,
         recovered: Recovered,
-        live: broadcast::Sender<Live>,
         batches: mpsc::Receiver<Batch>,
         commands: mpsc::Receiver<web::Command>,
     ) -> Result<oneshot::Receiver<()>> {
-        let (commits, shared) = (self.store.sender(), self.shared.clone());
+        let (commits, shared, live) = (self.store.sender(), self.shared.clone(), self.live.clone());
         let (ended_tx, ended) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let run = move || {
@@ -171,10 +171,10 @@ impl Agent {
         });
     }
 
-    fn start_publish(&mut self, config: &Config, live: &broadcast::Sender<Live>) {
+    fn start_publish(&mut self, config: &Config) {
         let Some(publish) = config.publish.clone() else { return };
         let Some(source) = config.source.mqtt.iter().find(|s| *s.name == publish.source) else { return };
-        let (connection, events, shared) = (source.connection.clone(), live.subscribe(), self.last_shared());
+        let (connection, events, shared) = (source.connection.clone(), self.live.subscribe(), self.last_shared());
         let (site, id) = (config.agent.site.clone(), config.agent.id.clone());
         self.outlets.spawn(async move {
             forward::publish::run(publish, connection, site, id, shared, events).await;
@@ -185,7 +185,6 @@ impl Agent {
     async fn start_web(
         &mut self,
         config: &Config,
-        live: &broadcast::Sender<Live>,
         commands: mpsc::Sender<web::Command>,
         models: blocks::Models,
     ) -> Result<()> {
@@ -195,7 +194,7 @@ impl Agent {
         let (listener, address) = web::bind(&config.web).await?;
         self.dashboard = Some(address);
         let view = web::View::new();
-        let (follower, events, last) = (view.clone(), live.subscribe(), self.last.clone());
+        let (follower, events, last) = (view.clone(), self.live.subscribe(), self.last.clone());
         self.outlets.spawn(async move {
             follower.follow(events, last).await;
             "the dashboard's picture"
@@ -237,9 +236,14 @@ impl Agent {
         &self.ready
     }
 
-    /// The store, for those who count.
-    pub fn store(&self) -> &Store {
-        &self.store
+    /// What happens from now on, as dashboards hear it.
+    pub fn live(&self) -> broadcast::Receiver<Live> {
+        self.live.subscribe()
+    }
+
+    /// Its counters.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        self.shared.metrics.clone()
     }
 
     /// Ends everything in flow order: sources hand over what they hold, the engine finishes, the

@@ -161,7 +161,8 @@ impl Agent {
             site: get("site").unwrap_or_else(|| "site".into()),
             id: get("id").unwrap_or_else(host_name),
             models_dir: path("models_dir").unwrap_or_else(|| data_dir.join("models")),
-            max_machines: s.as_ref().and_then(|s| s.integer("max_machines", 1..=100_000)).unwrap_or(MAX_MACHINES) as usize,
+            max_machines: s.as_ref().and_then(|s| s.integer("max_machines", 1..=100_000)).unwrap_or(MAX_MACHINES)
+                as usize,
             data_dir,
         };
         let plain = |t: &str, extra: &str| !t.is_empty() && t.chars().all(|c| c.is_alphanumeric() || extra.contains(c));

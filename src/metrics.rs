@@ -123,6 +123,17 @@ impl Metrics {
     }
 }
 
+impl Metrics {
+    /// The sum of all samples of this name, as scraped, whose labels contain `label`; for those who
+    /// count now and then.
+    pub fn total(&self, sample: &str, label: &str) -> u64 {
+        let text = self.render();
+        let mine = text.lines().filter_map(|l| l.strip_prefix(sample));
+        let mine = mine.filter(|l| l.starts_with(['{', ' ']) && l.contains(label));
+        mine.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64
+    }
+}
+
 /// How well a part of the agent is.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -259,6 +270,9 @@ mod tests {
         m.store_commit.observe(0.002);
         let text = m.render();
         assert!(text.contains("andon_readings_total{source=\"shop\",quality=\"good\"} 1"), "{text}");
+        m.readings.get_or_create(&[("source", "plc".into()), ("quality", "good".into())]).inc_by(5);
+        assert_eq!(m.total("andon_readings_total", ""), 6);
+        assert_eq!(m.total("andon_readings_total", "source=\"plc\""), 5);
         assert!(text.contains("# UNIT andon_store_commit_seconds seconds"), "{text}");
         assert!(text.contains("# HELP andon_readings Readings taken in, by source and quality."), "{text}");
     }

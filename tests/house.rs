@@ -23,7 +23,8 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 
 fn source_files() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let read = |p: PathBuf| (p.strip_prefix(&root).expect("below src").to_path_buf(), fs::read_to_string(&p).expect("text"));
+    let read =
+        |p: PathBuf| (p.strip_prefix(&root).expect("below src").to_path_buf(), fs::read_to_string(&p).expect("text"));
     files(&root).into_iter().map(read).collect()
 }
 
@@ -111,7 +112,8 @@ fn sled_and_tract_and_rumqttc_stay_in_their_rooms() {
 #[test]
 fn every_file_says_what_it_holds() {
     for (path, text) in source_files() {
-        let test = path.file_name().is_some_and(|n| n == "tests.rs") || path.components().any(|c| c.as_os_str() == "tests");
+        let test =
+            path.file_name().is_some_and(|n| n == "tests.rs") || path.components().any(|c| c.as_os_str() == "tests");
         assert!(test || text.starts_with("//!"), "{} does not open with //!", path.display());
     }
 }

@@ -56,7 +56,12 @@ fn load(dir: &Path, name: &str) -> Result<Arc<Model>, String> {
     }
     let path = dir.join(name);
     if !path.is_dir() {
-        let there: Vec<String> = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+        let there: Vec<String> = std::fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .collect();
         let near = hint(name, &there.iter().map(String::as_str).collect::<Vec<_>>());
         return Err(format!("machine.model: there is no bundle {}{near}", path.display()));
     }
@@ -78,9 +83,18 @@ fn bind(machine: &Machine, model: Option<Arc<Model>>) -> Result<Block, String> {
     if let (Limit::PValue(_), Some(m)) = (limit, &model)
         && m.calibration().is_empty()
     {
-        return Err(format!("machine.alarm: model {} has no reference scores; give a `threshold` on its score", m.name()));
+        return Err(format!(
+            "machine.alarm: model {} has no reference scores; give a `threshold` on its score",
+            m.name()
+        ));
     }
-    Ok(Block { matcher: WildMatch::new(&machine.matcher), model, layout: Arc::new(layout), limit, alarm: machine.alarm.clone() })
+    Ok(Block {
+        matcher: WildMatch::new(&machine.matcher),
+        model,
+        layout: Arc::new(layout),
+        limit,
+        alarm: machine.alarm.clone(),
+    })
 }
 
 /// The signal of each channel: the channel's own name unless `[machine.channels]` says otherwise.

@@ -111,7 +111,8 @@ impl Feed {
             // Fails only when nobody listens.
             let _ = self.live.send(event);
         }
-        let readings: usize = group.inputs.iter().map(|i| if let Input::Readings(_, r) = i { r.len() } else { 1 }).sum();
+        let readings: usize =
+            group.inputs.iter().map(|i| if let Input::Readings(_, r) = i { r.len() } else { 1 }).sum();
         self.since_checkpoint += readings;
         let due = self.since_checkpoint >= CHECKPOINT_READINGS || self.checkpointed.elapsed() >= CHECKPOINT_EVERY;
         let checkpoint = (due && readings > 0).then(|| {

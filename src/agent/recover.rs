@@ -15,9 +15,10 @@ pub async fn replay(engine: &mut Engine, recovered: Recovered, commits: &store::
     }
     let mut entries = 0u64;
     for entry in recovered.entries {
-        let group = entry.map_err(|e| e.to_string()).and_then(|bytes| Group::decode(&bytes));
+        let group = entry.map_err(|e| e.to_string()).and_then(|e| Ok((e.first_ordinal, Group::decode(&e.data)?)));
         match group {
-            Ok(group) => {
+            Ok((ordinal, group)) => {
+                engine.continue_from(ordinal);
                 let out = engine.step(&group);
                 entries += 1;
                 if out.records.is_empty() {

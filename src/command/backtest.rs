@@ -105,7 +105,11 @@ pub fn run(options: &Options) -> Result<()> {
     ensure!(row > 0, "{} has no rows", options.input.display());
     out.finish()?;
     let figures = replay.score.figures();
-    if options.json { println!("{}", figures.json()) } else { print!("{}", figures.text()) }
+    if options.json {
+        println!("{}", figures.json())
+    } else {
+        print!("{}", figures.text())
+    }
     Ok(())
 }
 

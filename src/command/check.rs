@@ -35,7 +35,11 @@ pub fn run(options: &Options) -> Result<()> {
         let model = machine.model.as_deref().unwrap_or("none");
         let layout = &block.layout;
         let window = Duration::from_nanos(layout.rate as u64) * layout.steps as u32;
-        println!("  machines {:?}: model {model}, {} channels, window {window:?}", machine.matcher, layout.channels.len());
+        println!(
+            "  machines {:?}: model {model}, {} channels, window {window:?}",
+            machine.matcher,
+            layout.channels.len()
+        );
         warn_of_tail(block.model.as_deref(), block.limit.threshold(), machine);
     }
     for model in models.values() {

@@ -14,7 +14,7 @@ use super::runtime;
 use crate::agent::Agent;
 use crate::config::{Config, Needs};
 use crate::logging;
-use crate::metrics::Shared;
+use crate::metrics::{Metrics, Shared};
 use crate::simulator::cloud::{self, Cloud};
 use crate::simulator::faults::{self, Fault};
 use crate::simulator::plant::{DT, Layout, Plant};
@@ -26,7 +26,7 @@ mod report;
 mod scene;
 
 use factory::Factory;
-use report::Report;
+use report::{Course, Report};
 
 /// The plant's random seed: other than those the models were trained on.
 const SEED: u64 = 4242;
@@ -34,7 +34,7 @@ const SEED: u64 = 4242;
 const OPEN_END: f64 = 86_400.0;
 /// Where the dashboard listens unless the port is taken.
 const DASHBOARD: &str = "127.0.0.1:8420";
-/// How long what was published may take to reach the cloud once the plant has stopped.
+/// How long what was published may take to come in once the plant has stopped.
 const DRAIN: Duration = Duration::from_secs(20);
 
 /// See `andon demo --help`.
@@ -95,17 +95,18 @@ async fn demo(options: &Options) -> Result<()> {
         println!("dashboard: http://{address}");
     }
     let started = Instant::now();
-    let begin = factory.begin();
+    let (begin, begin_time) = factory.begin();
     let running = factory.start();
-    let told = narrate(&agent, options, faults.clone(), begin);
-    let narrator = tokio::spawn(told);
+    let narrator = tokio::spawn(narrate(&agent, options, faults.clone(), begin));
     wait(options.seconds).await?;
-    let elapsed = started.elapsed();
+    let seconds = started.elapsed().as_secs_f64();
     let published = running.stop().await;
-    drain(&agent, &cloud, published).await;
+    let metrics = agent.metrics();
+    drain(&metrics, published).await;
     narrator.abort();
-    let stored = agent.finish_counting().await?;
-    let report = Report::new(&log, &stored, &cloud, published, elapsed, &faults, begin, options.speed)?;
+    agent.finish().await?;
+    let course = Course { log: &log, published, seconds, faults: &faults, begin: begin_time, speed: options.speed };
+    let report = Report::new(&course, &metrics, &cloud)?;
     cloud.stop().await;
     report.print(options.json);
     Ok(())
@@ -182,15 +183,11 @@ async fn wait(seconds: Option<u64>) -> Result<()> {
     Ok(())
 }
 
-/// Waits until all that was published has come in, and all that was stored has reached the cloud.
-async fn drain(agent: &Agent, cloud: &Cloud, published: u64) {
+/// Waits until all that was published has come in.
+async fn drain(metrics: &Metrics, published: u64) {
     let deadline = Instant::now() + DRAIN;
-    let mut calm = 0;
-    while Instant::now() < deadline && calm < 3 {
-        let all_in = agent.readings("shop") >= published;
-        let all_out = cloud.stats().distinct >= agent.stored();
-        calm = if all_in && all_out { calm + 1 } else { 0 };
-        tokio::time::sleep(Duration::from_millis(100)).await;
+    while metrics.total("andon_readings_total", report::SHOP) < published && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 

@@ -45,7 +45,11 @@ pub fn run(options: &Options) -> Result<()> {
         let answer = answer.error_for_status().context("andon refused to tell its status")?;
         answer.json().await.context("the answer is not JSON")
     })?;
-    if options.json { println!("{status}") } else { print(&status) }
+    if options.json {
+        println!("{status}")
+    } else {
+        print(&status)
+    }
     Ok(())
 }
 

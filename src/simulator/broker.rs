@@ -23,8 +23,7 @@ pub fn start() -> Result<SocketAddr> {
         external_auth: None,
         dynamic_filters: true,
     };
-    let server =
-        ServerSettings { name: "demo".into(), listen, tls: None, next_connection_delay_ms: 1, connections };
+    let server = ServerSettings { name: "demo".into(), listen, tls: None, next_connection_delay_ms: 1, connections };
     // Its log is in memory: small segments keep that small.
     let router = RouterConfig {
         max_connections: 64,

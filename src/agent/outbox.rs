@@ -1,0 +1,38 @@
+//! The store's outbox as the forwarders want it.
+
+use std::future::Future;
+
+use anyhow::Result;
+
+use crate::forward;
+use crate::store;
+use crate::types::Stored;
+
+/// One sink's reader.
+pub struct Adapter(store::Outbox);
+
+impl Adapter {
+    /// Wraps a reader.
+    pub fn new(outbox: store::Outbox) -> Adapter {
+        Adapter(outbox)
+    }
+}
+
+impl forward::Outbox for Adapter {
+    async fn ready(&self) -> bool {
+        self.0.ready().await.is_ok()
+    }
+
+    async fn next(&self, max_records: usize, max_bytes: usize) -> Result<Vec<Stored>> {
+        Ok(self.0.next(max_records, max_bytes).await?)
+    }
+
+    fn ack(&self, records: &[Stored]) -> impl Future<Output = Result<()>> + Send {
+        self.0.ack(records);
+        std::future::ready(Ok(()))
+    }
+
+    async fn dead_letter(&self, record: &Stored, reason: &str) -> Result<()> {
+        Ok(self.0.dead_letter(record.clone(), reason).await?)
+    }
+}
