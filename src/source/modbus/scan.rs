@@ -5,8 +5,9 @@ use super::plan::Span;
 
 /// The stretches of `within` that the device answers for, found by halving what it refuses.
 ///
-/// That costs up to two requests for each address that is not there. Requests are at most `longest` registers or bits long. At most `requests` are made; what has not
-/// been looked at by then is left out, and the second value is false.
+/// That costs up to two requests for each address that is not there. Requests are at most `longest`
+/// registers or bits long, and at most `requests` are made; what has not been looked at by then is
+/// left out, and the second value is false.
 ///
 /// # Errors
 ///
