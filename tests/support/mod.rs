@@ -1,4 +1,4 @@
 //! Helpers that several test programs share.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
 pub mod chromium;
