@@ -1,6 +1,6 @@
 //! The dashboard in a real browser: values that move, alarms that appear, plots, hostile names.
 //! Screenshots are left in `target/tmp/screenshots/`.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use std::net::SocketAddr;
 use std::sync::Arc;

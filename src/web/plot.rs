@@ -13,8 +13,8 @@ use super::App;
 use super::guard::{Problem, problem};
 use super::picture::{Held, ScorePoint};
 use super::view::Trends;
-use crate::types::Quality;
-use panel::{Axis, Dot, Line, Panel, Shade, Theme};
+use crate::types::{Quality, Time};
+use panel::{Axis, Dot, Panel, Shade, Theme};
 
 mod panel;
 
@@ -54,7 +54,7 @@ pub async fn buffer(State(app): State<Arc<App>>, asked: Asked) -> Result<Respons
     let samples = app.samples.to_vec();
     let line = |title: &str, value: fn(&super::sampler::Sample) -> f64| {
         let dots = samples.iter().map(|s| Dot { at: s.at, value: Some(value(s)) }).collect();
-        Panel { axis: Axis::FromZero, ..Panel::of(title, Line::signal(dots)) }
+        Panel { axis: Axis::FromZero, ..Panel::of(title, dots) }
     };
     let panels = vec![
         line("records waiting", |s| s.waiting),
@@ -84,16 +84,9 @@ async fn drawn(
 fn signal_panels(trends: &Trends) -> Vec<Panel> {
     let panel = |(name, points): &(crate::types::Name, Vec<super::picture::Point>)| {
         let dots: Vec<Dot> = points.iter().map(|p| Dot { at: p.at, value: p.value }).collect();
-        let mut shades: Vec<Shade> = Vec::new();
-        for (i, p) in points.iter().enumerate().filter(|(_, p)| p.quality != Quality::Good) {
-            let until = points.get(i + 1).map_or(p.at, |next| next.at);
-            match shades.last_mut() {
-                Some(last) if last.until == p.at && last.quality == p.quality => last.until = until,
-                _ => shades.push(Shade { from: p.at, until, quality: p.quality }),
-            }
-        }
+        let shades = shaded(points, |p| p.at, |p| (p.quality != Quality::Good).then_some(p.quality));
         let note = points.last().filter(|p| p.quality != Quality::Good).map(|p| p.quality.as_str().to_owned());
-        Panel { shades, note, ..Panel::of(name, Line::signal(dots)) }
+        Panel { shades, note, ..Panel::of(name, dots) }
     };
     let mut panels: Vec<Panel> = trends.signals.iter().take(MAX_PANELS).map(panel).collect();
     if trends.signals.len() > MAX_PANELS
@@ -104,36 +97,39 @@ fn signal_panels(trends: &Trends) -> Vec<Panel> {
     panels
 }
 
+/// Stretches to mark: those next to each other and alike are one.
+fn shaded<T>(items: &[T], at: fn(&T) -> Time, mark: fn(&T) -> Option<Quality>) -> Vec<Shade> {
+    let mut shades: Vec<Shade> = Vec::new();
+    for (i, item) in items.iter().enumerate() {
+        let Some(quality) = mark(item) else { continue };
+        let (from, until) = (at(item), items.get(i + 1).map_or(at(item), at));
+        match shades.last_mut() {
+            Some(last) if last.until == from && last.quality == quality => last.until = until,
+            _ => shades.push(Shade { from, until, quality }),
+        }
+    }
+    shades
+}
+
 fn score_panels(scores: &[ScorePoint], held: Held) -> Vec<Panel> {
     let dots = |value: &dyn Fn(&ScorePoint) -> Option<f64>| -> Vec<Dot> {
         scores.iter().map(|s| Dot { at: s.at, value: value(s) }).collect()
     };
-    let shades = |_: ()| -> Vec<Shade> {
-        let mut shades: Vec<Shade> = Vec::new();
-        for (i, s) in scores.iter().enumerate().filter(|(_, s)| s.anomaly) {
-            let until = scores.get(i + 1).map_or(s.at, |next| next.at);
-            match shades.last_mut() {
-                Some(last) if last.until == s.at => last.until = until,
-                _ => shades.push(Shade { from: s.at, until, quality: Quality::Bad }),
-            }
-        }
-        shades
-    };
-    let mut score = Panel { shades: shades(()), ..Panel::of("anomaly score", Line::signal(dots(&|s| s.score))) };
+    let shades = shaded(scores, |s| s.at, |s| s.anomaly.then_some(Quality::Bad));
+    let mut score = Panel { shades: shades.clone(), ..Panel::of("anomaly score", dots(&|s| s.score)) };
     if held == Held::Score {
         score.limit = Some(dots(&|s| Some(s.threshold)));
-        return vec![Panel { tall: true, ..score }];
     }
-    if !scores.iter().any(|s| s.p_value.is_some()) {
+    if held == Held::Score || scores.iter().all(|s| s.p_value.is_none()) {
         return vec![Panel { tall: true, ..score }];
     }
     let surprise = |p: f64| -p.max(LEAST_P).log10();
     let rarity = Panel {
-        shades: shades(()),
+        shades,
         limit: Some(dots(&|s| Some(surprise(s.threshold)))),
         axis: Axis::Rarity,
         tall: true,
-        ..Panel::of("how rare this is when healthy", Line::signal(dots(&|s| s.p_value.map(surprise))))
+        ..Panel::of("how rare this is when healthy", dots(&|s| s.p_value.map(surprise)))
     };
     vec![rarity, score]
 }

@@ -25,9 +25,9 @@ use tokio_util::task::TaskTracker;
 /// Connections served at a time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 256;
 /// For a request's head to arrive, and between requests.
-const HEAD_TIME: Duration = Duration::from_secs(15);
+const HEAD_TIME: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 15 });
 /// A reader that takes nothing for this long is cut off.
-const STALL_TIME: Duration = Duration::from_secs(10);
+const STALL_TIME: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 10 });
 /// Request heads larger than this are refused.
 const HEAD_BYTES: usize = 16 * 1024;
 /// Headers in a request.

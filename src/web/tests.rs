@@ -315,6 +315,40 @@ async fn event_streams_are_bounded_and_come_free_again() {
 }
 
 #[tokio::test]
+async fn a_reader_that_takes_nothing_is_cut_off() {
+    let server = Server::start(None).await;
+    let mut lazy = TcpStream::connect(server.address).await.unwrap();
+    lazy.write_all(b"GET /api/v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").await.unwrap();
+    server.until("/api/v1/status", |s| s["view"]["streams"] == 1).await;
+    // Pushed until the kernel's buffers are full and the write stalls.
+    let long = "x".repeat(200);
+    let mut rounds = 0;
+    while server.get("/api/v1/status").await.1["view"]["streams"] == 1 {
+        for n in 0..200 {
+            let light = if n % 2 == 0 { Light::Red } else { Light::Green };
+            let state = Live::State { machine: "m".into(), at: Time::now(), light, why: long.clone() };
+            server.live.send(state).unwrap();
+        }
+        rounds += 1;
+        assert!(rounds < 20_000, "the stream is still open");
+    }
+}
+
+#[tokio::test]
+async fn idle_and_half_said_connections_are_closed() {
+    let server = Server::start(None).await;
+    let half = b"GET /api/v1/status HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Half: ";
+    let whole = b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
+    for said in [&b""[..], half, whole] {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(said).await.unwrap();
+        let mut heard = Vec::new();
+        let closed = tokio::time::timeout(Duration::from_secs(15), stream.read_to_end(&mut heard)).await;
+        assert!(closed.is_ok(), "still open after {:?}", String::from_utf8_lossy(said));
+    }
+}
+
+#[tokio::test]
 async fn requests_that_never_end_do_not_hold_up_the_stop() {
     let server = Server::start(None).await;
     let mut halting = TcpStream::connect(server.address).await.unwrap();
@@ -346,6 +380,17 @@ async fn plots_are_svg() {
     }
     assert_eq!(server.get("/plot/machines/nobody/score.svg").await.0, StatusCode::NOT_FOUND);
     assert_eq!(server.get("/plot/buffer.svg?theme=pink").await.0, StatusCode::BAD_REQUEST);
+}
+
+#[test]
+fn the_page_is_small_and_asks_nobody_else() {
+    let parts = [include_str!("assets/index.html"), include_str!("assets/app.css"), include_str!("assets/app.js")];
+    assert!(parts.iter().map(|p| p.len()).sum::<usize>() < 30 * 1024);
+    for part in parts {
+        for word in ["http:", "https:", "//cdn", "@import", "innerHTML", "outerHTML", "insertAdjacentHTML", "eval("] {
+            assert!(!part.contains(word), "{word}");
+        }
+    }
 }
 
 #[test]

@@ -43,7 +43,6 @@ pub(super) struct Trends {
 
 impl View {
     /// Knows nothing yet.
-    #[allow(clippy::new_ret_no_self)]
     pub fn new() -> Arc<View> {
         Arc::new(View { picture: Mutex::default(), frames: broadcast::channel(EVENTS_QUEUED).0 })
     }

@@ -2,7 +2,7 @@
 // Names come from the plant's network, so text is only ever set as textContent.
 "use strict";
 
-const MOST_CARDS = 120, CARD_SIGNALS = 4, PLOT_EVERY = 2000, RESYNC_EVERY = 60000;
+const MOST_CARDS = 120, MOST_KEPT = 800, MOST_ALARMS = 100, CARD_SIGNALS = 4, PLOT_EVERY = 2000, RESYNC_EVERY = 60000;
 const WORDS = { green: "well", amber: "look", red: "alarm", grey: "off" };
 const STATES = { unacknowledged: "Active", acknowledged: "Active, acknowledged",
   returned_unacknowledged: "Over, not acknowledged", normal: "Over" };
@@ -16,6 +16,15 @@ function el(tag, className, text) {
   if (className) e.className = className;
   if (text !== undefined) e.textContent = text;
   return e;
+}
+// Makes a list as long as it should be.
+function fit(box, length, tag, parts) {
+  while (box.children.length > length) box.lastChild.remove();
+  while (box.children.length < length) {
+    const row = el(tag);
+    row.append(...parts());
+    box.append(row);
+  }
 }
 function put(e, text) { if (e.textContent !== text) e.textContent = text; }
 function mark(e, key, value) { if (e.dataset[key] !== value) e.dataset[key] = value; }
@@ -92,12 +101,7 @@ function fillCard(card, m) {
   put(card.querySelector(".why"), m.why + late);
   const values = card.querySelector(".values");
   const list = loudest(m).slice(0, CARD_SIGNALS);
-  while (values.children.length > list.length) values.lastChild.remove();
-  while (values.children.length < list.length) {
-    const row = el("span");
-    row.append(el("span", "signal"), el("span", "value"), el("span", "how"));
-    values.append(row);
-  }
+  fit(values, list.length, "span", () => [el("span", "signal"), el("span", "value"), el("span", "how")]);
   list.forEach((s, i) => {
     const row = values.children[i], state = signalState(s, m.since_seen);
     mark(row, "signal", s.name);
@@ -150,7 +154,11 @@ function drawMachines() {
 }
 
 function drawAlarms() {
-  const list = [...alarms.values()].sort((a, b) => (a.since < b.since ? 1 : a.since > b.since ? -1 : a.id < b.id ? -1 : 1)).slice(0, 100);
+  // Newest first; those that are over make room for those that are not.
+  const all = [...alarms.values()].sort((a, b) => (a.since < b.since ? 1 : a.since > b.since ? -1 : a.id < b.id ? -1 : 1));
+  const owed = all.filter(a => a.state !== "normal");
+  let room = Math.max(MOST_ALARMS - owed.length, 0);
+  const list = all.filter(a => a.state !== "normal" || room-- > 0);
   const box = $("alarms"), rows = new Map([...box.children].map(r => [r.dataset.alarm, r]));
   list.forEach((a, i) => {
     let row = rows.get(a.id);
@@ -204,12 +212,7 @@ function drawStatus() {
     .filter(c => c[0]).map(c => c.join(" ")).join(" · "));
   put($("path-health"), s.health);
   const box = $("components"), names = Object.keys(s.components);
-  while (box.children.length > names.length) box.lastChild.remove();
-  while (box.children.length < names.length) {
-    const row = el("li");
-    row.append(el("span"), el("span", "dot"), el("span", "detail"));
-    box.append(row);
-  }
+  fit(box, names.length, "li", () => [el("span"), el("span", "dot"), el("span", "detail")]);
   names.forEach((name, i) => {
     const c = s.components[name], [label, dot, detail] = box.children[i].children;
     mark(box.children[i], "component", name);
@@ -230,12 +233,7 @@ function drawStatus() {
   put($("foot"), "up " + age(s.uptime_seconds) + " · " + (s.ready ? "ready" : s.missing.join("; ")));
 }
 function pairs(box, rows) {
-  while (box.children.length > rows.length) box.lastChild.remove();
-  while (box.children.length < rows.length) {
-    const pair = el("div");
-    pair.append(el("dt"), el("dd"));
-    box.append(pair);
-  }
+  fit(box, rows.length, "div", () => [el("dt"), el("dd")]);
   rows.forEach(([key, value], i) => { put(box.children[i].firstChild, key); put(box.children[i].lastChild, value); });
 }
 
@@ -248,12 +246,7 @@ function drawDetail() {
   put($("detail-why"), m.why + " · since " + clock(m.since) + (m.behind_seconds ? " · data is " + age(m.behind_seconds) + " behind" : ""));
   const v = m.verdict, list = v ? v.contributions.slice(0, 8) : [];
   const box = $("contributions");
-  while (box.children.length > list.length) box.lastChild.remove();
-  while (box.children.length < list.length) {
-    const row = el("li");
-    row.append(el("span"), el("progress"), el("span", "share"));
-    box.append(row);
-  }
+  fit(box, list.length, "li", () => [el("span"), el("progress"), el("span", "share")]);
   list.forEach((c, i) => {
     const [name, bar, share] = box.children[i].children;
     mark(box.children[i], "channel", c.name);
@@ -272,12 +265,7 @@ function drawDetail() {
     ...(v.class ? [["class", v.class]] : []), ["model", v.model], ["window ends", clock(v.at)],
   ] : [["", "no verdict yet"]]);
   const body = $("detail-signals");
-  while (body.children.length > m.signals.length) body.lastChild.remove();
-  while (body.children.length < m.signals.length) {
-    const row = el("tr");
-    row.append(el("td"), el("td", "value"), el("td"));
-    body.append(row);
-  }
+  fit(body, m.signals.length, "tr", () => [el("td"), el("td", "value"), el("td")]);
   m.signals.forEach((s, i) => {
     const [name, value, how] = body.children[i].children, state = signalState(s, m.since_seen);
     mark(body.children[i], "signal", s.name);
@@ -324,26 +312,31 @@ function keep(m) { machines.set(m.id, { ...machines.get(m.id), ...m, since_seen:
 
 function signIn() { if (!$("sign-in").open) $("sign-in").showModal(); }
 
-async function fetchMachines() {
+async function fetchMachines(afresh) {
   const q = $("filter").value;
   const answer = await ask("/api/v1/machines?limit=500&q=" + encodeURIComponent(q));
+  if (afresh || machines.size > MOST_KEPT) {
+    const mine = machines.get(open);
+    machines.clear();
+    if (mine) machines.set(open, mine);
+  }
   answer.machines.forEach(keep);
   found = answer.found;
   dirty = true;
 }
 async function fetchAll() {
   const listed = await ask("/api/v1/alarms");
-  machines.clear();
-  await fetchMachines();
   alarms.clear();
   listed.alarms.forEach(a => alarms.set(a.id, a));
+  await fetchMachines(true);
+  if (open) keep(await ask("/api/v1/machines/" + encodeURIComponent(open)));
 }
 
 const heard = {
   status: s => { status = s; drawStatus(); },
-  step: s => { const m = machines.get(s.machine); if (m) keep({ id: m.id, at: s.at, behind_seconds: s.behind_seconds, signals: s.signals }); else stranger(s.machine); },
+  step: s => { const m = machines.get(s.machine); if (m) keep({ id: m.id, at: s.at, behind_seconds: s.behind_seconds, signals: s.signals }); else stranger(false); },
   verdict: v => { const m = machines.get(v.machine); if (m) m.verdict = v.verdict; },
-  state: s => { const m = machines.get(s.machine); if (m) Object.assign(m, { light: s.light, why: s.why, since: s.since }); else stranger(s.machine); },
+  state: s => { const m = machines.get(s.machine); if (m) Object.assign(m, { light: s.light, why: s.why, since: s.since }); else stranger(ORDER[s.light] < 2); },
   alarm: a => {
     if (a.active && !alarms.has(a.id)) put($("said"), "Alarm: " + a.machine + ": " + a.message);
     alarms.set(a.id, a);
@@ -352,8 +345,8 @@ const heard = {
 };
 // A machine that is not on the page: fetched a moment later, many at a time.
 let fetching = 0;
-function stranger() {
-  if (fetching || $("filter").value || machines.size >= 500) return;
+function stranger(urgent) {
+  if (fetching || (!urgent && ($("filter").value || machines.size >= 500))) return;
   fetching = setTimeout(() => { fetchMachines().catch(() => {}).finally(() => { fetching = 0; }); }, 300);
 }
 

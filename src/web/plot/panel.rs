@@ -21,6 +21,9 @@ const MAX_TITLE_CHARS: usize = 40;
 /// Larger values are drawn as if they were this large.
 const MOST: f64 = 1e100;
 
+/// Counts and rates are never drawn on a finer scale than this.
+const LEAST_COUNT: f64 = 2.0;
+
 /// Which background the plot stands on.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -61,19 +64,6 @@ pub struct Dot {
     pub value: Option<f64>,
 }
 
-/// What a panel shows.
-#[derive(Clone, Debug)]
-pub struct Line {
-    pub dots: Vec<Dot>,
-}
-
-impl Line {
-    /// An ordinary line.
-    pub fn signal(dots: Vec<Dot>) -> Line {
-        Line { dots }
-    }
-}
-
 /// A stretch of time that is marked.
 #[derive(Copy, Clone, Debug, PartialEq)]
 pub struct Shade {
@@ -98,7 +88,7 @@ pub enum Axis {
 pub struct Panel {
     pub title: String,
     pub note: Option<String>,
-    pub line: Line,
+    pub line: Vec<Dot>,
     pub limit: Option<Vec<Dot>>,
     pub shades: Vec<Shade>,
     pub axis: Axis,
@@ -107,7 +97,7 @@ pub struct Panel {
 
 impl Panel {
     /// A line with its title and nothing else.
-    pub fn of(title: &str, line: Line) -> Panel {
+    pub fn of(title: &str, line: Vec<Dot>) -> Panel {
         Panel { title: tidy(title), note: None, line, limit: None, shades: Vec::new(), axis: Axis::Fit, tall: false }
     }
 
@@ -161,7 +151,7 @@ struct Span {
 
 impl Span {
     fn of(panels: &[Panel]) -> Span {
-        let times = || panels.iter().flat_map(|p| p.line.dots.iter()).map(|d| d.at);
+        let times = || panels.iter().flat_map(|p| p.line.iter()).map(|d| d.at);
         let end = times().max().unwrap_or_default();
         let start = times().min().unwrap_or(end);
         Span { end, seconds: end.since(start).as_secs_f64().max(10.0) }
@@ -203,10 +193,11 @@ fn draw_panel(area: &Area<'_>, panel: &Panel, span: &Span, colours: &Colours) ->
         chart.draw_series([Rectangle::new(corners, colour.filled())])?;
     }
     let stroke = colours.line.stroke_width(3);
-    for run in runs(&panel.line.dots, span, &scale) {
-        match run.as_slice() {
-            [alone] => drop(chart.draw_series([Circle::new(*alone, 3, colours.line.filled())])?),
-            _ => drop(chart.draw_series(LineSeries::new(run, stroke))?),
+    for run in runs(&panel.line, span, &scale) {
+        if let [alone] = run.as_slice() {
+            chart.draw_series([Circle::new(*alone, 3, colours.line.filled())])?;
+        } else {
+            chart.draw_series(LineSeries::new(run, stroke))?;
         }
     }
     for run in panel.limit.iter().flat_map(|l| runs(l, span, &scale)) {
@@ -219,7 +210,7 @@ fn draw_titles(area: &Area<'_>, panel: &Panel, colours: &Colours) -> Result<(), 
     let width = area.dim_in_pixel().0 as i32;
     let middle = TITLE * SCALE / 2;
     area.draw(&Text::new(panel.title.clone(), (LEFT * SCALE, middle), text_at(13, &colours.text, HPos::Left)))?;
-    let last = panel.line.dots.iter().rev().find_map(|d| d.value).map(|v| match panel.axis {
+    let last = panel.line.iter().rev().find_map(|d| d.value).map(|v| match panel.axis {
         Axis::Rarity => rarity(v),
         _ => short(v),
     });
@@ -291,19 +282,17 @@ struct Scale {
 
 impl Scale {
     fn of(panel: &Panel) -> Scale {
-        let all = panel.line.dots.iter().chain(panel.limit.iter().flatten()).filter_map(|d| d.value);
+        let all = panel.line.iter().chain(panel.limit.iter().flatten()).filter_map(|d| d.value);
         let (mut low, mut high) =
             all.map(|v| v.clamp(-MOST, MOST)).fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
         if low > high {
             (low, high) = (0.0, 1.0);
         }
-        if panel.axis != Axis::Fit {
-            low = 0.0;
-        }
         let (low, high) = match panel.axis {
             // An even number of powers of ten has a whole one in the middle.
             Axis::Rarity => (0.0, ((high / 2.0).ceil() * 2.0).clamp(2.0, 12.0)),
-            Axis::Fit | Axis::FromZero => round_out(low, high.max(low)),
+            Axis::FromZero => round_out(0.0, high.max(LEAST_COUNT)),
+            Axis::Fit => round_out(low, high),
         };
         Scale { low, high, axis: panel.axis }
     }
@@ -402,7 +391,7 @@ mod tests {
             dot(4, Some(1.0)),
             dot(9, Some(0.0)),
         ];
-        let panel = Panel::of("x", Line::signal(dots.to_vec()));
+        let panel = Panel::of("x", dots.to_vec());
         let lengths: Vec<usize> =
             runs(&dots, &Span::of(&[panel.clone()]), &Scale::of(&panel)).iter().map(Vec::len).collect();
         assert_eq!(lengths, [2, 2, 1]);

@@ -1,5 +1,5 @@
 use super::*;
-use crate::types::{Name, Time};
+use crate::types::Name;
 use crate::web::picture::Point;
 
 fn at(second: i64) -> Time {
@@ -58,8 +58,8 @@ fn nothing_to_draw_and_absurd_values_are_drawn_all_the_same() {
     let values = [f64::MAX, f64::MIN, 0.0, f64::MIN_POSITIVE, 1e15, 1e15 + 0.125];
     for pair in values.iter().flat_map(|a| values.iter().map(move |b| [*a, *b])) {
         let dots = pair.iter().enumerate().map(|(i, v)| Dot { at: at(i as i64), value: Some(*v) }).collect();
-        assert!(panel::draw(&[Panel::of("x", Line::signal(dots))], 0, Theme::Dark).is_ok(), "{pair:?}");
+        assert!(panel::draw(&[Panel::of("x", dots)], 0, Theme::Dark).is_ok(), "{pair:?}");
     }
     let ages = [Time(i64::MIN), Time(i64::MAX)].map(|at| Dot { at, value: Some(1.0) });
-    assert!(panel::draw(&[Panel::of("x", Line::signal(ages.into()))], u32::MAX, Theme::Auto).is_ok());
+    assert!(panel::draw(&[Panel::of("x", ages.into())], u32::MAX, Theme::Auto).is_ok());
 }
