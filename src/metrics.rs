@@ -107,6 +107,8 @@ metrics! {
     forward_sent: Counters<1>, "forward_sent", Some(Unit::Bytes), Family::default();
     /// Messages published for dashboards.
     published: Counter, "published_messages", None, Counter::default();
+    /// Messages for dashboards that were left out, by reason: lag, full, offline, machines.
+    publish_dropped: Counters<1>, "publish_dropped_messages", None, Family::default();
 }
 
 fn latency() -> Histogram {

@@ -138,6 +138,8 @@ pub enum Event {
     Subscribed(Vec<Option<String>>),
     /// A message.
     Message(Message),
+    /// The broker has one more of the QoS 1 or 2 messages we published.
+    Delivered,
     /// The end of this link, and why.
     Disconnected(String),
 }

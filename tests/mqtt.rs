@@ -7,13 +7,16 @@ use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
+use andon::forward::publish;
 use andon::metrics::{Health, Shared};
 use andon::mqtt::{self, Address, Connection, Event, Filter, Outgoing, Qos};
 use andon::settings::{Document, Surroundings};
 use andon::source;
-use andon::types::{Batch, Reject};
+use andon::types::{
+    Alarm, AlarmState, Batch, Condition, Light, Live, Quality, Reason, RecordId, Reject, Time, Verdict,
+};
 use support::mosquitto::{Mosquitto, dynamic_security, free_port};
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -434,11 +437,198 @@ async fn tls_with_client_certificates() {
     }
 }
 
-/// Everything on the broker that matches, from now on and retained.
-async fn listen(url: &str, topic: &str) -> mqtt::Link {
-    let mut link = open(&plain(url, &format!("listener-{topic}")));
-    assert!(matches!(link.next().await, Event::Connected { .. }));
-    link.client.subscribe(&[Filter { topic: topic.to_owned(), qos: Qos::AtLeastOnce }]).expect("room");
-    assert!(matches!(link.next().await, Event::Subscribed(_)));
-    link
+/// What the broker has, retained and from now on.
+struct Listener(mqtt::Link);
+
+impl Listener {
+    async fn on(url: &str) -> Listener {
+        let mut link = open(&plain(url, "listener"));
+        assert!(matches!(link.next().await, Event::Connected { .. }));
+        link.client.subscribe(&[Filter { topic: "#".into(), qos: Qos::AtMostOnce }]).expect("room");
+        assert!(matches!(link.next().await, Event::Subscribed(_)));
+        Listener(link)
+    }
+
+    /// The next message as `topic payload`, marked when retained.
+    async fn next(&mut self) -> String {
+        match timeout(PATIENCE, self.0.next()).await.expect("a message in time") {
+            Event::Message(m) => {
+                let mark = if m.retained { "*" } else { "" };
+                format!("{mark}{} {}", m.topic(), String::from_utf8_lossy(&m.payload))
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// This many messages, sorted.
+    async fn take(&mut self, n: usize) -> Vec<String> {
+        let mut all = Vec::new();
+        for _ in 0..n {
+            all.push(self.next().await);
+        }
+        all.sort();
+        all
+    }
+}
+
+struct Publisher {
+    shared: Shared,
+    live: broadcast::Sender<Live>,
+    task: JoinHandle<()>,
+}
+
+impl Publisher {
+    fn start(url: &str, version: mqtt::Version, home_assistant: bool) -> Publisher {
+        let config = publish::Config { source: "shop".into(), prefix: "andon".into(), home_assistant };
+        let mut connection = plain(url, "andon-test");
+        connection.version = version;
+        let shared = Shared::new();
+        let (live, receiver) = broadcast::channel(16);
+        let task =
+            tokio::spawn(publish::run(config, connection, "lyon/line3".into(), "gw".into(), shared.clone(), receiver));
+        Publisher { shared, live, task }
+    }
+
+    async fn connected(self) -> Publisher {
+        self.until_health(Health::Up).await;
+        self
+    }
+
+    async fn until_health(&self, wanted: Health) {
+        let health = || self.shared.board.components().get("publish/shop").map(|c| c.health);
+        until("the publisher's health changes", || health() == Some(wanted)).await;
+    }
+
+    fn tell(&self, news: Live) {
+        assert!(self.live.send(news).is_ok());
+    }
+
+    fn state(&self, why: &str) {
+        self.tell(Live::State { machine: "press".into(), at: Time(0), light: Light::Red, why: why.into() });
+    }
+}
+
+fn verdict() -> Live {
+    let verdict = Verdict {
+        machine: "press".into(),
+        at: Time(0),
+        model: "m".into(),
+        model_version: "1".into(),
+        model_digest: "0".into(),
+        reason: Reason::NoAnomalyDetected,
+        score: Some(0.5),
+        p_value: None,
+        threshold: 1.0,
+        health: None,
+        rul: None,
+        class: None,
+        quality: Quality::Good,
+        contributions: Vec::new(),
+    };
+    Live::Verdict(verdict.into(), r#"{"anomaly_score":0.5,"rul":null,"diagnostics":[]}"#.into())
+}
+
+fn alarm() -> Live {
+    let alarm = Alarm {
+        id: RecordId([0; 16]),
+        machine: "press".into(),
+        condition: Condition::Anomaly,
+        state: AlarmState::Unacknowledged,
+        severity: 700,
+        since: Time(0),
+        at: Time(0),
+        message: String::new(),
+        top_channel: None,
+        acknowledged_by: None,
+    };
+    Live::Alarm(alarm.into(), r#"{"state":"unacknowledged"}"#.into())
+}
+
+const STATE: &str = r#"{"since":"1970-01-01T00:00:00.000Z","state":"red","why":"WHY"}"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dashboards_hear_what_happens_and_find_what_stands() {
+    for version in [mqtt::Version::V4, mqtt::Version::V5] {
+        let broker = Mosquitto::start();
+        let mut listener = Listener::on(&broker.url()).await;
+        let publisher = Publisher::start(&broker.url(), version, false);
+        let root = "andon/lyon/line3/gw";
+        assert_eq!(listener.next().await, format!("{root}/status online"));
+        publisher.tell(verdict());
+        publisher.tell(alarm());
+        publisher.state("a");
+        let state = STATE.replace("WHY", "a");
+        let alarm = r#"{"state":"unacknowledged"}"#;
+        assert_eq!(
+            listener.take(3).await,
+            [
+                format!("{root}/press/alarm {alarm}"),
+                format!("{root}/press/state {state}"),
+                format!("{root}/press/verdict {{\"anomaly_score\":0.5}}"),
+            ]
+        );
+        // The plug is pulled: the broker says so in our name.
+        publisher.task.abort();
+        assert_eq!(listener.next().await, format!("{root}/status offline"));
+        let mut late = Listener::on(&broker.url()).await;
+        assert_eq!(
+            late.take(3).await,
+            [
+                format!("*{root}/press/alarm {alarm}"),
+                format!("*{root}/press/state {state}"),
+                format!("*{root}/status offline"),
+            ]
+        );
+        let again = Publisher::start(&broker.url(), version, false);
+        assert_eq!(late.next().await, format!("{root}/status online"));
+        again.shared.stop.cancel();
+        assert_eq!(late.next().await, format!("{root}/status offline"));
+        timeout(PATIENCE, again.task).await.expect("it stops").expect("without a panic");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_latest_is_sent_when_the_broker_is_back() {
+    let mut broker = Mosquitto::start();
+    let publisher = Publisher::start(&broker.url(), mqtt::Version::V5, false).connected().await;
+    broker.kill();
+    publisher.until_health(Health::Down).await;
+    for i in 0..10 {
+        publisher.state(&i.to_string());
+        publisher.tell(verdict());
+        // One at a time, so that none is lost to lag.
+        until("it is heard", || publisher.live.is_empty()).await;
+    }
+    broker.restart();
+    let mut listener = Listener::on(&broker.url()).await;
+    let wanted = STATE.replace("WHY", "9");
+    loop {
+        let heard = listener.next().await;
+        assert!(!heard.contains("verdict"), "{heard}");
+        if heard.contains("press/state") {
+            assert!(heard.ends_with(&wanted), "{heard}");
+            break;
+        }
+    }
+    let offline = [("reason", "offline".to_owned())];
+    assert_eq!(publisher.shared.metrics.publish_dropped.get_or_create(&offline).get(), 10);
+    publisher.shared.stop.cancel();
+    timeout(PATIENCE, publisher.task).await.expect("it stops").expect("without a panic");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn home_assistant_is_told_again_when_it_starts() {
+    let broker = Mosquitto::start();
+    let publisher = Publisher::start(&broker.url(), mqtt::Version::V5, true).connected().await;
+    let mut listener = Listener::on(&broker.url()).await;
+    publisher.state("x");
+    let mut discovery = String::new();
+    while discovery.is_empty() {
+        discovery = Some(listener.next().await).filter(|m| m.starts_with("homeassistant/device")).unwrap_or_default();
+    }
+    assert!(discovery.starts_with("homeassistant/device/andon_gw_press/config {"), "{discovery}");
+    publish(&broker.url(), [("homeassistant/status".to_owned(), "online".to_owned())]).await;
+    while listener.next().await != discovery {}
+    publisher.shared.stop.cancel();
+    timeout(PATIENCE, publisher.task).await.expect("it stops").expect("without a panic");
 }

@@ -1,1 +1,267 @@
-//! Results for MQTT dashboards.
+//! Results for MQTT dashboards: status, verdicts, alarms and states as flat JSON, and device
+//! discovery for Home Assistant. A convenience: what has to arrive goes to the cloud by the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+
+use crate::metrics::{Health, Shared};
+use crate::mqtt::{self, Connection, Dialer, Event, Filter, Link, Outgoing, Qos, Refused};
+use crate::settings::Section;
+use crate::types::{Live, Name};
+
+mod messages;
+mod standing;
+
+use messages::Topics;
+use standing::Standing;
+
+/// How often what found no room is offered again.
+const RETRY: Duration = Duration::from_millis(100);
+/// How long stopping waits for `offline` to be taken.
+const GOODBYE_PATIENCE: Duration = Duration::from_secs(3);
+/// Where Home Assistant says that it has started.
+const BIRTH_TOPIC: &str = "homeassistant/status";
+
+/// `[publish]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The `[[source.mqtt]]` whose connection settings are reused.
+    pub source: String,
+    /// The first levels of every topic.
+    pub prefix: String,
+    /// Whether to announce machines to Home Assistant.
+    pub home_assistant: bool,
+}
+
+impl Config {
+    /// Reads source, prefix and home_assistant.
+    pub fn read(section: &Section<'_>) -> Config {
+        let source = section.required_string("source");
+        let mut prefix = section.string("prefix").unwrap_or_else(|| "andon".to_owned());
+        if prefix.is_empty() || prefix != messages::levels(&prefix) {
+            section.problem("prefix", format_args!("{prefix:?} is not a topic: levels of plain text, joined by /"));
+            prefix = "andon".to_owned();
+        }
+        Config { source, prefix, home_assistant: section.boolean("home_assistant").unwrap_or(false) }
+    }
+}
+
+/// Publishes until `shared.stop` is cancelled or `live` is closed. `connection` is that of the
+/// source; the publisher uses a client id of its own and leaves no session behind.
+pub async fn run(
+    config: Config,
+    mut connection: Connection,
+    site: String,
+    agent_id: String,
+    shared: Shared,
+    live: Receiver<Live>,
+) {
+    connection.client_id.push_str("-publish");
+    connection.clean = true;
+    let mut dialer = Dialer::new(connection.urls.clone());
+    let topics = Topics::new(&config.prefix, &site, &agent_id);
+    let part = format!("publish/{}", config.source);
+    let mut publisher = Publisher {
+        standing: Standing::new(topics, config.home_assistant),
+        home_assistant: config.home_assistant,
+        connected_at: None,
+        in_flight: 0,
+        part,
+        shared,
+        live,
+    };
+    while let Some(address) = dialer.address().cloned() {
+        let will = publisher.standing.topics().status("offline");
+        publisher.connected_at = None;
+        publisher.in_flight = 0;
+        let reason = match mqtt::open(&connection, &address, Some(will)) {
+            Ok(link) => publisher.serve(link, &address.to_string()).await,
+            Err(e) => Some(format!("{e:#}")),
+        };
+        let Some(reason) = reason else { break };
+        let wait = dialer.ended(publisher.connected_at.map(|at| at.elapsed()), fastrand::f64());
+        tracing::warn!(broker = %address, %reason, "MQTT publishing interrupted");
+        publisher.board(Health::Down, &format!("{address}: {reason}"));
+        if !publisher.pause(wait).await {
+            break;
+        }
+    }
+    publisher.board(Health::Down, "stopped");
+}
+
+struct Publisher {
+    standing: Standing,
+    home_assistant: bool,
+    connected_at: Option<Instant>,
+    /// Messages on their way that the broker has not yet said it has.
+    in_flight: usize,
+    part: String,
+    shared: Shared,
+    live: Receiver<Live>,
+}
+
+impl Publisher {
+    /// One connection. Gives the reason why it ended, or `None` when it is time to stop.
+    async fn serve(&mut self, mut link: Link, address: &str) -> Option<String> {
+        let mut retry = interval(RETRY);
+        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.shared.stop.cancelled() => break,
+                heard = self.live.recv() => match heard {
+                    Ok(news) => self.news(news, Some(&link)),
+                    Err(RecvError::Lagged(n)) => self.dropped("lag", n),
+                    Err(RecvError::Closed) => break,
+                },
+                event = link.next() => match event {
+                    Event::Connected { .. } => self.arrived(&link, address),
+                    Event::Message(message) => if &*message.payload == b"online" {
+                        self.standing.announce_again();
+                    },
+                    Event::Delivered => self.in_flight = self.in_flight.saturating_sub(1),
+                    Event::Subscribed(_) => {}
+                    Event::Disconnected(reason) => return Some(reason),
+                },
+                _ = retry.tick(), if self.connected_at.is_some() && self.standing.is_due() => {}
+            }
+            self.send_due(&link);
+        }
+        self.goodbye(link).await;
+        None
+    }
+
+    fn arrived(&mut self, link: &Link, address: &str) {
+        self.connected_at = Some(Instant::now());
+        self.board(Health::Up, &format!("connected to {address}"));
+        tracing::info!(broker = address, "MQTT publishing");
+        // A connection this young has room for these.
+        let _ = self.publish(link, &self.standing.topics().status("online"));
+        if self.home_assistant {
+            let birth = Filter { topic: BIRTH_TOPIC.to_owned(), qos: Qos::AtMostOnce };
+            let _ = link.client.subscribe(&[birth]);
+        }
+        self.standing.all_again();
+    }
+
+    /// Takes what the engine tells: verdicts go out at once or not at all, the rest is remembered
+    /// until it is out.
+    fn news(&mut self, news: Live, link: Option<&Link>) {
+        match news {
+            Live::Step { .. } => {}
+            Live::Verdict(verdict, data) => {
+                self.known(&verdict.machine);
+                match link.filter(|_| self.connected_at.is_some()) {
+                    Some(link) => self.send_verdict(link, &verdict.machine, &data),
+                    None => self.dropped("offline", 1),
+                }
+            }
+            Live::Alarm(alarm, data) => {
+                if self.known(&alarm.machine) {
+                    self.standing.alarm(&alarm, data);
+                }
+            }
+            Live::State { machine, at, light, why } => {
+                if self.known(&machine) {
+                    self.standing.state(&machine, messages::state(light, at, &why));
+                }
+            }
+        }
+        if let Some(link) = link {
+            self.send_due(link);
+        }
+    }
+
+    fn known(&mut self, machine: &Name) -> bool {
+        let known = self.standing.meet(machine);
+        if !known {
+            self.dropped("machines", 1);
+        }
+        known
+    }
+
+    fn send_verdict(&mut self, link: &Link, machine: &str, data: &Arc<str>) {
+        let Some(payload) = messages::flat(data) else { return };
+        let topic = self.standing.topics().of(machine, "verdict");
+        let message = Outgoing { topic, payload, qos: Qos::AtMostOnce, retain: false };
+        if self.publish(link, &message) == Err(Refused::Full) {
+            self.dropped("full", 1);
+        }
+    }
+
+    /// Sends what is due as far as there is room.
+    fn send_due(&mut self, link: &Link) {
+        if self.connected_at.is_none() {
+            return;
+        }
+        while let Some(message) = self.standing.due() {
+            if self.publish(link, &message) == Err(Refused::Full) {
+                return;
+            }
+            self.standing.sent();
+        }
+    }
+
+    fn publish(&mut self, link: &Link, message: &Outgoing) -> Result<(), Refused> {
+        link.client.publish(message)?;
+        self.shared.metrics.published.inc();
+        if message.qos != Qos::AtMostOnce {
+            self.in_flight += 1;
+        }
+        Ok(())
+    }
+
+    /// Waits before the next try, listening all the while; `false` when it is time to stop.
+    async fn pause(&mut self, wait: Duration) -> bool {
+        self.connected_at = None;
+        let until = Instant::now() + wait;
+        loop {
+            tokio::select! {
+                () = self.shared.stop.cancelled() => return false,
+                () = tokio::time::sleep_until(until) => return true,
+                heard = self.live.recv() => match heard {
+                    Ok(news) => self.news(news, None),
+                    Err(RecvError::Lagged(n)) => self.dropped("lag", n),
+                    Err(RecvError::Closed) => return false,
+                },
+            }
+        }
+    }
+
+    /// Says `offline` and sees to it that the broker has it. Where that takes too long the link is
+    /// cut without a goodbye, and the broker says it by our will.
+    async fn goodbye(&mut self, mut link: Link) {
+        if self.connected_at.is_none() {
+            return;
+        }
+        let deadline = Instant::now() + GOODBYE_PATIENCE;
+        let offline = self.standing.topics().status("offline");
+        if self.publish(&link, &offline).is_err() {
+            return;
+        }
+        while self.in_flight > 0 {
+            match timeout_at(deadline, link.next()).await {
+                Ok(Event::Delivered) => self.in_flight -= 1,
+                Ok(Event::Disconnected(_)) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+        link.client.disconnect();
+        let ended = async { while !matches!(link.next().await, Event::Disconnected(_)) {} };
+        let _ = timeout_at(deadline, ended).await;
+    }
+
+    fn dropped(&self, reason: &str, n: u64) {
+        self.shared.metrics.publish_dropped.get_or_create(&[("reason", reason.to_owned())]).inc_by(n);
+    }
+
+    fn board(&self, health: Health, detail: &str) {
+        self.shared.board.set(&self.part, health, detail);
+    }
+}
+
+#[cfg(test)]
+mod tests;

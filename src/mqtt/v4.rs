@@ -58,6 +58,7 @@ pub(super) async fn pump(mut eventloop: EventLoop, outlet: Outlet) {
             Ok(rumqttc_v4::Event::Incoming(Packet::SubAck(s))) => {
                 Event::Subscribed(s.return_codes.iter().map(refusal).collect())
             }
+            Ok(rumqttc_v4::Event::Incoming(Packet::PubAck(_) | Packet::PubComp(_))) => Event::Delivered,
             Ok(rumqttc_v4::Event::Outgoing(rumqttc_v4::Outgoing::Disconnect)) => Event::Disconnected("as asked".into()),
             Ok(_) => continue,
             Err(e) => Event::Disconnected(explain(&e)),

@@ -105,6 +105,7 @@ pub(super) async fn pump(mut eventloop: EventLoop, outlet: Outlet) {
             Ok(rumqttc::Event::Incoming(Packet::SubAck(s))) => {
                 Event::Subscribed(s.return_codes.iter().map(refusal).collect())
             }
+            Ok(rumqttc::Event::Incoming(Packet::PubAck(_) | Packet::PubComp(_))) => Event::Delivered,
             Ok(rumqttc::Event::Outgoing(rumqttc::Outgoing::Disconnect)) => Event::Disconnected("as asked".into()),
             Ok(_) => continue,
             Err(e) => Event::Disconnected(explain(&e)),

@@ -169,6 +169,8 @@ impl Source {
             Event::Subscribed(answers) => self.subscribed(&answers, address),
             Event::Message(message) => return self.collect(message, link, unacked, address),
             Event::Disconnected(reason) => return Some(reason),
+            // We publish nothing here.
+            Event::Delivered => {}
         }
         None
     }

@@ -1,0 +1,128 @@
+//! What dashboards should know of each machine, and what of it is still to be sent. Only the
+//! latest counts, so an absent broker costs no more memory than a present one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::messages::{Topics, flat};
+use crate::mqtt::{Outgoing, Qos};
+use crate::types::{Alarm, Condition, Name};
+
+/// Machines that are published; those beyond are counted and left out.
+pub const MAX_MACHINES: usize = 10_000;
+
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum What {
+    Discovery,
+    State,
+    Alarm,
+}
+
+const ALL: [What; 3] = [What::Discovery, What::State, What::Alarm];
+
+#[derive(Default)]
+struct Machine {
+    state: Option<String>,
+    alarms: BTreeMap<Condition, (Alarm, Arc<str>)>,
+}
+
+/// See the module.
+pub struct Standing {
+    topics: Topics,
+    discovery: bool,
+    machines: BTreeMap<Name, Machine>,
+    due: BTreeSet<(What, Name)>,
+}
+
+impl Standing {
+    pub fn new(topics: Topics, discovery: bool) -> Standing {
+        Standing { topics, discovery, machines: BTreeMap::new(), due: BTreeSet::new() }
+    }
+
+    pub fn topics(&self) -> &Topics {
+        &self.topics
+    }
+
+    /// Notes that a machine exists; `false` when there are too many.
+    pub fn meet(&mut self, machine: &Name) -> bool {
+        if self.machines.contains_key(machine) {
+            return true;
+        }
+        if self.machines.len() >= MAX_MACHINES {
+            return false;
+        }
+        self.machines.insert(machine.clone(), Machine::default());
+        if self.discovery {
+            self.due.insert((What::Discovery, machine.clone()));
+        }
+        true
+    }
+
+    /// A machine's alarm changed.
+    pub fn alarm(&mut self, alarm: &Alarm, data: Arc<str>) {
+        if let Some(m) = self.machines.get_mut(&alarm.machine) {
+            m.alarms.insert(alarm.condition, (alarm.clone(), data));
+            self.due.insert((What::Alarm, alarm.machine.clone()));
+        }
+    }
+
+    /// A machine's state changed.
+    pub fn state(&mut self, machine: &Name, payload: String) {
+        if let Some(m) = self.machines.get_mut(machine) {
+            m.state = Some(payload);
+            self.due.insert((What::State, machine.clone()));
+        }
+    }
+
+    /// The broker is new to us: everything is due.
+    pub fn all_again(&mut self) {
+        for machine in self.machines.keys() {
+            self.due.extend(ALL.map(|what| (what, machine.clone())));
+        }
+    }
+
+    /// Home Assistant has started: the announcements are due.
+    pub fn announce_again(&mut self) {
+        self.due.extend(self.machines.keys().map(|m| (What::Discovery, m.clone())));
+    }
+
+    /// Whether anything is due.
+    pub fn is_due(&self) -> bool {
+        !self.due.is_empty()
+    }
+
+    /// The next message to send, until [`Standing::sent`] says that it is.
+    pub fn due(&mut self) -> Option<Outgoing> {
+        loop {
+            let (what, machine) = self.due.first()?;
+            if let Some(message) = self.message(*what, machine) {
+                return Some(message);
+            }
+            self.due.pop_first();
+        }
+    }
+
+    /// The message that [`Standing::due`] gave is on its way.
+    pub fn sent(&mut self) {
+        self.due.pop_first();
+    }
+
+    fn message(&self, what: What, machine: &Name) -> Option<Outgoing> {
+        let m = self.machines.get(machine)?;
+        let retained = |level: &str, payload: String| Outgoing {
+            topic: self.topics.of(machine, level),
+            payload,
+            qos: Qos::AtLeastOnce,
+            retain: true,
+        };
+        match what {
+            What::Discovery => self.discovery.then(|| self.topics.discovery(machine)),
+            What::State => Some(retained("state", m.state.clone()?)),
+            What::Alarm => {
+                // One topic per machine: an alarm that stands hides one that is over.
+                let first = m.alarms.values().max_by_key(|(a, _)| (a.state.is_active(), a.severity, a.at));
+                Some(retained("alarm", flat(&first?.1)?))
+            }
+        }
+    }
+}
