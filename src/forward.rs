@@ -29,7 +29,8 @@ pub trait Outbox: Send + Sync + 'static {
     fn next(&self, max_records: usize, max_bytes: usize) -> impl Future<Output = anyhow::Result<Vec<Stored>>> + Send;
 
     /// These are delivered: advance past them. Always the front of what [`Outbox::next`] gave last,
-    /// as far as that is not yet acked or set aside.
+    /// as far as that is not yet acked or set aside. Records evicted meanwhile are passed over: that
+    /// is no error.
     fn ack(&self, records: &[Stored]) -> impl Future<Output = anyhow::Result<()>> + Send;
 
     /// This one will never be taken: keep it aside with the reason and advance past it. Always the

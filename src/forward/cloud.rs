@@ -5,30 +5,27 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
-use tracing::{info, warn};
 
 use self::client::{Client, Failure, Parcel};
 use self::report::Report;
 use super::Outbox;
 use super::cloud_events::{BATCH, Encoded, Encoder, SINGLE};
 use super::plan::{Plan, Settled};
-use super::reply::{self, Answer, Fate, Reply};
+use super::reply::Answer;
 use super::retry::{Pace, SizeLimit};
 use crate::metrics::{Health, Shared};
-use crate::types::{RecordId, Stored, Time};
+use crate::types::{RecordId, Stored};
 
 mod client;
 mod config;
+mod outcome;
 mod report;
 
+pub use client::probe;
 pub use config::{Address, Compress, Config, Inference, Tempo};
 
 /// Once the agent stops, an outbox that stays empty for this long is taken to be at its end.
 const STOP_IDLE: Duration = Duration::from_secs(1);
-
-/// After this many records in a row were refused and none was taken, the other side rather than the
-/// records is at fault: from there on each refusal is followed by a growing pause.
-const REFUSALS_BEFORE_PAUSE: u32 = 32;
 
 /// Sends what waits in `outbox` until the agent stops and then, for at most `grace` after the
 /// request in flight has ended, what is left. Returns early only when the outbox is closed and
@@ -175,8 +172,8 @@ impl<O: Outbox> Sink<O> {
     async fn batch(&mut self) -> Result<Step> {
         let records = self.gather().await?;
         if records.is_empty() {
-            // An outbox that says it is ready and has nothing must not make us spin.
-            return Ok(self.own_wait());
+            // What was ready has been evicted since. An outbox that keeps saying so must not make us spin.
+            return Ok(Step::Wait { wait: self.config.tempo.quiet, asked: false });
         }
         let mut encoded = Encoded::default();
         let broken: Vec<usize> =
@@ -272,131 +269,5 @@ impl<O: Outbox> Sink<O> {
         };
         self.stopping();
         answer
-    }
-
-    /// Sends a piece once and writes into the plan what came of it.
-    async fn attempt(&mut self, plan: &mut Plan, packed: &Packed, records: &[Stored]) -> Step {
-        let Some(answer) = self.send(&packed.parcel).await else { return Step::GiveUp };
-        self.report.request(&answer, packed.parcel.bytes());
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(failure) => return self.failed(&failure),
-        };
-        let taken = |i: &usize| &records[*i];
-        match reply::classify(&answer, &packed.ids, Time::now()) {
-            Reply::Accepted => {
-                plan.accepted();
-                self.report.well(self.pace.failures());
-                self.taken(packed.piece.iter().map(taken));
-                Step::Done
-            }
-            Reply::Each(fates) => self.each(plan, packed, records, fates),
-            Reply::Later(after) => {
-                self.report.trouble(Health::Degraded, &format!("{}: the cloud is busy", answer.status));
-                Step::Wait { wait: self.pace.after_failure(after, fastrand::f64()), asked: after.is_some() }
-            }
-            Reply::TooLarge => {
-                if packed.piece.len() > 1 {
-                    self.limit.refused(plan.bytes(&packed.piece));
-                    info!(bytes = self.limit.bytes(), "the cloud takes no more than this at a time");
-                }
-                plan.too_large(self.limit.bytes(), "413: too large on its own");
-                self.refused(u32::from(packed.piece.len() == 1))
-            }
-            Reply::Refused(reason) => {
-                plan.refused(&reason);
-                self.refused(u32::from(packed.piece.len() == 1))
-            }
-            Reply::Gone => {
-                self.report.human(&format!("410: {} is retired; nothing is sent until a restart", self.report.url));
-                Step::Gone
-            }
-            Reply::Unauthorized => self.unauthorized(answer.status),
-            Reply::Unsupported if self.simpler_coding() => Step::Done,
-            Reply::Unsupported | Reply::Misdirected => {
-                let hint = if (300..400).contains(&answer.status) {
-                    "it points elsewhere and is not followed"
-                } else {
-                    "it takes no events"
-                };
-                self.report.human(&format!("{}: {hint}; check `url` in [cloud]", answer.status));
-                self.last_or_wait()
-            }
-        }
-    }
-
-    /// Some records were taken, some not.
-    fn each(&mut self, plan: &mut Plan, packed: &Packed, records: &[Stored], fates: Vec<Fate>) -> Step {
-        let with =
-            |fate: fn(&Fate) -> bool| packed.piece.iter().zip(&fates).filter(move |(_, f)| fate(f)).map(|(i, _)| i);
-        let taken: Vec<&Stored> = with(|f| *f == Fate::Accepted).map(|&i| &records[i]).collect();
-        let refused = with(|f| matches!(f, Fate::Refused(_))).count();
-        let later = with(|f| *f == Fate::Later).count();
-        let failures = self.pace.failures();
-        if !taken.is_empty() {
-            self.taken(taken.into_iter());
-        }
-        plan.each(fates);
-        let step = self.refused(u32::try_from(refused).unwrap_or(u32::MAX));
-        if later > 0 {
-            self.report.trouble(Health::Degraded, "the cloud puts off some of the records");
-            return self.own_wait();
-        }
-        if matches!(step, Step::Done) {
-            self.report.well(failures);
-        }
-        step
-    }
-
-    fn taken<'r>(&mut self, records: impl Iterator<Item = &'r Stored>) {
-        self.report.taken(records);
-        self.pace.reset();
-        self.limit.taken();
-        self.refusals = 0;
-    }
-
-    /// So many records were just found to be refused for good.
-    fn refused(&mut self, records: u32) -> Step {
-        self.refusals = self.refusals.saturating_add(records);
-        if records == 0 || self.refusals < REFUSALS_BEFORE_PAUSE {
-            return Step::Done;
-        }
-        self.report.human(&format!("the cloud refused the last {} records and took none", self.refusals));
-        self.own_wait()
-    }
-
-    fn unauthorized(&mut self, status: u16) -> Step {
-        if self.client.as_mut().is_some_and(|c| c.reread_token(&self.config)) {
-            info!(status, "the cloud refused the token; its file holds a new one");
-            return Step::Done;
-        }
-        self.report.human(&format!("{status}: the cloud refuses the token; everything is kept"));
-        self.last_or_wait()
-    }
-
-    fn failed(&mut self, failure: &Failure) -> Step {
-        if matches!(failure, Failure::Connect(_)) && self.config.url.0.scheme() == "https" {
-            // Certificates may have been renewed: they are read again with the next client.
-            self.client = None;
-        }
-        self.report.trouble(Health::Down, failure.detail());
-        self.last_or_wait()
-    }
-
-    /// While the agent stops there is no use in waiting for something to be mended.
-    fn last_or_wait(&mut self) -> Step {
-        if self.deadline.is_some() { Step::GiveUp } else { self.own_wait() }
-    }
-
-    /// The other side cannot read the coding: use one that is older. `false` when there is none.
-    fn simpler_coding(&mut self) -> bool {
-        let simpler = match self.compress {
-            Compress::Zstd => Compress::Gzip,
-            Compress::Gzip => Compress::None,
-            Compress::None => return false,
-        };
-        warn!(from = ?self.compress, to = ?simpler, "the cloud cannot read the content coding");
-        self.compress = simpler;
-        true
     }
 }

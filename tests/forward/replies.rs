@@ -6,6 +6,9 @@ use andon::metrics::Health;
 use andon::settings::Secret;
 use andon::simulator::cloud::{Cloud, Fault, Options};
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
 use crate::rig::{Rig, config, fill, id, rig, start, until};
 
 #[tokio::test]
@@ -77,6 +80,28 @@ async fn a_cloud_that_is_not_there_is_waited_for() {
     rig.all_settled().await;
     rig.taken_once(10..20);
     assert_eq!(rig.board().health, Health::Up);
+}
+
+#[tokio::test]
+async fn half_an_answer_of_200_is_no_answer() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}/", listener.local_addr().expect("an address"));
+    let outbox = std::sync::Arc::new(andon::forward::memory::MemoryOutbox::new(10));
+    fill(&outbox, 0..3);
+    let (_shared, _sink) = start(config(&url, "compress = \"none\""), &outbox, Duration::ZERO);
+    let mut bodies = Vec::new();
+    for answer in ["200 OK\r\ncontent-length: 99\r\n\r\n{\"results\":", "202 Accepted\r\ncontent-length: 0\r\n\r\n"] {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let mut request = Vec::new();
+        while !request.ends_with(b"]") {
+            assert!(stream.read_buf(&mut request).await.expect("bytes") > 0);
+        }
+        assert_eq!(outbox.waiting(), 3, "nothing is acked yet");
+        stream.write_all(format!("HTTP/1.1 {answer}").as_bytes()).await.expect("written");
+        bodies.push(request);
+    }
+    until("all is delivered", || outbox.waiting() == 0).await;
+    assert_eq!(bodies[0], bodies[1], "the same request again, byte for byte");
 }
 
 fn gap(rig: &Rig) -> Duration {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use andon::forward::cloud::probe;
 use andon::simulator::cloud::Fault;
 use tokio::time::{Instant, timeout};
 
@@ -61,6 +62,17 @@ async fn a_hanging_cloud_cannot_hold_up_a_stop_for_ever() {
     shared.stop.cancel();
     timeout(Duration::from_secs(4), sink).await.expect("in time").expect("without panic");
     assert_eq!(outbox.waiting(), 10);
+}
+
+#[tokio::test]
+async fn a_probe_dials_and_sends_nothing() {
+    let cloud = cloud().await;
+    let config = config(&cloud.url(), "");
+    assert_eq!(probe(&config).await.expect("an answer"), 405);
+    assert_eq!(cloud.stats().requests, 0);
+    cloud.stop().await;
+    let error = probe(&config).await.expect_err("nobody is there");
+    assert!(error.to_string().contains("refused"), "{error}");
 }
 
 #[tokio::test]

@@ -103,22 +103,22 @@ fn requests(mut stream: BufReader<impl Read + Write>) -> std::io::Result<()> {
 }
 
 #[tokio::test]
-async fn mutual_tls_with_a_private_ca_and_a_renewed_file() {
+async fn mutual_tls_with_a_private_ca_and_renewed_files() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let dir = dir.path();
     ca(dir, "plant");
     ca(dir, "stranger");
     signed(dir, "server", "plant");
     signed(dir, "gateway", "plant");
+    signed(dir, "impostor", "stranger");
     let port = https_server(dir, "server", "plant");
     let file = |name: &str| dir.join(name).display().to_string();
-    std::fs::copy(dir.join("stranger.pem"), dir.join("ca.pem")).expect("copied");
-    let more = format!(
-        "tls = {{ ca = {:?}, cert = {:?}, key = {:?} }}",
-        file("ca.pem"),
-        file("gateway.pem"),
-        file("gateway.key")
-    );
+    let put = |from: &str, to: &str| assert!(std::fs::copy(dir.join(from), dir.join(to)).expect("copied") > 0);
+    put("stranger.pem", "ca.pem");
+    put("impostor.pem", "our.pem");
+    put("impostor.key", "our.key");
+    let more =
+        format!("tls = {{ ca = {:?}, cert = {:?}, key = {:?} }}", file("ca.pem"), file("our.pem"), file("our.key"));
     let outbox = Arc::new(MemoryOutbox::new(100));
     fill(&outbox, 0..10);
     let (shared, sink) = start(config(&format!("https://127.0.0.1:{port}/"), &more), &outbox, Duration::from_secs(1));
@@ -126,8 +126,13 @@ async fn mutual_tls_with_a_private_ca_and_a_renewed_file() {
     until("a stranger's certificate is refused", || board().is_some_and(|c| c.health == Health::Down)).await;
     assert!(board().is_some_and(|c| c.detail.contains("certificate")), "{:?}", board());
     assert_eq!(outbox.waiting(), 10);
-    // The right CA takes the file's place: no restart is needed.
-    std::fs::copy(dir.join("plant.pem"), dir.join("ca.pem")).expect("copied");
+    // The right files take their place, one after the other: no restart is needed.
+    let before = board().map(|c| c.detail);
+    put("plant.pem", "ca.pem");
+    until("the server refuses the impostor", || board().map(|c| c.detail) != before).await;
+    assert_eq!(outbox.waiting(), 10);
+    put("gateway.key", "our.key");
+    put("gateway.pem", "our.pem");
     until("all is delivered", || outbox.waiting() == 0).await;
     assert_eq!(outbox.acked(), 10);
     shared.stop.cancel();

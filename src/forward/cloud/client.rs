@@ -5,7 +5,7 @@ use std::io::Write;
 use std::sync::Once;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderValue, RETRY_AFTER};
@@ -143,7 +143,7 @@ impl Client {
         changed
     }
 
-    /// Sends and reads the answer.
+    /// Sends and reads the answer. Dropping the future closes the connection.
     pub async fn send(&self, config: &Config, parcel: &Parcel) -> Result<Answer, Failure> {
         let mut request = Request::new(Method::POST, config.url.0.clone());
         let headers = request.headers_mut();
@@ -159,6 +159,23 @@ impl Client {
         }
         *request.body_mut() = Some(parcel.body.clone().into());
         read(self.http.execute(request).await.map_err(failure)?).await
+    }
+}
+
+/// Dials once, without sending a record: for `andon check --connect`. Gives the HTTP status of an
+/// OPTIONS request, which says only that somebody is there.
+///
+/// # Errors
+/// When certificates cannot be used, or nobody answers in time.
+pub async fn probe(config: &Config) -> Result<u16> {
+    let client = Client::new(config)?;
+    let mut request = Request::new(Method::OPTIONS, config.url.0.clone());
+    if let Some(token) = &client.token {
+        request.headers_mut().insert(AUTHORIZATION, token.clone());
+    }
+    match client.http.execute(request).await {
+        Ok(response) => Ok(response.status().as_u16()),
+        Err(e) => bail!("{:?}: {}", config.url, failure(e).detail()),
     }
 }
 
