@@ -117,7 +117,7 @@ impl Config {
             store: store::Config::read(root),
             cloud: root.section("cloud").map(|s| forward::cloud::Config::read(&s)),
             publish: root.section("publish").map(|s| forward::publish::Config::read(&s)),
-            web: web::Config::read(root),
+            web: root.section("web").map(|s| web::Config::read(&s)).unwrap_or_default(),
             log: logging::Config::read(root),
             agent,
             source,

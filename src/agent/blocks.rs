@@ -104,6 +104,9 @@ fn bound_channels(machine: &Machine, model: &Model) -> Result<Vec<Name>, String>
         let near = hint(unknown, &known);
         return Err(format!("machine.channels: model {} has no channel {unknown:?}{near}", model.name()));
     }
-    let signal = |channel: &&str| machine.channels.iter().find(|(c, _)| c == channel).map_or(*channel, |(_, s)| s);
-    Ok(known.iter().map(|c| Name::from(signal(c))).collect())
+    let bound = known.iter().map(|channel| {
+        let named = machine.channels.iter().find(|(c, _)| c == channel);
+        Name::from(named.map_or(*channel, |(_, signal)| signal.as_str()))
+    });
+    Ok(bound.collect())
 }

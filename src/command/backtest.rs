@@ -87,7 +87,7 @@ pub fn run(options: &Options) -> Result<()> {
     let mut replay = Replay { engine, known: HashMap::new(), score: Score::default() };
     let mut names: HashMap<String, Name> = HashMap::new();
     let mut progress = Progress::new(table.size);
-    let mut row = 0;
+    let (mut row, time) = (0, table.time);
     loop {
         progress.show(table.position());
         let Some((_, at, record)) = table.next_row()? else { break };
@@ -99,7 +99,7 @@ pub fn run(options: &Options) -> Result<()> {
         if row > options.skip {
             replay.score.row(&name, at, known.anomaly, known.alarm, label);
         }
-        out.row(record.get(table.time).unwrap_or(""), &name, &known, label)?;
+        out.row(record.get(time).unwrap_or(""), &name, &known, label)?;
     }
     progress.done();
     ensure!(row > 0, "{} has no rows", options.input.display());

@@ -60,21 +60,19 @@ fn warn_of_tail(model: Option<&crate::model::Model>, p: f64, machine: &crate::co
 fn connect(config: &Config) -> Result<()> {
     let mut doors: Vec<(String, String)> = Vec::new();
     for s in &config.source.mqtt {
-        doors.extend(s.connection.urls.iter().map(|u| (format!("source {}", s.name), u.authority())));
+        doors.extend(s.connection.urls.iter().map(|u| (format!("source {}", s.name), u.to_string())));
     }
     for s in &config.source.modbus {
-        doors.push((format!("source {}", s.name), s.url.authority()));
+        doors.push((format!("source {}", s.name), s.url.to_string()));
     }
-    if let Some(authority) = config.cloud.as_ref().map(|c| c.authority()) {
-        doors.push(("cloud".into(), authority));
-    }
+    doors.extend(config.cloud.as_ref().map(|c| ("cloud".into(), format!("{:?}", c.url))));
     let mut shut = 0;
-    for (who, authority) in doors {
-        match knock(&authority) {
-            Ok(()) => println!("  {who}: {authority} answers"),
+    for (who, url) in doors {
+        match knock(&url) {
+            Ok(()) => println!("  {who}: {url} answers"),
             Err(e) => {
                 shut += 1;
-                println!("  {who}: {authority} cannot be reached: {e}");
+                println!("  {who}: {url} cannot be reached: {e}");
             }
         }
     }
@@ -82,7 +80,13 @@ fn connect(config: &Config) -> Result<()> {
     Ok(())
 }
 
-fn knock(authority: &str) -> std::io::Result<()> {
+/// Opens and closes a TCP connection to where the URL points.
+fn knock(url: &str) -> std::io::Result<()> {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let host = rest.split(['/', '?']).next().unwrap_or(rest);
+    let port = if scheme == "https" { 443 } else { 80 };
+    let has_port = host.rsplit(']').next().is_some_and(|end| end.contains(':'));
+    let authority = if has_port { host.to_owned() } else { format!("{host}:{port}") };
     let mut last = std::io::Error::other("the name has no address");
     for address in authority.to_socket_addrs()? {
         match std::net::TcpStream::connect_timeout(&address, KNOCK) {

@@ -86,7 +86,7 @@ async fn demo(options: &Options) -> Result<()> {
     let log = dir.path().join("cloud.ndjson");
     let cloud_options = cloud::Options { log: Some(log.clone()), ..cloud::Options::default() };
     let cloud = Cloud::start((Ipv4Addr::LOCALHOST, 0).into(), cloud_options).await?;
-    let factory = Factory::open(plant, broker::start()?, options.speed).await?;
+    let factory = Factory::open(plant, Layout::demo(), broker::start()?, options.speed).await?;
     scene::unpack_models(&dir.path().join("models"))?;
     let config = scene::config(&factory, &cloud.url(), options.speed);
     let config = load(&config, dir.path(), options.web)?;

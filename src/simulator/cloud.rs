@@ -131,6 +131,11 @@ impl Cloud {
         lock(&self.state.kept).stats()
     }
 
+    /// Median and 99th percentile of the age of the latest events at their arrival, milliseconds.
+    pub fn delay_ms(&self) -> (f64, f64) {
+        lock(&self.state.kept).delay_ms()
+    }
+
     /// How often an event with this id was taken.
     pub fn count(&self, id: &str) -> u32 {
         lock(&self.state.kept).count(id)

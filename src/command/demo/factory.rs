@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::mqtt::{self, Client, Connection, Event, Link, Outgoing, Qos};
-use crate::simulator::plant::{DT, Link as Wire, MachineSpec, MachineStep, Plant};
+use crate::simulator::plant::{DT, Layout, Link as Wire, MachineSpec, MachineStep, Plant};
 use crate::simulator::plc::Plc;
 use crate::source::modbus::registers::Table;
 use crate::types::{Name, Time};
@@ -21,6 +21,7 @@ const LEAD: Duration = Duration::from_millis(1_500);
 /// The factory before it runs.
 pub struct Factory {
     plant: Plant,
+    layout: Layout,
     broker: SocketAddr,
     link: Link,
     plcs: Vec<(Name, Plc)>,
@@ -38,7 +39,7 @@ pub struct Running {
 
 impl Factory {
     /// Connects to the broker and starts a PLC for each motor.
-    pub async fn open(plant: Plant, broker: SocketAddr, speed: f64) -> Result<Factory> {
+    pub async fn open(plant: Plant, layout: Layout, broker: SocketAddr, speed: f64) -> Result<Factory> {
         let url = mqtt::Address::parse(&format!("mqtt://{broker}")).map_err(anyhow::Error::msg)?;
         let connection = Connection { clean: true, ..Connection::new(vec![url.clone()], "plant") };
         let mut link = mqtt::open(&connection, &url, None)?;
@@ -47,7 +48,7 @@ impl Factory {
             other => bail!("the plant cannot reach the demo's broker: {other:?}"),
         }
         let mut plcs = Vec::new();
-        for machine in plant.layout().machines.iter().filter(|m| m.link == Wire::Modbus) {
+        for machine in layout.machines.iter().filter(|m| m.link == Wire::Modbus) {
             let plc = Plc::start((Ipv4Addr::LOCALHOST, 0).into()).await.context("starting a simulated PLC")?;
             plcs.push((machine.name.clone(), plc));
         }
@@ -56,7 +57,7 @@ impl Factory {
         let grid = step.as_nanos() as i64;
         let begin_time = Time((Time::now().plus(LEAD).0 / grid + 1) * grid);
         let begin = Instant::now() + begin_time.since(Time::now());
-        Ok(Factory { plant, broker, link, plcs, step, begin, begin_time })
+        Ok(Factory { plant, layout, broker, link, plcs, step, begin, begin_time })
     }
 
     /// Where the broker is.
@@ -71,7 +72,7 @@ impl Factory {
 
     /// Its machines.
     pub fn machines(&self) -> &[MachineSpec] {
-        &self.plant.layout().machines
+        &self.layout.machines
     }
 
     /// The PLC of a motor.

@@ -7,7 +7,7 @@ use std::io::Write;
 use serde_json::value::RawValue;
 
 use super::{Seen, Stats};
-use crate::types::RecordId;
+use crate::types::{RecordId, Time};
 
 /// How many answers are remembered by Idempotency-Key.
 const MAX_ANSWERS: usize = 4096;
@@ -18,6 +18,8 @@ const MAX_SEEN_IDS: usize = 200_000;
 const MAX_IDS: usize = 20_000_000;
 /// How many event types are counted apart; more count as `other`.
 const MAX_TYPES: usize = 64;
+/// Ages of events kept for the percentiles.
+const MAX_DELAYS: usize = 100_000;
 
 /// An answer to repeat.
 pub type Answer = (u16, Vec<u8>);
@@ -31,6 +33,7 @@ pub struct Kept {
     answered: VecDeque<String>,
     seen: VecDeque<Seen>,
     seen_ids: usize,
+    delays: VecDeque<f64>,
     log: Option<File>,
 }
 
@@ -79,6 +82,7 @@ impl Kept {
             self.stats.duplicates += 1;
         } else {
             self.stats.distinct += 1;
+            self.time(event);
             let known = self.types.len() < MAX_TYPES || self.types.contains_key(event_type);
             *self.types.entry(if known { event_type } else { "other" }.to_owned()).or_default() += 1;
         }
@@ -89,6 +93,28 @@ impl Kept {
                 tracing::warn!("the stand-in cloud cannot write its log: {e}");
             }
         }
+    }
+
+    /// Notes how old an event is on its arrival.
+    fn time(&mut self, event: &RawValue) {
+        #[derive(serde::Deserialize)]
+        struct Timed {
+            time: String,
+        }
+        let told = serde_json::from_str::<Timed>(event.get()).ok().and_then(|t| t.time.parse::<Time>().ok());
+        let Some(at) = told else { return };
+        if self.delays.len() >= MAX_DELAYS {
+            self.delays.pop_front();
+        }
+        self.delays.push_back((Time::now().0 - at.0) as f64 / 1e6);
+    }
+
+    /// Median and 99th percentile of the age of the latest events at their arrival, milliseconds.
+    pub fn delay_ms(&self) -> (f64, f64) {
+        let mut sorted: Vec<f64> = self.delays.iter().copied().collect();
+        sorted.sort_by(f64::total_cmp);
+        let at = |q: f64| sorted.get((sorted.len() as f64 * q) as usize).copied().unwrap_or(0.0);
+        (at(0.5), at(0.99))
     }
 
     /// The answer given before to a request with this key.
