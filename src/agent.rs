@@ -163,7 +163,7 @@ impl Agent {
 
     fn start_cloud(&mut self, config: &Config) {
         let Some(cloud) = config.cloud.clone() else { return };
-        let outbox = outbox::Adapter::new(self.store.outbox(CLOUD));
+        let Some(outbox) = self.store.outbox(CLOUD).map(outbox::Adapter::new) else { return };
         let (site, id, shared) = (config.agent.site.clone(), config.agent.id.clone(), self.last_shared());
         self.outlets.spawn(async move {
             forward::cloud::run(cloud, site, id, outbox, FORWARD_GRACE, shared).await;
@@ -199,7 +199,10 @@ impl Agent {
             follower.follow(events, last).await;
             "the dashboard's picture"
         });
-        let store = self.store.clone();
+        // Weak: at the end the store is closed by its one owner.
+        let store = Arc::downgrade(&self.store);
+        let store_status =
+            move || store.upgrade().and_then(|s| serde_json::to_value(s.status()).ok()).unwrap_or(Value::Null);
         let state = web::State {
             view,
             about: web::About {
@@ -209,7 +212,7 @@ impl Agent {
                 started: Time::now(),
                 data_dir: config.agent.data_dir.clone(),
             },
-            store_status: Arc::new(move || serde_json::to_value(store.status()).unwrap_or(Value::Null)),
+            store_status: Arc::new(store_status),
             models: Arc::new(move || models.values().map(|m| describe(m)).collect()),
             commands: Some(commands),
         };
@@ -254,12 +257,12 @@ impl Agent {
         if tokio::time::timeout(SLACK, &mut self.engine).await.is_err() {
             late.push("the engine".into());
         }
-        let store = self.store.clone();
-        tokio::task::spawn_blocking(move || store.close()).await?.context("closing the store")?;
         self.last.cancel();
         late.extend(join(&mut self.outlets, FORWARD_GRACE + SLACK).await);
-        let store = self.store.clone();
-        tokio::task::spawn_blocking(move || store.persist_cursors()).await?.context("keeping the cursors")?;
+        match Arc::try_unwrap(self.store) {
+            Ok(store) => tokio::task::spawn_blocking(move || store.close()).await?.context("closing the store")?,
+            Err(_) => late.push("the store".into()),
+        }
         if late.is_empty() { Ok(()) } else { Err(anyhow!("did not end in time: {}", late.join(", "))) }
     }
 }

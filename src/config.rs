@@ -114,7 +114,7 @@ impl Config {
         let source = source::Config::read(root, &agent.id);
         let config = Config {
             machines: root.sections("machine").iter().map(Machine::read).collect(),
-            store: store::Config::read(root),
+            store: root.section("store").map(|s| store::Config::read(&s)).unwrap_or_default(),
             cloud: root.section("cloud").map(|s| forward::cloud::Config::read(&s)),
             publish: root.section("publish").map(|s| forward::publish::Config::read(&s)),
             web: root.section("web").map(|s| web::Config::read(&s)).unwrap_or_default(),

@@ -1,1 +1,432 @@
-//! Durability: journal and outbox on sled, with our own fsync. sled stays private here.
+//! The store: what the agent must not lose, on disk. sled is private to this module.
+//!
+//! # What it promises
+//!
+//! The engine is deterministic: its state is a function of the journal entries in order. For each
+//! entry it sends a [`Commit`]: the entry, the records the entry caused, and the receipts of the
+//! batches it came from. A receipt is completed once the entry *and* its records are on the medium
+//! (`fdatasync`), and only then can sinks read the records.
+//!
+//! * Nothing acknowledged is lost by a crash, a kill or a power cut.
+//! * Nothing is stored twice: the engine numbers its records (the *ordinal*), each lane knows the
+//!   ordinal it holds everything below of, and what a replay brings again below it is skipped.
+//! * Records have a *sequence*, unique and rising over both outgoing lanes, which never goes back,
+//!   whatever was deleted or damaged.
+//! * What is given up or found damaged becomes a gap record: reason, lane, range, count.
+//!
+//! # Lanes
+//!
+//! | lane | holds | read by |
+//! |---|---|---|
+//! | `journal` | entries and engine checkpoints | recovery, `learn` |
+//! | `priority` | alarm, gap, model, usage and audit records | sinks, first |
+//! | `routine` | verdict records | sinks |
+//! | `dead` | unreadable payloads, records a sink refused; 16 MiB | people |
+//!
+//! # On disk
+//!
+//! ```text
+//! DATA_DIR/lock                      flock; holds the pid
+//! DATA_DIR/queue/format              the version of all below
+//! DATA_DIR/queue/cursors             two pages, written in turn: how far each sink has come
+//! DATA_DIR/queue/LANE/manifest       what is known of the sealed segments; JSON and its CRC
+//! DATA_DIR/queue/LANE/seg-FIRST/     a sled Db; FIRST is the sequence of its first item
+//! DATA_DIR/queue/LANE/spare/         the next segment, being made or ready
+//! DATA_DIR/queue/LANE/del-…/         being deleted
+//! DATA_DIR/queue/LANE/rescue/        a segment being rebuilt
+//! DATA_DIR/queue/quarantine/         damaged segments, kept for a look (8 at most)
+//! ```
+//!
+//! A segment is one sled 0.34.7 Db. Its keys are slot numbers (u32, big-endian), all inserted empty
+//! when it is made: filling a slot then costs one delta, and no page is ever split or rewritten. A
+//! value is one *block* of at most 128 KiB, far below the quarter of sled's segment beyond which
+//! values go to files that sled never syncs. Slots are filled in order, once. A segment is sealed
+//! when its slots are used or it holds enough bytes; the next one lies ready, with its room on disk
+//! reserved, so a roll is a rename, and a full disk shows up there.
+//!
+//! All of this leans on how 0.34.7 lays out pages, so the version is pinned and a test holds the
+//! bytes written against the bytes given.
+//!
+//! A block (little-endian, 92 bytes of header):
+//!
+//! | at | size | |
+//! |---|---|---|
+//! | 0 | 8 | magic `B7 "andonb" 01`; the last byte is the version |
+//! | 8 | 4 | lane, codec (0 plain, 1 zstd), flags (1: holds a checkpoint), 0 |
+//! | 12 | 4 | slot |
+//! | 16 | 4 | items that are complete with this block |
+//! | 20 | 2+2 | part, parts: an item larger than a block is split |
+//! | 24 | 4+4 | payload length, unpacked length |
+//! | 32 | 8+8 | sequence of the first and the last item |
+//! | 48 | 8 | position: items the lane ever held before this block |
+//! | 56 | 8 | the engine's ordinal after the last engine record in the lane |
+//! | 64 | 8+8+8 | time written, earliest and latest time of the items; ns since 1970 |
+//! | 88 | 4 | CRC-32 of header and payload |
+//!
+//! The payload is items, each preceded by its sequence (8) and length (4), or one part of a split
+//! item. Positions count every item, so the number of records in a hole is known exactly.
+//!
+//! # Order of durability
+//!
+//! Commits are gathered into groups. A group's journal blocks are synced first, then the priority,
+//! routine and dead lanes, then receipts are completed and readers see the records. A crash in
+//! between leaves entries without records: the replay makes them again. A checkpoint therefore goes
+//! into the journal only with the *next* group: it must never be there before the records it knows
+//! of. It says which entry it was taken after, so its place among the entries does not matter.
+//!
+//! # Recovery
+//!
+//! * Of a segment that was being written, the file is first searched for blocks (magic and CRC),
+//!   then sled opens it, on a thread that may panic or hang. Where sled and file agree, it is
+//!   written on. Otherwise it is rebuilt from the blocks found, and the original goes to the
+//!   quarantine.
+//! * A sealed segment is never opened by sled again: opening writes, needs free space, and has been
+//!   seen to panic, to hang and to drop blocks silently. Readers search its file for blocks and hold
+//!   what they find against the manifest. A segment with a hole goes to the quarantine, is read
+//!   from there, and the hole becomes a gap record.
+//! * A split item without its last part was never acknowledged and is passed over.
+//! * After damage, sequences leap ahead, so that none is used twice.
+//! * A segment that is gone is a loss unless all saved cursors are past it; cursors are synced
+//!   before a segment is deleted.
+//! * A write error ends the segment it hit. The group waits, receipts wait, the channel fills, and
+//!   a fresh segment is tried, with pauses, until it works.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::metrics::{Shared, lock};
+use crate::settings::Section;
+use crate::types::{Receipt, Record, Reject, Time};
+
+mod block;
+mod cursors;
+mod fault;
+mod group;
+mod house;
+mod journal;
+mod lane;
+mod limits;
+mod lock;
+mod manifest;
+mod opening;
+mod outbox;
+mod pack;
+mod record;
+mod segment;
+mod slots;
+mod writer;
+
+pub use journal::{Entries, Entry};
+pub use opening::OpenError;
+pub use outbox::{Outbox, ReadError};
+pub use record::DeadLetter;
+
+use house::Figures;
+use lane::{LaneId, LaneView};
+use outbox::Shelf;
+use writer::Order;
+
+/// Commits on their way to the writer. Each holds a few batches of readings at most; with more,
+/// a slow disk would only be noticed later.
+const COMMITS: usize = 64;
+/// The largest journal entry or checkpoint, in bytes.
+const ITEM_MAX: usize = 64 << 20;
+/// The largest record, in bytes of data.
+const RECORD_MAX: usize = 1 << 20;
+
+/// Settings of `[store]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// What all lanes together may take on disk, in bytes.
+    pub max_bytes: u64,
+    /// Older data is given up.
+    pub max_age: Duration,
+    /// Under load there is one group, and one sync of each lane, in each of these.
+    pub commit_interval: Duration,
+    /// What to do at the limits.
+    pub when_full: WhenFull,
+    /// Size of a segment of the journal and the routine lane; less when `max_bytes` is small.
+    /// Not a setting: tests choose small ones.
+    pub segment_bytes: u64,
+    /// Slots of a segment. Not a setting either.
+    pub segment_slots: u32,
+}
+
+/// What to do at the limits.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum WhenFull {
+    /// Give up the oldest verdicts, then the oldest of the rest, with a gap record.
+    DropOldest,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            max_bytes: 2 << 30,
+            max_age: Duration::from_hours(14 * 24),
+            commit_interval: Duration::from_millis(20),
+            when_full: WhenFull::DropOldest,
+            segment_bytes: 32 << 20,
+            segment_slots: 2048,
+        }
+    }
+}
+
+impl Config {
+    /// The least that leaves room for the segments in use.
+    const MAX_BYTES_MIN: u64 = 64 << 20;
+
+    /// Reads `[store]`.
+    pub fn read(section: &Section<'_>) -> Config {
+        let mut config = Config::default();
+        if let Some(bytes) = section.size("max_bytes") {
+            config.max_bytes = bytes.max(Config::MAX_BYTES_MIN);
+            if bytes < Config::MAX_BYTES_MIN {
+                section.problem("max_bytes", "is less than 64MiB, which the segments in use alone can take");
+            }
+        }
+        if let Some(age) = section.duration("max_age") {
+            config.max_age = age.max(Duration::from_secs(60));
+            if age < Duration::from_secs(60) {
+                section.problem("max_age", "is less than a minute");
+            }
+        }
+        if let Some(interval) = section.duration("commit_interval") {
+            config.commit_interval = interval.min(Duration::from_secs(10));
+            if interval > Duration::from_secs(10) {
+                section.problem("commit_interval", "is more than 10s; brokers would wait that long for each answer");
+            }
+        }
+        if let Some(when_full) = section.choice("when_full", &[("drop_oldest", WhenFull::DropOldest)]) {
+            config.when_full = when_full;
+        }
+        config
+    }
+}
+
+/// One step of the engine, to be made durable as a whole.
+#[derive(Debug, Default)]
+pub struct Commit {
+    /// The journal entry, in the engine's own encoding; at most 64 MiB. `None` for what a replay
+    /// makes again, whose entries are in the journal already.
+    pub entry: Option<Vec<u8>>,
+    /// A snapshot of the engine after this entry and all before it; at most 64 MiB. Without an
+    /// entry: after every entry that [`Recovered`] gave, so not before the last one was applied.
+    pub checkpoint: Option<Vec<u8>>,
+    /// What the entry caused, in the engine's order.
+    pub records: Vec<Record>,
+    /// The ordinal of `records[0]`, or of the next record if there is none. Ordinals number the
+    /// engine's records from 0 without holes, whatever their kind.
+    pub first_ordinal: u64,
+    /// Input that could not be read.
+    pub rejects: Vec<Reject>,
+    /// Completed when all of this is durable.
+    pub receipts: Vec<Receipt>,
+}
+
+impl Commit {
+    fn size(&self) -> usize {
+        let records: usize = self.records.iter().map(|r| r.data.len() + 64).sum();
+        let rejects: usize = self.rejects.iter().map(|r| r.payload.len() + 64).sum();
+        [&self.entry, &self.checkpoint].into_iter().flatten().map(Vec::len).sum::<usize>() + records + rejects
+    }
+
+    fn check(&self, slots: u32) -> Result<(), SendError> {
+        let item_max = ITEM_MAX.min(slots as usize * block::RAW_MAX - record::journal_len(0));
+        let too_large = |what, bytes, limit| Err(SendError::TooLarge { what, bytes, limit });
+        if let Some(bytes) = self.entry.as_ref().map(Vec::len).filter(|n| *n > item_max) {
+            return too_large("journal entry", bytes, item_max);
+        }
+        if let Some(bytes) = self.checkpoint.as_ref().map(Vec::len).filter(|n| *n > item_max) {
+            return too_large("checkpoint", bytes, item_max);
+        }
+        if let Some(bytes) = self.records.iter().map(|r| r.data.len()).find(|n| *n > RECORD_MAX.min(item_max / 2)) {
+            return too_large("record", bytes, RECORD_MAX);
+        }
+        Ok(())
+    }
+}
+
+/// Why a commit was not taken. Its receipts are dropped: the sources learn that it is not on disk.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// The store has been closed.
+    #[error("the store is closed")]
+    Closed,
+    /// Too large to be stored.
+    #[error("a {what} of {bytes} bytes is over the limit of {limit}")]
+    TooLarge {
+        /// Entry, checkpoint or record.
+        what: &'static str,
+        /// Its size.
+        bytes: usize,
+        /// The most there may be.
+        limit: usize,
+    },
+}
+
+/// Where commits go. Clones share one bounded channel.
+#[derive(Clone)]
+pub struct Sender {
+    tx: mpsc::Sender<Commit>,
+    wanted: Arc<AtomicBool>,
+    slots: u32,
+}
+
+impl Sender {
+    /// Hands a commit over, waiting while the channel is full.
+    pub async fn send(&self, commit: Commit) -> Result<(), SendError> {
+        commit.check(self.slots)?;
+        self.tx.send(commit).await.map_err(|_| SendError::Closed)
+    }
+
+    /// [`Sender::send`] for threads that may block.
+    pub fn blocking_send(&self, commit: Commit) -> Result<(), SendError> {
+        commit.check(self.slots)?;
+        self.tx.blocking_send(commit).map_err(|_| SendError::Closed)
+    }
+
+    /// Whether so much has gone into the journal since the last checkpoint that the next commit
+    /// should bring one. The journal keeps whatever is newer than the last checkpoint, and a start
+    /// replays it.
+    pub fn wants_checkpoint(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed)
+    }
+}
+
+/// What was on disk when the store was opened.
+pub struct Recovered {
+    /// The newest snapshot of the engine.
+    pub checkpoint: Option<Vec<u8>>,
+    /// The ordinal of the first record after the checkpoint.
+    pub checkpoint_ordinal: u64,
+    /// The entries after the checkpoint, in order. Apply each with its `first_ordinal` and send its
+    /// records again, without entry; those that are stored are skipped.
+    pub entries: Entries,
+    /// The first ordinal that nothing on disk has used. After the replay, go on from this or from
+    /// the engine's own count, whichever is larger.
+    pub next_ordinal: u64,
+    /// Segments that had to be set aside, and why; for a person.
+    pub quarantined: Vec<String>,
+}
+
+/// How full the store is, and how well.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct StoreStatus {
+    /// By lane: `journal`, `priority`, `routine`, `dead`.
+    pub lanes: BTreeMap<&'static str, LaneStatus>,
+    /// Segments set aside since the start.
+    pub quarantined: u64,
+    /// Why nothing can be written at present.
+    pub fault: Option<String>,
+}
+
+/// One lane of [`StoreStatus`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct LaneStatus {
+    /// Items to be delivered by the slowest sink; for the journal and dead letters, all items.
+    pub records: u64,
+    /// About how many bytes those take.
+    pub bytes: u64,
+    /// When the oldest item still on disk was written.
+    pub oldest: Option<Time>,
+    /// Bytes on disk, what is reserved included.
+    pub disk_bytes: u64,
+    /// Items given up since the start without having been delivered.
+    pub dropped: u64,
+}
+
+/// The open store. Dropping it without [`Store::close`] is like a crash: what is not durable yet is
+/// dropped, with its receipts.
+pub struct Store {
+    sender: Sender,
+    shelf: Arc<Shelf>,
+    order: Arc<Order>,
+    figures: Arc<Mutex<Figures>>,
+    /// In the order of [`LaneId::ALL`].
+    lanes: [Arc<LaneView>; 4],
+    thread: Option<JoinHandle<Result<(), fault::Fault>>>,
+    _lock: lock::Lock,
+}
+
+/// The store could not save everything at the end.
+#[derive(Debug, thiserror::Error)]
+#[error("the store did not close cleanly: {0}")]
+pub struct CloseError(String);
+
+impl Store {
+    /// Opens the store below `data_dir`, or makes it, for these sinks. Sinks that are no longer
+    /// named are forgotten; a new one starts with the oldest records still held.
+    pub fn open(
+        config: &Config,
+        data_dir: &Path,
+        sinks: &[&str],
+        shared: Shared,
+    ) -> Result<(Store, Recovered), OpenError> {
+        opening::open(config, data_dir, sinks, shared)
+    }
+
+    /// For the engine.
+    pub fn sender(&self) -> Sender {
+        self.sender.clone()
+    }
+
+    /// For a sink named at [`Store::open`].
+    pub fn outbox(&self, sink: &str) -> Option<Outbox> {
+        self.shelf.sinks.get(sink).map(|s| Outbox::new(s.clone(), self.shelf.clone()))
+    }
+
+    /// Figures for status and dashboard; the sizes on disk are up to a second old.
+    pub fn status(&self) -> StoreStatus {
+        let figures = lock(&self.figures).clone();
+        let depths: Vec<[(u64, u64); 2]> = self.shelf.sinks.values().map(|s| self.shelf.depth(s)).collect();
+        let mut lanes = BTreeMap::new();
+        for (i, id) in LaneId::ALL.into_iter().enumerate() {
+            let out = LaneId::OUT.iter().position(|o| *o == id);
+            let (records, bytes) = match out {
+                Some(o) if !depths.is_empty() => depths.iter().map(|d| d[o]).max().unwrap_or_default(),
+                _ => self.lanes[i].held(),
+            };
+            let summaries = self.lanes[i].segments().into_iter().map(|s| s.summary());
+            let oldest = summaries.into_iter().find(|s| s.blocks > 0).map(|s| s.opened);
+            let (disk_bytes, dropped) = (figures.disk[i], figures.dropped[i]);
+            lanes.insert(id.name(), LaneStatus { records, bytes, oldest, disk_bytes, dropped });
+        }
+        StoreStatus { lanes, quarantined: figures.quarantined, fault: figures.fault }
+    }
+
+    /// What the journal recorded since then, for learning.
+    pub fn journal_since(&self, since: Time) -> Entries {
+        Entries::new(self.lanes[LaneId::Journal as usize].clone(), 1, since)
+    }
+
+    /// Writes and syncs all that was sent, saves the cursors and ends the writer. Drop all
+    /// [`Sender`]s before: what is sent meanwhile may be refused. Blocks.
+    pub fn close(mut self) -> Result<(), CloseError> {
+        self.order.close();
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(Err(fault))) => Err(CloseError(fault.to_string())),
+            Some(Err(_)) => Err(CloseError("its writer panicked".to_owned())),
+            Some(Ok(Ok(()))) | None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.order.abandon();
+        if let Some(thread) = self.thread.take() {
+            // Nothing can be told from here.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -115,9 +115,9 @@ impl Engine {
         self.ordinal
     }
 
-    /// Counts on from this ordinal, so that new records are not taken for old ones.
-    pub fn continue_from(&mut self, ordinal: u64) {
-        self.ordinal = self.ordinal.max(ordinal);
+    /// Gives the next record this ordinal.
+    pub fn count_from(&mut self, ordinal: u64) {
+        self.ordinal = ordinal;
     }
 
     /// Active alarms of a condition.

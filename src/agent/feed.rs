@@ -114,7 +114,9 @@ impl Feed {
         let readings: usize =
             group.inputs.iter().map(|i| if let Input::Readings(_, r) = i { r.len() } else { 1 }).sum();
         self.since_checkpoint += readings;
-        let due = self.since_checkpoint >= CHECKPOINT_READINGS || self.checkpointed.elapsed() >= CHECKPOINT_EVERY;
+        let due = self.since_checkpoint >= CHECKPOINT_READINGS
+            || self.checkpointed.elapsed() >= CHECKPOINT_EVERY
+            || self.commits.wants_checkpoint();
         let checkpoint = (due && readings > 0).then(|| {
             self.since_checkpoint = 0;
             self.checkpointed = Instant::now();

@@ -11,14 +11,14 @@ pub async fn replay(engine: &mut Engine, recovered: Recovered, commits: &store::
         && let Err(error) = engine.restore(snapshot)
     {
         tracing::warn!(%error, "the last snapshot cannot be used; windows fill anew");
-        engine.continue_from(recovered.next_ordinal);
+        engine.count_from(recovered.checkpoint_ordinal);
     }
     let mut entries = 0u64;
     for entry in recovered.entries {
         let group = entry.map_err(|e| e.to_string()).and_then(|e| Ok((e.first_ordinal, Group::decode(&e.data)?)));
         match group {
             Ok((ordinal, group)) => {
-                engine.continue_from(ordinal);
+                engine.count_from(ordinal);
                 let out = engine.step(&group);
                 entries += 1;
                 if out.records.is_empty() {
@@ -32,5 +32,6 @@ pub async fn replay(engine: &mut Engine, recovered: Recovered, commits: &store::
             Err(error) => tracing::warn!(%error, "a journal entry is left out"),
         }
     }
+    engine.count_from(engine.ordinal().max(recovered.next_ordinal));
     tracing::info!(entries, machines = engine.machines(), "restored");
 }

@@ -1,0 +1,129 @@
+//! How far each sink has come, on disk: two pages written in turn, so that a torn one leaves the
+//! other. A stale cursor only repeats.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::fault::Fault;
+
+/// Room for one page; a sink takes less than 200 bytes plus its name.
+const PAGE: usize = 64 << 10;
+/// Generation, length, checksum.
+const PAGE_HEAD: usize = 16;
+
+/// A sink's place in a lane.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Cursor {
+    /// Everything below this is done with.
+    pub sequence: u64,
+    /// The lane's position that belongs to it.
+    pub position: u64,
+}
+
+/// What a page holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Saved {
+    /// Sequences below this are taken.
+    pub sequence: u64,
+    /// By sink: its places in the priority and the routine lane.
+    pub sinks: BTreeMap<String, [Cursor; 2]>,
+}
+
+/// The file.
+pub(super) struct CursorFile {
+    file: File,
+    path: PathBuf,
+    generation: u64,
+}
+
+impl CursorFile {
+    /// Opens or makes it; what it says, if anything.
+    pub fn open(path: &Path) -> Result<(CursorFile, Option<Saved>), Fault> {
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false).open(path);
+        let file = file.map_err(Fault::io("open", path))?;
+        let newest =
+            [0, 1].into_iter().filter_map(|page| read_page(&file, page)).max_by_key(|(generation, _)| *generation);
+        let generation = newest.as_ref().map_or(0, |(g, _)| *g);
+        Ok((CursorFile { file, path: path.to_owned(), generation }, newest.map(|(_, saved)| saved)))
+    }
+
+    /// Writes the page whose turn it is. Not synced unless asked: until then a power cut may bring
+    /// older cursors back.
+    pub fn write(&mut self, saved: &Saved, sync: bool) -> Result<(), Fault> {
+        let json = serde_json::to_vec(saved).unwrap_or_default();
+        let generation = self.generation + 1;
+        let mut page = Vec::with_capacity(PAGE_HEAD + json.len());
+        page.extend_from_slice(&generation.to_le_bytes());
+        page.extend_from_slice(&(json.len() as u32).to_le_bytes());
+        page.extend_from_slice(&checksum(generation, &json).to_le_bytes());
+        page.extend_from_slice(&json);
+        if page.len() > PAGE {
+            let e = std::io::Error::other("too many sinks, or too long names");
+            return Err(Fault::io("write", &self.path)(e));
+        }
+        let written = self.file.write_all_at(&page, (generation % 2) * PAGE as u64);
+        written.map_err(Fault::io("write", &self.path))?;
+        self.generation = generation;
+        if sync {
+            self.file.sync_data().map_err(Fault::io("sync", &self.path))?;
+        }
+        Ok(())
+    }
+}
+
+fn checksum(generation: u64, json: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&generation.to_le_bytes());
+    crc.update(json);
+    crc.finalize()
+}
+
+fn read_page(file: &File, page: u64) -> Option<(u64, Saved)> {
+    let mut head = [0; PAGE_HEAD];
+    file.read_exact_at(&mut head, page * PAGE as u64).ok()?;
+    let generation = u64::from_le_bytes(head[..8].try_into().ok()?);
+    let len = u32::from_le_bytes(head[8..12].try_into().ok()?) as usize;
+    let crc = u32::from_le_bytes(head[12..].try_into().ok()?);
+    if len > PAGE - PAGE_HEAD {
+        return None;
+    }
+    let mut json = vec![0; len];
+    file.read_exact_at(&mut json, page * PAGE as u64 + PAGE_HEAD as u64).ok()?;
+    if checksum(generation, &json) != crc {
+        return None;
+    }
+    Some((generation, serde_json::from_slice(&json).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn saved(n: u64) -> Saved {
+        let place = [Cursor { sequence: n, position: n }, Cursor { sequence: 2 * n, position: n }];
+        Saved { sequence: 3 * n, sinks: BTreeMap::from([("cloud".to_owned(), place)]) }
+    }
+
+    #[test]
+    fn the_newest_page_counts_and_a_torn_one_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cursors");
+        let (mut file, nothing) = CursorFile::open(&path).unwrap();
+        assert_eq!(nothing, None);
+        for n in 1..=5 {
+            file.write(&saved(n), n % 2 == 0).unwrap();
+            assert_eq!(CursorFile::open(&path).unwrap().1, Some(saved(n)));
+        }
+        // Generation 5 is in the second page.
+        file.file.write_all_at(b"torn", PAGE as u64 + 20).unwrap();
+        let (mut file, older) = CursorFile::open(&path).unwrap();
+        assert_eq!(older, Some(saved(4)));
+        file.write(&saved(6), true).unwrap();
+        assert_eq!(CursorFile::open(&path).unwrap().1, Some(saved(6)));
+    }
+}

@@ -1,0 +1,182 @@
+//! Turning commits into items: sequences, lanes, and what is already there.
+
+use std::collections::BTreeMap;
+
+use crate::types::{Kind, Record, RecordId, Time};
+
+use super::Commit;
+use super::lane::{Lane, LaneId};
+use super::outbox::Aside;
+use super::pack::Item;
+use super::record::{self, DeadLetter, JournalItem};
+use super::segment::Loss;
+
+/// Data that is missing, and why; becomes a gap record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Gap {
+    pub lane: LaneId,
+    pub reason: &'static str,
+    pub loss: Loss,
+}
+
+/// Items on their way into the lanes, and the numbers they get.
+pub(super) struct Group {
+    items: [Vec<Item>; 4],
+    /// The next sequence of the journal, of the records and of the dead letters.
+    next: Next,
+    /// The ordinal after the last engine record of each lane, handed over or not.
+    upto: [u64; 4],
+    /// Not in the journal yet: it must not get there before the records it knows of are durable.
+    checkpoint: Option<JournalItem>,
+    /// What the checkpoint among the items, and the one handed over last, know of.
+    after_queued: Option<u64>,
+    after_handed: Option<u64>,
+    asides: Vec<Aside>,
+    counts: BTreeMap<Kind, u64>,
+    zstd: zstd::bulk::Compressor<'static>,
+}
+
+/// The next numbers.
+#[derive(Copy, Clone, Debug)]
+pub(super) struct Next {
+    pub journal: u64,
+    pub record: u64,
+    pub dead: u64,
+}
+
+impl Group {
+    /// Goes on from these numbers and lanes.
+    pub fn new(next: Next, lanes: &[Lane; 4]) -> std::io::Result<Group> {
+        Ok(Group {
+            items: Default::default(),
+            next,
+            upto: lanes.each_ref().map(|l| l.counters.engine_upto),
+            checkpoint: None,
+            after_queued: None,
+            after_handed: None,
+            asides: Vec::new(),
+            counts: BTreeMap::new(),
+            zstd: zstd::bulk::Compressor::new(1)?,
+        })
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.items.iter().all(Vec::is_empty)
+    }
+
+    /// The next sequence a record will get.
+    pub fn next_record(&self) -> u64 {
+        self.next.record
+    }
+
+    fn push(&mut self, lane: LaneId, bytes: Vec<u8>, at: Time, upto: Option<u64>, checkpoint: bool) -> u64 {
+        let next = match lane {
+            LaneId::Journal => &mut self.next.journal,
+            LaneId::Priority | LaneId::Routine => &mut self.next.record,
+            LaneId::Dead => &mut self.next.dead,
+        };
+        let seq = *next;
+        *next += 1;
+        let upto_now = &mut self.upto[lane as usize];
+        *upto_now = (*upto_now).max(upto.unwrap_or(0));
+        self.items[lane as usize].push(Item { seq, bytes, at, engine_upto: *upto_now, checkpoint });
+        seq
+    }
+
+    /// Takes a commit apart.
+    pub fn add_commit(&mut self, commit: Commit, now: Time) {
+        let replayed = commit.entry.is_none();
+        let upto = commit.first_ordinal + commit.records.len() as u64;
+        if let Some(data) = commit.entry {
+            let entry = JournalItem::Entry { at: now, first_ordinal: commit.first_ordinal, data };
+            self.push(LaneId::Journal, entry.encode(), now, Some(upto), false);
+        }
+        for (i, record) in commit.records.iter().enumerate() {
+            let ordinal = commit.first_ordinal + i as u64;
+            self.add_record(record, ordinal, replayed);
+        }
+        for reject in commit.rejects {
+            let letter = DeadLetter::Payload(reject);
+            self.push(LaneId::Dead, record::encode(&letter), letter.at(), None, false);
+        }
+        if let Some(data) = commit.checkpoint {
+            let after = self.next.journal - 1;
+            self.checkpoint = Some(JournalItem::Checkpoint { at: now, ordinal: upto, after, data });
+        }
+    }
+
+    fn add_record(&mut self, record: &Record, ordinal: u64, replayed: bool) {
+        let lane = LaneId::of(record.kind);
+        if ordinal < self.upto[lane as usize] {
+            if replayed {
+                return;
+            }
+            // Better twice than lost: a fresh entry's records cannot be here yet.
+            tracing::error!("the engine's ordinal {ordinal} has been used before in the {} lane", lane.name());
+        }
+        self.push(lane, record::encode(record), record.at, Some(ordinal + 1), false);
+        *self.counts.entry(record.kind).or_default() += 1;
+    }
+
+    /// A record a sink refused for good.
+    pub fn add_aside(&mut self, aside: Aside) {
+        self.push(LaneId::Dead, record::encode(&aside.letter), aside.letter.at(), None, false);
+        self.asides.push(aside);
+    }
+
+    /// Records of what is missing.
+    pub fn add_gaps(&mut self, gaps: Vec<Gap>) {
+        for gap in gaps {
+            let record = gap_record(&gap, Time::now());
+            self.push(LaneId::Priority, record::encode(&record), record.at, None, false);
+            *self.counts.entry(Kind::Gap).or_default() += 1;
+        }
+    }
+
+    /// Gives everything to the lanes.
+    pub fn hand_over(&mut self, lanes: &mut [Lane; 4], now: Time) {
+        for (items, lane) in self.items.iter_mut().zip(lanes) {
+            lane.add(std::mem::take(items), now, &mut self.zstd);
+        }
+        self.after_handed = self.after_queued.take();
+    }
+
+    /// What was handed over is durable. So is, then, all that its last checkpoint knows of, and the
+    /// checkpoint may go into the journal; it is not worth a sync of its own. Returns the last entry
+    /// that a durable checkpoint knows of, if that is news.
+    pub fn durable(&mut self) -> Option<u64> {
+        for aside in self.asides.drain(..) {
+            // The sink may have gone.
+            let _ = aside.done.send(());
+        }
+        if let Some(JournalItem::Checkpoint { at, ordinal, after, data }) = self.checkpoint.take() {
+            let item = JournalItem::Checkpoint { at, ordinal, after, data };
+            self.push(LaneId::Journal, item.encode(), at, None, true);
+            self.after_queued = Some(after);
+        }
+        self.after_handed.take()
+    }
+
+    /// How many records of each kind were added since the last time.
+    pub fn take_counts(&mut self) -> [u64; 6] {
+        let counts = std::mem::take(&mut self.counts);
+        Kind::ALL.map(|k| counts.get(&k).copied().unwrap_or(0))
+    }
+}
+
+/// Two equal gaps are one: the id says what is missing, not when that was noticed.
+fn gap_record(gap: &Gap, now: Time) -> Record {
+    let loss = &gap.loss;
+    let data = serde_json::json!({
+        "reason": gap.reason,
+        "lane": gap.lane.name(),
+        "first_sequence": loss.first,
+        "last_sequence": loss.last,
+        "from": loss.from.to_string(),
+        "to": loss.to.to_string(),
+        "records": loss.records,
+    });
+    let numbers = [loss.first, loss.last, loss.records, loss.from.0 as u64, loss.to.0 as u64].map(u64::to_le_bytes);
+    let id = RecordId::of(&[b"store gap", gap.lane.name().as_bytes(), gap.reason.as_bytes(), &numbers.concat()]);
+    Record { id, kind: Kind::Gap, subject: "store".into(), at: now, data: data.to_string() }
+}

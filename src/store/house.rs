@@ -1,0 +1,301 @@
+//! Keeping house: saving cursors, deleting what is delivered, holding the limits, telling figures.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::metrics::{Shared, lock};
+use crate::types::Time;
+
+use super::Commit;
+use super::cursors::{Cursor, CursorFile, Saved};
+use super::fault::Fault;
+use super::group::Gap;
+use super::lane::{Lane, LaneId};
+use super::limits::{Limits, Usage, Why};
+use super::outbox::Shelf;
+use super::segment::{Loss, Summary};
+
+/// Cursors are saved at most this often.
+const SAVE_EVERY: Duration = Duration::from_millis(100);
+/// Limits are looked at, and figures told, at most this often.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Damaged segments kept for a look; beyond this the oldest go.
+const QUARANTINE_KEEP: usize = 8;
+/// A checkpoint is wanted after this many bytes of entries, or a sixteenth of `max_bytes`.
+const CHECKPOINT_BYTES: u64 = 16 << 20;
+/// A segment is sealed at the latest when its first block is older than this part of `max_age`.
+const AGE_STEPS: u32 = 8;
+
+/// What [`super::Store::status`] cannot read from the lanes themselves.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Figures {
+    /// Bytes on disk by lane.
+    pub disk: [u64; 4],
+    /// Items given up, by lane.
+    pub dropped: [u64; 4],
+    /// Segments set aside since the store was opened.
+    pub quarantined: u64,
+    /// Why nothing can be written at present.
+    pub fault: Option<String>,
+}
+
+/// How far the gap record for the segment to be given up next has come.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Told {
+    Queued,
+    Writing,
+    Durable,
+}
+
+/// See the top of the file.
+pub(super) struct House {
+    pub cursors: CursorFile,
+    pub limits: Limits,
+    pub quarantine: PathBuf,
+    pub figures: Arc<Mutex<Figures>>,
+    /// The last journal entry that a durable checkpoint knows of.
+    pub checkpoint_after: u64,
+    /// Sequences below this are taken.
+    pub next_record: u64,
+    since_checkpoint: u64,
+    saved_at: Option<Instant>,
+    looked_at: Option<Instant>,
+    telling: Option<(LaneId, u64, Told)>,
+}
+
+impl House {
+    pub fn new(cursors: CursorFile, limits: Limits, quarantine: PathBuf) -> House {
+        House {
+            cursors,
+            limits,
+            quarantine,
+            figures: Arc::default(),
+            checkpoint_after: 0,
+            next_record: 0,
+            since_checkpoint: 0,
+            saved_at: None,
+            looked_at: None,
+            telling: None,
+        }
+    }
+
+    /// How long the writer may sleep, given how long it would like to.
+    pub fn patience(&self, most: Duration, moved: bool) -> Duration {
+        if moved || self.telling.is_some() { most.min(SAVE_EVERY) } else { most }
+    }
+
+    /// Everything queued so far is in the group that is being written.
+    pub fn group_started(&mut self) {
+        if let Some((_, _, told @ Told::Queued)) = &mut self.telling {
+            *told = Told::Writing;
+        }
+    }
+
+    /// That group is durable.
+    pub fn group_durable(&mut self) {
+        if let Some((_, _, told @ Told::Writing)) = &mut self.telling {
+            *told = Told::Durable;
+        }
+    }
+
+    /// Asks for a checkpoint once enough has gone into the journal since the last one.
+    pub fn count_entry(&mut self, commit: &Commit, wanted: &AtomicBool) {
+        self.since_checkpoint += commit.entry.as_ref().map_or(0, Vec::len) as u64;
+        if commit.checkpoint.is_some() {
+            self.since_checkpoint = 0;
+        }
+        let limit = CHECKPOINT_BYTES.min(self.limits.journal_bytes() / 4);
+        wanted.store(self.since_checkpoint > limit, Ordering::Relaxed);
+    }
+
+    pub fn fault(&self, fault: Option<String>) {
+        lock(&self.figures).fault = fault;
+    }
+
+    /// Does what is due; gaps to be told.
+    pub fn keep(&mut self, shelf: &Shelf, lanes: &mut [Lane; 4], shared: &Shared, now: Time) -> Vec<Gap> {
+        let due = |at: Option<Instant>, every| at.is_none_or(|t| t.elapsed() >= every);
+        if shelf.moved.load(Ordering::Acquire) && due(self.saved_at, SAVE_EVERY) {
+            self.saved_at = Some(Instant::now());
+            if let Err(fault) = self.save(shelf, false) {
+                tracing::warn!("cursors are not saved; after a crash more would be sent again: {fault}");
+            }
+            self.remove_delivered(shelf, lanes);
+        }
+        let telling = matches!(self.telling, Some((_, _, Told::Durable)));
+        if !telling && !due(self.looked_at, LOOK_EVERY) {
+            return Vec::new();
+        }
+        self.looked_at = Some(Instant::now());
+        let before = now.minus(self.limits.max_age / AGE_STEPS);
+        lanes.iter_mut().for_each(|l| l.seal_if_older(before));
+        self.remove_delivered(shelf, lanes);
+        let gaps = self.hold_limits(shelf, lanes, shared, now);
+        self.tell(shelf, lanes, shared);
+        gaps
+    }
+
+    /// Saves all cursors.
+    pub fn save(&mut self, shelf: &Shelf, sync: bool) -> Result<(), Fault> {
+        shelf.moved.store(false, Ordering::Release);
+        let sinks = shelf.sinks.iter().map(|(name, sink)| (name.clone(), sink.cursors())).collect();
+        let result = self.cursors.write(&Saved { sequence: self.next_record, sinks }, sync);
+        if result.is_err() {
+            shelf.moved.store(true, Ordering::Release);
+        }
+        result
+    }
+
+    /// Deletes segments that every sink is past. The cursors are on the medium before that, so a
+    /// segment that is gone and not behind all cursors is known to be lost.
+    fn remove_delivered(&mut self, shelf: &Shelf, lanes: &mut [Lane; 4]) {
+        let mut saved = false;
+        for (i, id) in LaneId::OUT.into_iter().enumerate() {
+            let lane = &mut lanes[id as usize];
+            while let (Some(oldest), Some(slowest)) = (lane.oldest_sealed(), shelf.slowest(i)) {
+                if slowest.sequence <= oldest.last {
+                    break;
+                }
+                if !saved && self.save(shelf, true).is_err() {
+                    return;
+                }
+                saved = true;
+                lane.remove_oldest();
+            }
+        }
+    }
+
+    fn usage(&self, lanes: &[Lane; 4]) -> [Usage; 4] {
+        lanes.each_ref().map(|lane| {
+            let oldest = lane.oldest_sealed().filter(|s| lane.id != LaneId::Journal || self.is_history(lane, s));
+            Usage { disk: lane.disk(), oldest }
+        })
+    }
+
+    /// Whether a journal segment is not needed to recover: a later one holds a checkpoint that
+    /// knows all its entries.
+    fn is_history(&self, journal: &Lane, summary: &Summary) -> bool {
+        let later = |s: &Summary| s.name > summary.name && s.checkpoint.is_some();
+        summary.last <= self.checkpoint_after && journal.view.segments().iter().any(|s| later(&s.summary()))
+    }
+
+    fn hold_limits(&mut self, shelf: &Shelf, lanes: &mut [Lane; 4], shared: &Shared, now: Time) -> Vec<Gap> {
+        loop {
+            let usage = self.usage(lanes);
+            let Some((id, why)) = self.limits.next_eviction(&usage, now) else {
+                self.telling = None;
+                return Vec::new();
+            };
+            let Some(oldest) = usage[id as usize].oldest.clone() else { return Vec::new() };
+            let place = LaneId::OUT.iter().position(|l| *l == id);
+            let owed = place.and_then(|p| owed(&oldest, shelf.slowest(p)?, id));
+            if let Some(loss) = &owed {
+                match self.telling {
+                    Some((lane, name, Told::Durable)) if (lane, name) == (id, oldest.name) => {}
+                    Some((lane, name, _)) if (lane, name) == (id, oldest.name) => return Vec::new(),
+                    _ => {
+                        self.telling = Some((id, oldest.name, Told::Queued));
+                        return vec![Gap { lane: id, reason: why.as_str(), loss: loss.clone() }];
+                    }
+                }
+            }
+            self.telling = None;
+            if !self.give_up(shelf, &mut lanes[id as usize], &oldest, place) {
+                return Vec::new();
+            }
+            self.count_dropped(shared, id, why, owed.map_or(0, |l| l.records));
+        }
+    }
+
+    fn give_up(&mut self, shelf: &Shelf, lane: &mut Lane, oldest: &Summary, place: Option<usize>) -> bool {
+        if let Some(place) = place {
+            let after = Cursor { sequence: oldest.last + 1, position: oldest.end() };
+            shelf.sinks.values().for_each(|s| _ = s.skip_to(place, after));
+            if self.save(shelf, true).is_err() {
+                return false;
+            }
+        }
+        lane.remove_oldest();
+        true
+    }
+
+    fn count_dropped(&self, shared: &Shared, lane: LaneId, why: Why, records: u64) {
+        if records > 0 {
+            tracing::error!("gave up {records} undelivered records of the {} lane: {}", lane.name(), why.as_str());
+            self.dropped(shared, lane, why.as_str(), records);
+        }
+    }
+
+    fn dropped(&self, shared: &Shared, lane: LaneId, reason: &str, records: u64) {
+        lock(&self.figures).dropped[lane as usize] += records;
+        let labels = [("lane", lane.name().to_owned()), ("reason", reason.to_owned())];
+        shared.metrics.store_dropped.get_or_create(&labels).inc_by(records);
+    }
+
+    /// Turns losses that readers found, or that opening found, into gaps, and sets damaged
+    /// segments aside.
+    pub fn losses(&mut self, found: Vec<Loss>, lanes: &mut [Lane; 4], shared: &Shared) -> Vec<Gap> {
+        let mut gaps = Vec::new();
+        for loss in found {
+            let Some(id) = LaneId::ALL.into_iter().find(|l| *l as u8 == loss.lane) else { continue };
+            tracing::error!("{} items of the {} lane are damaged and lost", loss.records, id.name());
+            self.dropped(shared, id, DAMAGED, loss.records);
+            match lanes[id as usize].set_aside(loss.segment) {
+                Ok(true) => self.set_aside(lanes),
+                Ok(false) => {}
+                Err(fault) => tracing::warn!("a damaged segment stays where it is: {fault}"),
+            }
+            gaps.push(Gap { lane: id, reason: DAMAGED, loss });
+        }
+        gaps
+    }
+
+    /// One more segment is in the quarantine.
+    pub fn set_aside(&mut self, lanes: &[Lane; 4]) {
+        lock(&self.figures).quarantined += 1;
+        let in_use: Vec<PathBuf> = lanes.iter().flat_map(Lane::in_quarantine).collect();
+        let Ok(entries) = fs::read_dir(&self.quarantine) else { return };
+        let age = |p: &PathBuf| fs::metadata(p).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+        let mut kept: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(|p| !in_use.contains(p)).collect();
+        kept.sort_by_key(age);
+        for dir in kept.iter().rev().skip(QUARANTINE_KEEP) {
+            if let Err(e) = fs::remove_dir_all(dir) {
+                tracing::warn!("cannot remove {}: {e}", dir.display());
+            }
+        }
+    }
+
+    fn tell(&self, shelf: &Shelf, lanes: &[Lane; 4], shared: &Shared) {
+        let disk = lanes.each_ref().map(Lane::disk);
+        lock(&self.figures).disk = disk;
+        let labels = |id: LaneId| [("lane", id.name().to_owned())];
+        for (id, bytes) in LaneId::ALL.into_iter().zip(disk) {
+            shared.metrics.store_disk.get_or_create(&labels(id)).set(bytes as i64);
+        }
+        let depths: Vec<[(u64, u64); 2]> = shelf.sinks.values().map(|s| shelf.depth(s)).collect();
+        for (i, id) in LaneId::OUT.into_iter().enumerate() {
+            let deepest = depths.iter().map(|d| d[i].0).max().unwrap_or(0);
+            shared.metrics.outbox_records.get_or_create(&labels(id)).set(deepest as i64);
+        }
+    }
+}
+
+/// The reason in gap records for what the disk did not keep.
+pub(super) const DAMAGED: &str = "damaged";
+
+/// What of a segment the slowest sink has not delivered yet.
+fn owed(segment: &Summary, slowest: Cursor, lane: LaneId) -> Option<Loss> {
+    let records = segment.end().saturating_sub(segment.position.max(slowest.position));
+    (records > 0 && slowest.sequence <= segment.last).then(|| Loss {
+        lane: lane as u8,
+        segment: segment.name,
+        first: segment.name.max(slowest.sequence),
+        last: segment.last,
+        records,
+        from: segment.from,
+        to: segment.to,
+    })
+}

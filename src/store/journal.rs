@@ -1,0 +1,104 @@
+//! Reading the journal back: for recovery, and for learning from what was recorded.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::types::Time;
+
+use super::fault::Fault;
+use super::lane::LaneView;
+use super::outbox::ReadError;
+use super::record::JournalItem;
+
+/// An entry as it was committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its number in the journal; rising, with holes where checkpoints lie or something was lost.
+    pub index: u64,
+    /// When it was committed.
+    pub at: Time,
+    /// Ordinal of the first record it caused; set the engine to this before applying the entry.
+    pub first_ordinal: u64,
+    /// What the engine gave.
+    pub data: Vec<u8>,
+}
+
+/// Entries in order, read from disk as they are asked for.
+pub struct Entries {
+    lane: Arc<LaneView>,
+    next: u64,
+    last: u64,
+    since: Time,
+    ready: VecDeque<Entry>,
+}
+
+impl Entries {
+    pub(super) fn new(lane: Arc<LaneView>, from: u64, since: Time) -> Entries {
+        let last = lane.last();
+        Entries { lane, next: from, last, since, ready: VecDeque::new() }
+    }
+
+    fn fill(&mut self) -> Result<bool, Fault> {
+        while self.ready.is_empty() && self.next <= self.last {
+            let Some(chunk) = self.lane.chunk_from(self.next)? else { break };
+            for (index, bytes) in chunk.items {
+                if index < self.next || index > self.last {
+                    continue;
+                }
+                if let Some(JournalItem::Entry { at, first_ordinal, data }) = JournalItem::decode(&bytes)
+                    && at >= self.since
+                {
+                    self.ready.push_back(Entry { index, at, first_ordinal, data });
+                }
+            }
+            self.next = chunk.last + 1;
+        }
+        Ok(!self.ready.is_empty())
+    }
+}
+
+impl Iterator for Entries {
+    type Item = Result<Entry, ReadError>;
+
+    fn next(&mut self) -> Option<Result<Entry, ReadError>> {
+        match self.fill() {
+            Ok(true) => self.ready.pop_front().map(Ok),
+            Ok(false) => None,
+            Err(fault) => {
+                self.next = u64::MAX;
+                Some(Err(ReadError::Disk(fault.to_string())))
+            }
+        }
+    }
+}
+
+/// The newest checkpoint that can be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FoundCheckpoint {
+    /// Name of the segment it lies in.
+    pub segment: u64,
+    pub ordinal: u64,
+    /// The last entry it knows of.
+    pub after: u64,
+    pub data: Vec<u8>,
+}
+
+pub(super) fn last_checkpoint(lane: &LaneView) -> Result<Option<FoundCheckpoint>, Fault> {
+    for segment in lane.segments().into_iter().rev() {
+        if segment.summary().checkpoint.is_none() {
+            continue;
+        }
+        for head in segment.heads()?.into_iter().rev().filter(|h| h.checkpoint) {
+            let Some(chunk) = segment.chunk_from(head.first)?.filter(|c| c.position == head.position) else { continue };
+            let newest = chunk.items.iter().rev().find_map(|(_, bytes)| match JournalItem::decode(bytes) {
+                Some(JournalItem::Checkpoint { ordinal, after, data, .. }) => Some((ordinal, after, data)),
+                _ => None,
+            });
+            if let Some((ordinal, after, data)) = newest {
+                let segment = segment.summary().name;
+                return Ok(Some(FoundCheckpoint { segment, ordinal, after, data }));
+            }
+        }
+    }
+    Ok(None)
+}

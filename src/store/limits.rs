@@ -1,0 +1,153 @@
+//! What to give up when there is too much, or it is too old. Pure.
+
+use std::time::Duration;
+
+use crate::types::Time;
+
+use super::lane::{LaneId, Shape};
+use super::segment::Summary;
+
+/// Dead letters are for looking at; beyond this the oldest go.
+pub(super) const DEAD_BYTES: u64 = 16 << 20;
+/// The journal's share of all: one in this many.
+const JOURNAL_SHARE: u64 = 4;
+/// A segment of the journal and of the routine lane takes at most one in this many of all bytes.
+const SEGMENTS: u64 = 64;
+/// Below this, most of a segment would be sled's own.
+const SEGMENT_MIN: u64 = 2 << 20;
+
+/// Why a segment is given up.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    MaxBytes,
+    MaxAge,
+}
+
+impl Why {
+    /// The word used in gap records and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Why::MaxBytes => "max_bytes",
+            Why::MaxAge => "max_age",
+        }
+    }
+}
+
+/// The limits that apply.
+#[derive(Copy, Clone, Debug)]
+pub(super) struct Limits {
+    pub max_bytes: u64,
+    pub max_age: Duration,
+}
+
+/// A lane as the limits see it.
+#[derive(Clone, Debug)]
+pub(super) struct Usage {
+    /// Bytes on disk.
+    pub disk: u64,
+    /// The oldest segment, if it may be given up at all.
+    pub oldest: Option<Summary>,
+}
+
+impl Limits {
+    /// How large the journal may grow.
+    pub fn journal_bytes(&self) -> u64 {
+        self.max_bytes / JOURNAL_SHARE
+    }
+
+    /// The next segment to give up, lanes in the order of [`LaneId::ALL`].
+    pub fn next_eviction(&self, lanes: &[Usage; 4], now: Time) -> Option<(LaneId, Why)> {
+        let [journal, priority, routine, dead] = lanes;
+        let order = [(LaneId::Journal, journal), (LaneId::Routine, routine), (LaneId::Priority, priority)];
+        let too_old = |s: &Summary| s.written < now.minus(self.max_age);
+        for (id, lane) in order {
+            if lane.oldest.as_ref().is_some_and(too_old) {
+                return Some((id, Why::MaxAge));
+            }
+        }
+        let own_limits = [(LaneId::Journal, journal, self.journal_bytes()), (LaneId::Dead, dead, DEAD_BYTES)];
+        for (id, lane, limit) in own_limits {
+            if lane.disk > limit && lane.oldest.is_some() {
+                return Some((id, Why::MaxBytes));
+            }
+        }
+        if lanes.iter().map(|l| l.disk).sum::<u64>() <= self.max_bytes {
+            return None;
+        }
+        let order = [(LaneId::Routine, routine), (LaneId::Priority, priority), (LaneId::Journal, journal)];
+        order.into_iter().find(|(_, lane)| lane.oldest.is_some()).map(|(id, _)| (id, Why::MaxBytes))
+    }
+}
+
+/// How large the segments of a lane are, given what all lanes may take. `largest` and `slots` are
+/// the figures for the journal and the routine lane.
+pub(super) fn shape(lane: LaneId, max_bytes: u64, largest: u64, slots: u32) -> Shape {
+    let base = (max_bytes / SEGMENTS).clamp(SEGMENT_MIN, largest.max(SEGMENT_MIN)).min(largest);
+    match lane {
+        LaneId::Journal | LaneId::Routine => Shape { slots, bytes: base, spare: true },
+        LaneId::Priority => Shape { slots, bytes: (base / 4).max(SEGMENT_MIN).min(base), spare: true },
+        LaneId::Dead => Shape { slots: slots.min(512), bytes: SEGMENT_MIN.min(base), spare: false },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn usage(disk: u64, written: Option<i64>) -> Usage {
+        Usage { disk, oldest: written.map(|w| Summary { written: Time(w), ..Summary::default() }) }
+    }
+
+    const LIMITS: Limits = Limits { max_bytes: 1000, max_age: Duration::from_nanos(100) };
+
+    #[test]
+    fn verdicts_go_before_alarms_and_the_journal_keeps_its_quarter() {
+        let lanes = [usage(200, Some(950)), usage(400, Some(950)), usage(500, Some(950)), usage(0, None)];
+        assert_eq!(LIMITS.next_eviction(&lanes, Time(1000)), Some((LaneId::Routine, Why::MaxBytes)));
+        let lanes = [usage(200, Some(950)), usage(801, Some(950)), usage(0, None), usage(0, None)];
+        assert_eq!(LIMITS.next_eviction(&lanes, Time(1000)), Some((LaneId::Priority, Why::MaxBytes)));
+        let lanes = [usage(251, Some(950)), usage(1, Some(950)), usage(1, Some(950)), usage(0, None)];
+        assert_eq!(LIMITS.next_eviction(&lanes, Time(1000)), Some((LaneId::Journal, Why::MaxBytes)));
+        let lanes = [usage(250, Some(950)), usage(250, Some(950)), usage(500, Some(950)), usage(0, None)];
+        assert_eq!(LIMITS.next_eviction(&lanes, Time(1000)), None);
+        assert_eq!(LIMITS.next_eviction(&lanes, Time(1050)), None);
+        assert_eq!(LIMITS.next_eviction(&lanes, Time(1051)), Some((LaneId::Journal, Why::MaxAge)));
+    }
+
+    proptest! {
+        #[test]
+        fn giving_up_ends_and_then_the_limits_hold(
+            mut segments in proptest::array::uniform4(proptest::collection::vec((1u64..300, 0i64..2000), 0..20))
+        ) {
+            let total = |s: &[Vec<(u64, i64)>; 4]| s.iter().flatten().map(|(disk, _)| disk).sum::<u64>();
+            let mut steps = 0;
+            loop {
+                let lanes = segments.each_ref().map(|s| Usage {
+                    disk: s.iter().map(|(disk, _)| disk).sum(),
+                    oldest: s.first().map(|(_, w)| Summary { written: Time(*w), ..Summary::default() }),
+                });
+                let Some((lane, _)) = LIMITS.next_eviction(&lanes, Time(1500)) else { break };
+                segments[lane as usize].remove(0);
+                steps += 1;
+                prop_assert!(steps <= 80);
+            }
+            let dead: u64 = segments[3].iter().map(|(disk, _)| disk).sum();
+            prop_assert!(total(&segments) <= 1000.max(dead));
+            prop_assert!(segments[0].iter().map(|(disk, _)| disk).sum::<u64>() <= 250);
+            for lane in &segments[..3] {
+                prop_assert!(lane.first().is_none_or(|(_, written)| *written >= 1400));
+            }
+        }
+    }
+
+    #[test]
+    fn segments_shrink_with_the_whole() {
+        let bytes = |lane, max| shape(lane, max, 32 << 20, 2048).bytes;
+        assert_eq!(bytes(LaneId::Routine, 2 << 30), 32 << 20);
+        assert_eq!(bytes(LaneId::Priority, 2 << 30), 8 << 20);
+        assert_eq!(bytes(LaneId::Routine, 256 << 20), 4 << 20);
+        assert_eq!(bytes(LaneId::Dead, 2 << 30), 2 << 20);
+        assert_eq!(shape(LaneId::Routine, 2 << 30, 64 << 10, 8), Shape { slots: 8, bytes: 64 << 10, spare: true });
+    }
+}

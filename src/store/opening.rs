@@ -1,0 +1,265 @@
+//! Opening the store: lanes, cursors, the last checkpoint, and what is missing.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::metrics::{Shared, lock};
+use crate::types::Time;
+
+use super::cursors::{Cursor, CursorFile, Saved};
+use super::fault::Fault;
+use super::group::{Group, Next};
+use super::house::House;
+use super::journal::{Entries, last_checkpoint};
+use super::lane::{Findings, Lane, LaneId, LaneView};
+use super::limits::{Limits, shape};
+use super::lock::Lock;
+use super::outbox::{Shelf, Sink};
+use super::segment::{Loss, Losses, Summary};
+use super::writer::{Order, Writer};
+use super::{COMMITS, Config, Recovered, Sender, Store};
+
+/// The version of everything below `queue/`.
+const FORMAT: u32 = 1;
+/// After damage, sequences go on this much later: more than one segment can have held.
+const LEAP: u64 = 1 << 24;
+/// Dead letters on their way from sinks to the writer; each sink waits for its own.
+const ASIDES: usize = 16;
+
+/// Why the store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The data directory cannot be used.
+    #[error("cannot write {}: {source}", path.display())]
+    NotWritable {
+        /// What was tried.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Another process works there.
+    #[error("{} is in use by {}", data_dir.display(), holder(*pid))]
+    Locked {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// Who holds it, if it said so.
+        pid: Option<u32>,
+    },
+    /// Written by a later version.
+    #[error("the store has format {found}, this version knows formats up to {known}; install the newer version again")]
+    NewerFormat {
+        /// What is there.
+        found: u32,
+        /// What can be read.
+        known: u32,
+    },
+    /// The disk or sled failed.
+    #[error("cannot open the store: {0}")]
+    Failed(String),
+}
+
+fn holder(pid: Option<u32>) -> String {
+    pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
+}
+
+impl From<Fault> for OpenError {
+    fn from(fault: Fault) -> OpenError {
+        match fault {
+            Fault::Io { path, source, .. } => OpenError::NotWritable { path, source },
+            other => OpenError::Failed(other.to_string()),
+        }
+    }
+}
+
+fn check_format(queue: &Path) -> Result<(), OpenError> {
+    let path = queue.join("format");
+    match fs::read_to_string(&path) {
+        // An empty or torn one is from a first start that was cut short.
+        Ok(text) => match text.trim().parse() {
+            Ok(found) if found > FORMAT => return Err(OpenError::NewerFormat { found, known: FORMAT }),
+            Ok(FORMAT) => return Ok(()),
+            _ => {}
+        },
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => return Err(OpenError::NotWritable { path, source }),
+    }
+    let write = || {
+        let mut file = fs::File::create(&path)?;
+        writeln!(file, "{FORMAT}")?;
+        file.sync_all()
+    };
+    write().map_err(|source| OpenError::NotWritable { path: path.clone(), source })
+}
+
+/// See [`Store::open`].
+pub(super) fn open(
+    config: &Config,
+    data_dir: &Path,
+    sinks: &[&str],
+    shared: Shared,
+) -> Result<(Store, Recovered), OpenError> {
+    let queue = data_dir.join("queue");
+    fs::create_dir_all(&queue).map_err(|source| OpenError::NotWritable { path: queue.clone(), source })?;
+    let data_lock = Lock::take(data_dir)?;
+    check_format(&queue)?;
+    let losses = Arc::new(Losses::default());
+    let (mut lanes, mut findings) = (Vec::new(), Vec::new());
+    for id in LaneId::ALL {
+        let shape = shape(id, config.max_bytes, config.segment_bytes, config.segment_slots);
+        let (lane, found) = Lane::open(id, &queue, shape, losses.clone())?;
+        lanes.push(lane);
+        findings.push(found);
+    }
+    let lanes: [Lane; 4] = lanes.try_into().map_err(|_| OpenError::Failed("lanes".to_owned()))?;
+    let (cursor_file, saved) = CursorFile::open(&queue.join("cursors"))?;
+    let views = lanes.each_ref().map(|l| l.view.clone());
+    let sinks = place_sinks(sinks, saved.as_ref(), &views);
+    let limits = Limits { max_bytes: config.max_bytes, max_age: config.max_age };
+    let mut house = House::new(cursor_file, limits, queue.join("quarantine"));
+    let recovered = recover(&lanes, &findings, &mut house)?;
+    report_missing(&findings, saved.as_ref(), &sinks, &house, &losses);
+    lock(&house.figures).quarantined = findings.iter().map(|f| f.quarantined.len() as u64).sum();
+    let next = next_numbers(&views, &findings, saved.as_ref());
+    house.next_record = next.record;
+    let (store, writer) = assemble(config, lanes, views, sinks, house, next, losses, shared, data_lock)?;
+    start(store, writer).map(|store| (store, recovered))
+}
+
+/// Where each sink goes on: where it was, but not before what is still there.
+fn place_sinks(names: &[&str], saved: Option<&Saved>, views: &[Arc<LaneView>; 4]) -> BTreeMap<String, Arc<Sink>> {
+    let mut sinks = BTreeMap::new();
+    for name in names {
+        let was = saved.and_then(|s| s.sinks.get(*name)).copied().unwrap_or_default();
+        let mut at = was;
+        for (cursor, id) in at.iter_mut().zip(LaneId::OUT) {
+            let (position, sequence) = views[id as usize].start();
+            if cursor.sequence < sequence {
+                *cursor = Cursor { sequence, position };
+            }
+        }
+        sinks.insert((*name).to_owned(), Arc::new(Sink::new(name, at)));
+    }
+    sinks
+}
+
+fn recover(lanes: &[Lane; 4], findings: &[Findings], house: &mut House) -> Result<Recovered, Fault> {
+    let journal = &lanes[LaneId::Journal as usize].view;
+    let checkpoint = last_checkpoint(journal)?;
+    house.checkpoint_after = checkpoint.as_ref().map_or(0, |c| c.after);
+    let entries = Entries::new(journal.clone(), house.checkpoint_after + 1, Time(i64::MIN));
+    let next_ordinal = lanes.iter().map(|l| l.counters.engine_upto).max().unwrap_or(0);
+    let checkpoint_ordinal = checkpoint.as_ref().map_or(0, |c| c.ordinal);
+    Ok(Recovered {
+        checkpoint: checkpoint.map(|c| c.data),
+        checkpoint_ordinal,
+        entries,
+        next_ordinal: next_ordinal.max(checkpoint_ordinal),
+        quarantined: findings.iter().flat_map(|f| f.quarantined.clone()).collect(),
+    })
+}
+
+/// Losses that opening found, as far as anybody misses them.
+fn report_missing(
+    findings: &[Findings],
+    saved: Option<&Saved>,
+    sinks: &BTreeMap<String, Arc<Sink>>,
+    house: &House,
+    losses: &Losses,
+) {
+    for (id, found) in LaneId::ALL.into_iter().zip(findings) {
+        let place = LaneId::OUT.iter().position(|l| *l == id);
+        let was = |name: &String| saved.and_then(|s| s.sinks.get(name)).map(|c| c[place.unwrap_or(0)]);
+        // Without saved cursors nobody knows what was delivered, and nothing is claimed.
+        let slowest = sinks.keys().filter_map(was).min_by_key(|c| c.sequence);
+        let missed = |last: u64| match id {
+            LaneId::Journal => last > house.checkpoint_after,
+            LaneId::Priority | LaneId::Routine => slowest.is_some_and(|c| c.sequence <= last),
+            LaneId::Dead => false,
+        };
+        let gone = found.missing.iter().map(|s| whole(id, s));
+        losses.report(gone.chain(found.losses.iter().cloned()).filter(|l| missed(l.last)));
+    }
+}
+
+fn whole(id: LaneId, s: &Summary) -> Loss {
+    let (first, last, records) = (s.name, s.last, s.records);
+    Loss { lane: id as u8, segment: 0, first, last, records, from: s.from, to: s.to }
+}
+
+/// Numbers that were never used: above everything on disk and everything ever acknowledged.
+fn next_numbers(views: &[Arc<LaneView>; 4], findings: &[Findings], saved: Option<&Saved>) -> Next {
+    let after = |id: LaneId| {
+        let damaged = &findings[id as usize];
+        let leap = if damaged.quarantined.is_empty() && damaged.losses.is_empty() { 0 } else { LEAP };
+        views[id as usize].last() + 1 + leap
+    };
+    let cursors = saved.iter().flat_map(|s| s.sinks.values().flatten().map(|c| c.sequence).chain([s.sequence])).max();
+    Next {
+        journal: after(LaneId::Journal),
+        record: after(LaneId::Priority).max(after(LaneId::Routine)).max(cursors.unwrap_or(1)),
+        dead: after(LaneId::Dead),
+    }
+}
+
+#[allow(clippy::too_many_arguments)] // the one place where all parts meet
+fn assemble(
+    config: &Config,
+    lanes: [Lane; 4],
+    views: [Arc<LaneView>; 4],
+    sinks: BTreeMap<String, Arc<Sink>>,
+    house: House,
+    next: Next,
+    losses: Arc<Losses>,
+    shared: Shared,
+    data_lock: Lock,
+) -> Result<(Store, Writer), OpenError> {
+    let (tx, commits) = mpsc::channel(COMMITS);
+    let (aside, asides) = mpsc::channel(ASIDES);
+    let [_, priority, routine, _] = &views;
+    let shelf = Arc::new(Shelf {
+        lanes: [priority.clone(), routine.clone()],
+        sinks,
+        horizon: watch::Sender::new(0),
+        moved: AtomicBool::new(true),
+        wake: Notify::new(),
+        aside,
+        losses,
+        closed: AtomicBool::new(false),
+    });
+    let wanted = Arc::new(AtomicBool::new(false));
+    let order = Arc::new(Order::default());
+    let group = Group::new(next, &lanes).map_err(|e| OpenError::Failed(e.to_string()))?;
+    let (figures, pulse) = (house.figures.clone(), shared.board.pulse("store"));
+    let writer = Writer {
+        commits,
+        asides,
+        order: order.clone(),
+        shelf: shelf.clone(),
+        shared,
+        lanes,
+        group,
+        house,
+        interval: config.commit_interval,
+        pulse,
+        last_group: None,
+        commits_open: true,
+        wanted: wanted.clone(),
+    };
+    let sender = Sender { tx, wanted, slots: config.segment_slots };
+    let store = Store { sender, shelf, order, figures, lanes: views, thread: None, _lock: data_lock };
+    Ok((store, writer))
+}
+
+fn start(mut store: Store, writer: Writer) -> Result<Store, OpenError> {
+    let failed = |e: io::Error| OpenError::Failed(e.to_string());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed)?;
+    let run = move || writer.run(&runtime);
+    store.thread = Some(std::thread::Builder::new().name("andon-store".into()).spawn(run).map_err(failed)?);
+    Ok(store)
+}

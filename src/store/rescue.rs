@@ -1,0 +1,139 @@
+//! Going on with a segment after a stop of any kind. sled's word is checked against what the file
+//! itself shows; where they differ the segment is rebuilt from every block that can be found, and
+//! the original is set aside.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::super::block::{self, Head};
+use super::super::fault::Fault;
+use super::super::slots::{self, SlotWriter};
+
+/// A segment that was reopened.
+pub(super) struct Reopened {
+    /// `None` when nothing can be written at present; the blocks can still be read.
+    pub writer: Option<SlotWriter>,
+    /// What it holds, in slot order, with the length of each block.
+    pub blocks: Vec<(Head, usize)>,
+    /// Why it had to be rebuilt.
+    pub trouble: Option<String>,
+}
+
+/// The heads alone.
+pub(super) fn heads(blocks: &[(Head, usize)]) -> Vec<Head> {
+    blocks.iter().map(|(head, _)| *head).collect()
+}
+
+/// Every intact block in a segment's file, and the bytes of each when `keep` asks for them.
+pub(super) fn blocks(dir: &Path, lane: u8, keep: bool) -> Result<(Vec<(Head, usize)>, Vec<Vec<u8>>), Fault> {
+    let path = slots::data_file(dir);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
+        Err(e) => return Err(Fault::io("open", &path)(e)),
+    };
+    let (mut heads, mut values) = (Vec::new(), Vec::new());
+    for found in block::carve(&file, lane).map_err(Fault::io("read", &path))? {
+        if keep {
+            match block::read_found(&file, &found).map_err(Fault::io("read", &path))? {
+                Some(value) => values.push(value),
+                None => continue,
+            }
+        }
+        heads.push((found.head, found.len));
+    }
+    Ok((heads, values))
+}
+
+/// Opens the segment in `dir` for writing, rebuilding it if need be.
+pub(super) fn reopen(
+    dir: &Path,
+    lane: u8,
+    slots: u32,
+    lane_dir: &Path,
+    aside: impl FnOnce() -> PathBuf,
+) -> Result<Reopened, Fault> {
+    // Before sled opens it: sled zeroes what it does not recognise. At most one segment's worth.
+    let (mut blocks, values) = blocks(dir, lane, true)?;
+    let trouble = match slots::open(dir) {
+        Ok((writer, known)) => match difference(&known, &heads(&blocks)) {
+            None => return Ok(Reopened { writer: Some(writer), blocks, trouble: None }),
+            Some(difference) => {
+                writer.close_untrimmed().map(std::thread::JoinHandle::join);
+                difference
+            }
+        },
+        Err(fault) if fault.is_locked() => return Err(fault),
+        Err(fault) if fault.no_room() => return Ok(Reopened { writer: None, blocks, trouble: None }),
+        Err(fault) => fault.to_string(),
+    };
+    match rebuild(dir, slots, lane_dir, values, aside) {
+        Ok(writer) => {
+            (0..).zip(&mut blocks).for_each(|(slot, (head, _))| head.slot = slot);
+            Ok(Reopened { writer: Some(writer), blocks, trouble: Some(trouble) })
+        }
+        Err(fault) if fault.no_room() => Ok(Reopened { writer: None, blocks, trouble: Some(trouble) }),
+        Err(fault) => Err(fault),
+    }
+}
+
+fn difference(known: &[Head], seen: &[Head]) -> Option<String> {
+    if seen.iter().enumerate().any(|(i, h)| h.slot as usize != i) {
+        return Some(format!("blocks are missing among {}", seen.len()));
+    }
+    (known != seen).then(|| format!("sled knows {} blocks, its file holds {}", known.len(), seen.len()))
+}
+
+/// Writes the blocks to the first slots of a fresh segment and puts that in the place of the old
+/// one. Interrupted
+/// before the first rename, it is done again at the next start; between the renames, the lane has
+/// no such segment and `rescue` is complete.
+fn rebuild(
+    dir: &Path,
+    slots: u32,
+    lane_dir: &Path,
+    values: Vec<Vec<u8>>,
+    aside: impl FnOnce() -> PathBuf,
+) -> Result<SlotWriter, Fault> {
+    let rescue = lane_dir.join("rescue");
+    let writer = slots::create(&rescue, slots.max(values.len() as u32), 0)?;
+    for (slot, value) in (0..).zip(values) {
+        if let Some(value) = block::moved(value, slot) {
+            writer.put(slot, value)?;
+        }
+    }
+    writer.sync()?;
+    let mark = rescue.join(FOR);
+    let name = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    fs::write(&mark, name).map_err(Fault::io("write", &mark))?;
+    File::open(&mark).and_then(|f| f.sync_all()).map_err(Fault::io("sync", &mark))?;
+    slots::sync_dir(&rescue)?;
+    let aside = aside();
+    if aside.exists() {
+        fs::remove_dir_all(&aside).map_err(Fault::io("remove", &aside))?;
+    }
+    fs::rename(dir, &aside).map_err(Fault::io("rename", dir))?;
+    fs::rename(&rescue, dir).map_err(Fault::io("rename", &rescue))?;
+    slots::sync_dir(lane_dir)?;
+    Ok(writer)
+}
+
+/// In a rescue that is complete: the name of the segment it stands for.
+const FOR: &str = "for";
+
+/// Finishes a rebuild that was interrupted between its renames, or drops one that was not
+/// complete.
+pub(super) fn finish(lane_dir: &Path) -> Result<(), Fault> {
+    let rescue = lane_dir.join("rescue");
+    if !rescue.exists() {
+        return Ok(());
+    }
+    let name = fs::read_to_string(rescue.join(FOR)).unwrap_or_default();
+    let target = lane_dir.join(&name);
+    if name.starts_with("seg-") && !name.contains('/') && !target.exists() {
+        fs::rename(&rescue, &target).map_err(Fault::io("rename", &rescue))?;
+        return slots::sync_dir(lane_dir);
+    }
+    fs::remove_dir_all(&rescue).map_err(Fault::io("remove", &rescue))
+}

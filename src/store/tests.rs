@@ -1,0 +1,78 @@
+//! The store as a whole, against files of all kinds and a plain model.
+
+use super::*;
+use crate::types::{Kind, ReceiptWaiter, RecordId, Stored};
+
+/// Small segments, so that everything happens often.
+pub(super) fn small() -> Config {
+    Config { commit_interval: Duration::from_millis(1), segment_bytes: 64 << 10, segment_slots: 8, ..Config::default() }
+}
+
+pub(super) fn record(kind: Kind, n: u64) -> Record {
+    Record {
+        id: RecordId::of(&[&n.to_le_bytes()]),
+        kind,
+        subject: "press-04".into(),
+        at: Time(n as i64),
+        data: format!("{{\"n\":{n}}}"),
+    }
+}
+
+fn open(config: &Config, dir: &Path) -> (Store, Recovered) {
+    Store::open(config, dir, &["cloud"], Shared::new()).unwrap()
+}
+
+/// Sends a commit and waits until it is durable.
+fn commit(store: &Store, mut commit: Commit) {
+    let waiter = send(store, &mut commit);
+    store.sender().blocking_send(commit).unwrap();
+    waiter.blocking_recv().unwrap();
+}
+
+fn send(_store: &Store, commit: &mut Commit) -> ReceiptWaiter {
+    let (receipt, waiter) = Receipt::new();
+    commit.receipts.push(receipt);
+    waiter
+}
+
+fn numbers(records: &[Stored]) -> Vec<u64> {
+    records.iter().map(|s| s.record.at.0 as u64).collect()
+}
+
+fn drain(outbox: &Outbox, step: usize) -> Vec<Stored> {
+    let mut all = Vec::new();
+    loop {
+        let some = outbox.read(step, usize::MAX).unwrap();
+        if some.is_empty() {
+            return all;
+        }
+        outbox.ack(&some);
+        all.extend(some);
+    }
+}
+
+#[test]
+fn what_is_committed_is_read_acknowledged_and_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, recovered) = open(&small(), dir.path());
+    assert_eq!(recovered.checkpoint, None);
+    assert_eq!(recovered.next_ordinal, 0);
+    let outbox = store.outbox("cloud").unwrap();
+    for n in 0..50 {
+        let kind = if n % 10 == 3 { Kind::Alarm } else { Kind::Verdict };
+        let entry = Some(vec![n as u8; 100]);
+        commit(&store, Commit { entry, records: vec![record(kind, n)], first_ordinal: n, ..Commit::default() });
+    }
+    assert_eq!(outbox.depth().0, 50);
+    let first = outbox.read(3, usize::MAX).unwrap();
+    assert_eq!(numbers(&first), [3, 13, 23]);
+    outbox.ack(&first[..2]);
+    assert_eq!(numbers(&outbox.read(10, usize::MAX).unwrap()), [23, 33, 43]);
+    let rest = drain(&outbox, 7);
+    assert_eq!(rest.len(), 48);
+    assert_eq!(outbox.depth(), (0, 0));
+    let mut sequences: Vec<u64> = first[..2].iter().chain(&rest).map(|s| s.sequence).collect();
+    sequences.sort_unstable();
+    assert_eq!(sequences, (1..=50).collect::<Vec<_>>());
+    store.close().unwrap();
+}
