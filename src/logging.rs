@@ -45,6 +45,7 @@ pub fn start(config: &Config) -> Result<()> {
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter(&level)?)
         .with_writer(std::io::stderr)
+        .with_ansi(false)
         .event_format(Lines { journal })
         .finish();
     // A second start, as in tests, keeps the first.
@@ -53,7 +54,7 @@ pub fn start(config: &Config) -> Result<()> {
 }
 
 fn filter(level: &str) -> Result<EnvFilter> {
-    let quiet = "sled=warn,rumqttd=error,tract_core=warn,tract_hir=warn,tract_onnx=warn,hyper=warn,reqwest=warn";
+    let quiet = "sled=warn,rumqttd=off,tract_core=warn,tract_hir=warn,tract_onnx=warn,hyper=warn,reqwest=warn";
     EnvFilter::try_new(format!("{quiet},{level}")).context("reading the log filter")
 }
 

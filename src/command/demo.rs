@@ -100,11 +100,12 @@ async fn demo(options: &Options) -> Result<()> {
     let narrator = tokio::spawn(narrate(&agent, options, faults.clone(), begin));
     wait(options.seconds).await?;
     let seconds = started.elapsed().as_secs_f64();
-    let published = running.stop().await;
+    let published = running.hush().await;
     let metrics = agent.metrics();
     drain(&metrics, published).await;
     narrator.abort();
     agent.finish().await?;
+    running.stop().await;
     let course = Course { log: &log, published, seconds, faults: &faults, begin: begin_time, speed: options.speed };
     let report = Report::new(&course, &metrics, &cloud)?;
     cloud.stop().await;

@@ -32,6 +32,7 @@ pub struct Factory {
 
 /// The factory at work.
 pub struct Running {
+    hush: CancellationToken,
     stop: CancellationToken,
     published: Arc<AtomicU64>,
     task: JoinHandle<()>,
@@ -87,21 +88,22 @@ impl Factory {
 
     /// Lets it run until stopped.
     pub fn start(mut self) -> Running {
-        let (stop, published) = (CancellationToken::new(), Arc::new(AtomicU64::new(0)));
-        let (halt, count) = (stop.clone(), published.clone());
+        let (hush, stop) = (CancellationToken::new(), CancellationToken::new());
+        let published = Arc::new(AtomicU64::new(0));
+        let (quiet, halt, count) = (hush.clone(), stop.clone(), published.clone());
         let task = tokio::spawn(async move {
             tokio::select! {
                 () = halt.cancelled() => {}
-                () = self.run(&count) => {}
+                () = self.run(&quiet, &count) => {}
             }
             // What was handed to the client still goes out.
             self.link.client.disconnect();
             while !matches!(self.link.next().await, Event::Disconnected(_)) {}
         });
-        Running { stop, published, task }
+        Running { hush, stop, published, task }
     }
 
-    async fn run(&mut self, published: &AtomicU64) {
+    async fn run(&mut self, hush: &CancellationToken, published: &AtomicU64) {
         for n in 0u32.. {
             let offset = self.step * n;
             self.until(self.begin + offset).await;
@@ -110,6 +112,7 @@ impl Factory {
             for machine in &step.machines {
                 match self.plcs.iter().find(|(name, _)| *name == machine.machine) {
                     Some((_, plc)) => write_registers(plc, machine),
+                    None if hush.is_cancelled() => {}
                     None => publish(&self.link.client, machine, at, published).await,
                 }
             }
@@ -133,12 +136,24 @@ impl Factory {
 }
 
 impl Running {
-    /// Stops the plant; how many messages it has published.
-    pub async fn stop(self) -> u64 {
+    /// Publishes no more; how many messages there were. The machines run on, and their PLCs with
+    /// them, so that those who still poll see no frozen plant.
+    pub async fn hush(&self) -> u64 {
+        self.hush.cancel();
+        // A step under way still publishes; it has ended once the count rests.
+        let mut before = None;
+        while before != Some(self.published.load(Ordering::Relaxed)) {
+            before = Some(self.published.load(Ordering::Relaxed));
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        self.published.load(Ordering::Relaxed)
+    }
+
+    /// Stops the plant.
+    pub async fn stop(self) {
         self.stop.cancel();
         // The connection ends within its own time limit.
         let _ = self.task.await;
-        self.published.load(Ordering::Relaxed)
     }
 }
 
