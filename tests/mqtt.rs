@@ -143,6 +143,7 @@ async fn publish(url: &str, messages: impl IntoIterator<Item = (String, String)>
     let address = Address::parse(url).expect("a url");
     let mut options = rumqttc::MqttOptions::new("publisher", rumqttc::Broker::tcp(address.host, address.port));
     options.set_max_packet_size(Some(1 << 20));
+    options.set_outgoing_inflight_upper_limit(500);
     let (client, mut eventloop) = rumqttc::AsyncClient::builder(options).capacity(100).build();
     let pump = tokio::spawn(async move { while eventloop.poll().await.is_ok() {} });
     let mut taken = Vec::new();
