@@ -229,6 +229,24 @@ pub fn open(connection: &Connection, address: &Address, will: Option<Outgoing>) 
     Ok(Link { client: Client { inner, credit }, events, _pump: AbortOnDropHandle::new(pump) })
 }
 
+/// Connects once to an address and says goodbye: for checks. Uses a client id of its own, so that
+/// it neither throws out a running agent nor touches its session.
+///
+/// # Errors
+/// Why the broker cannot be used.
+pub async fn probe(connection: &Connection, address: &Address) -> Result<()> {
+    let client_id = format!("{}-check-{:08x}", connection.client_id, fastrand::u32(..));
+    let connection = Connection { client_id, clean: true, ..connection.clone() };
+    let mut link = open(&connection, address, None)?;
+    match link.next().await {
+        Event::Disconnected(reason) => anyhow::bail!("{address}: {reason}"),
+        _ => link.client.disconnect(),
+    }
+    // Whether the goodbye gets through does not matter any more.
+    let _ = tokio::time::timeout(CONNECT_TIMEOUT, link.next()).await;
+    Ok(())
+}
+
 impl Link {
     /// The next event, after which there may be more; after `Disconnected` there is none. May be
     /// cancelled without losing anything.
