@@ -29,9 +29,14 @@ pub const CUT_PAYLOAD: usize = 4096;
 /// Messages that may wait for the reader on top of `receive_maximum`. Only QoS 0 gets that far;
 /// when it is full the socket is left unread.
 const EVENTS_QUEUED: usize = 1024;
-/// Requests that may wait for the socket on top of `receive_maximum` acks. More than what one read
-/// of the socket brings, so that an ack always finds room.
+/// Requests that may wait for the socket on top of `receive_maximum` acks. More than
+/// [`READ_AT_ONCE`], so that an ack always finds room.
 const REQUESTS_QUEUED: usize = 1024;
+/// Our own messages under way without an ack. rumqttc goes through a table of this size at every
+/// flush, so its default of 65,535 would cost more than all the rest of the work.
+const OUTGOING_IN_FLIGHT: u16 = 100;
+/// Packets taken from the socket before anything else is looked at.
+const READ_AT_ONCE: usize = 128;
 /// How long connecting may take.
 const CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 /// How long a graceful disconnect waits for outgoing messages to be acked.
@@ -222,6 +227,24 @@ pub fn open(connection: &Connection, address: &Address, will: Option<Outgoing>) 
         }
     };
     Ok(Link { client: Client { inner, credit }, events, _pump: AbortOnDropHandle::new(pump) })
+}
+
+/// Connects once to an address and says goodbye: for checks. Uses a client id of its own, so that
+/// it neither throws out a running agent nor touches its session.
+///
+/// # Errors
+/// Why the broker cannot be used.
+pub async fn probe(connection: &Connection, address: &Address) -> Result<()> {
+    let client_id = format!("{}-check-{:08x}", connection.client_id, fastrand::u32(..));
+    let connection = Connection { client_id, clean: true, ..connection.clone() };
+    let mut link = open(&connection, address, None)?;
+    match link.next().await {
+        Event::Disconnected(reason) => anyhow::bail!("{address}: {reason}"),
+        _ => link.client.disconnect(),
+    }
+    // Whether the goodbye gets through does not matter any more.
+    let _ = tokio::time::timeout(CONNECT_TIMEOUT, link.next()).await;
+    Ok(())
 }
 
 impl Link {

@@ -13,7 +13,7 @@ use andon::mqtt::{self, Address, Connection, Event, Filter, Outgoing, Qos};
 use andon::settings::{Document, Surroundings};
 use andon::source;
 use andon::types::{
-    Alarm, AlarmState, Batch, Condition, Light, Live, Quality, Reason, RecordId, Reject, Time, Verdict,
+    Alarm, AlarmState, Batch, Cause, Condition, Light, Live, Quality, Reason, RecordId, Reject, Time, Verdict,
 };
 use support::mosquitto::{Mosquitto, dynamic_security, free_port};
 use tokio::sync::{broadcast, mpsc};
@@ -143,6 +143,7 @@ async fn publish(url: &str, messages: impl IntoIterator<Item = (String, String)>
     let address = Address::parse(url).expect("a url");
     let mut options = rumqttc::MqttOptions::new("publisher", rumqttc::Broker::tcp(address.host, address.port));
     options.set_max_packet_size(Some(1 << 20));
+    options.set_outgoing_inflight_upper_limit(500);
     let (client, mut eventloop) = rumqttc::AsyncClient::builder(options).capacity(100).build();
     let pump = tokio::spawn(async move { while eventloop.poll().await.is_ok() {} });
     let mut taken = Vec::new();
@@ -370,6 +371,73 @@ async fn a_wrong_password_is_told() {
         until("it is refused", || source.health().0 == Health::Down).await;
         let detail = source.health().1;
         assert!(detail.contains("refused") && !detail.contains("secret-word"), "{detail}");
+        source.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_broker_had_kept_is_of_uncertain_age() {
+    for version in VERSIONS {
+        let broker = Mosquitto::start();
+        let link = open(&plain(&broker.url(), "publisher"));
+        let (topic, payload) = numbered(1..2).next().expect("one");
+        let retained = Outgoing { topic, payload, qos: Qos::AtLeastOnce, retain: true };
+        link.client.publish(&retained).expect("room");
+        let mut listener = Listener::on(&broker.url()).await;
+        listener.next().await;
+        let mut source = Source::start(&text(&[&broker.url()], version, ""));
+        let batch = source.batch().await;
+        assert_eq!((batch.readings[0].quality, batch.readings[0].cause), (Quality::Uncertain, Cause::Held));
+        link.client.publish(&retained).expect("room");
+        let batch = source.batch().await;
+        assert_eq!((batch.readings[0].quality, batch.readings[0].cause), (Quality::Good, Cause::None));
+        source.kill().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_stood_still_finds_the_source_alive() {
+    for version in VERSIONS {
+        let broker = Mosquitto::start();
+        let mut config = config(&text(&[&broker.url()], version, "receive_maximum = 20"), std::path::Path::new(""));
+        config.connection.keep_alive = Duration::from_secs(1);
+        let mut source = Source::run(config, 1).connected().await;
+        // QoS 0 knows no receive maximum: it fills every queue up to the socket, and the socket.
+        let link = open(&plain(&broker.url(), "flood"));
+        let filler = format!("{{\"value\":-1,\"x\":\"{}\"}}", "y".repeat(2000));
+        let topic = "plant/m/flood".to_owned();
+        let flood = Outgoing { topic, payload: filler, qos: Qos::AtMostOnce, retain: false };
+        let log = broker.dir().join("log");
+        let given_up = || std::fs::read_to_string(&log).unwrap_or_default().contains("andon-test has exceeded timeout");
+        until("the broker gives the silent source up", || {
+            for _ in 0..200 {
+                let _ = link.client.publish(&flood);
+            }
+            given_up()
+        })
+        .await;
+        publish(&broker.url(), numbered(0..100)).await;
+        let mut values = BTreeSet::new();
+        while values.len() < 100 {
+            let batch = source.batch().await;
+            values.extend(batch.readings.iter().map(|r| r.value as i64).filter(|v| *v >= 0));
+            complete(batch);
+        }
+        source.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_does_not_disturb_the_running_agent() {
+    for version in VERSIONS {
+        let broker = Mosquitto::start();
+        let text = text(&[&broker.url()], version, "");
+        let source = Source::start(&text).connected().await;
+        let connection = config(&text, std::path::Path::new("")).connection;
+        mqtt::probe(&connection, &connection.urls[0]).await.expect("it connects");
+        let dead = Address { port: free_port(), ..connection.urls[0].clone() };
+        assert!(mqtt::probe(&connection, &dead).await.is_err());
+        assert_eq!(source.shared.metrics.source_connects.get_or_create(&[("source", "shop".into())]).get(), 1);
         source.stop().await;
     }
 }

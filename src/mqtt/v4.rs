@@ -7,7 +7,8 @@ use rumqttc_v4::{
 };
 
 use super::{
-    Ack, Address, CONNECT_TIMEOUT, Connection, Event, Filter, MAX_PACKET, Message, Outgoing, Outlet, Refused, explain,
+    Ack, Address, CONNECT_TIMEOUT, Connection, Event, Filter, MAX_PACKET, Message, OUTGOING_IN_FLIGHT, Outgoing,
+    Outlet, READ_AT_ONCE, Refused, explain,
 };
 
 pub(super) fn client(
@@ -24,6 +25,8 @@ pub(super) fn client(
     options.set_max_packet_size(MAX_PACKET as usize, MAX_PACKET as usize);
     options.set_clean_session(c.clean);
     options.set_keep_alive(c.keep_alive.as_secs().clamp(1, u64::from(u16::MAX)) as u16);
+    options.set_inflight(OUTGOING_IN_FLIGHT);
+    options.set_read_batch_size(READ_AT_ONCE);
     options.set_ack_mode(AckMode::Manual);
     match (&c.username, &c.password) {
         (Some(user), Some(password)) => {

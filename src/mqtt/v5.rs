@@ -10,7 +10,8 @@ use rumqttc::{
 };
 
 use super::{
-    Ack, Address, CONNECT_TIMEOUT, Connection, Event, Filter, MAX_PACKET, Message, Outgoing, Outlet, Refused, explain,
+    Ack, Address, CONNECT_TIMEOUT, Connection, Event, Filter, MAX_PACKET, Message, OUTGOING_IN_FLIGHT, Outgoing,
+    Outlet, READ_AT_ONCE, Refused, explain,
 };
 
 type Stored<'a, T> = Pin<Box<dyn Future<Output = Result<T, SessionStoreError>> + Send + 'a>>;
@@ -28,7 +29,7 @@ impl SessionStore for NothingUnderWay {
             client_id: key.client_id().to_owned(),
             clean_start: false,
             session_expiry_interval: None,
-            outgoing_inflight_upper_limit: None,
+            outgoing_inflight_upper_limit: Some(OUTGOING_IN_FLIGHT),
             ack_mode: PersistedAckMode::Manual,
             last_pkid: 0,
             last_puback: 0,
@@ -71,6 +72,8 @@ pub(super) fn client(
     options.set_clean_start(c.clean);
     options.set_keep_alive(c.keep_alive.as_secs().clamp(1, u64::from(u16::MAX)) as u16);
     options.set_connect_timeout(CONNECT_TIMEOUT);
+    options.set_outgoing_inflight_upper_limit(OUTGOING_IN_FLIGHT);
+    options.set_read_batch_size(READ_AT_ONCE);
     options.set_ack_mode(AckMode::Manual);
     let mut network = NetworkOptions::new();
     network.set_tcp_nodelay(true);

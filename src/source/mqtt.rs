@@ -238,6 +238,9 @@ impl Source {
     /// Stops reading, lets what was delivered become durable, acks it and says goodbye. What is
     /// still unacked then comes again next time.
     async fn finish(&mut self, mut link: Link, mut unacked: Unacked) -> Ended {
+        if self.connected_at.is_none() {
+            return Ended::Stopped;
+        }
         let drained = timeout(STOP_PATIENCE, async {
             while self.waiting.is_some() || !unacked.is_empty() {
                 tokio::select! {

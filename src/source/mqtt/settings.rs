@@ -84,7 +84,7 @@ fn subscription(section: &Section<'_>) -> Option<Subscription> {
     });
     let machine = name_of(section, "machine");
     let signal = name_of(section, "signal");
-    let names_signal = parsed.as_ref().map_or(true, Pattern::names_signal);
+    let names_signal = parsed.as_ref().ok().is_none_or(Pattern::names_signal);
     let payload = payload::Config::read(section, names_signal || signal.is_some());
     let pattern = match parsed {
         Ok(pattern) => pattern,
