@@ -48,6 +48,8 @@ pub struct Press {
     force: Lag,
     /// The recipe: force to reach (kN) and stiffness of the part (kN/mm).
     recipe: (f64, f64),
+    /// Taken up when a cycle begins, as a stop is when one ends.
+    next_recipe: (f64, f64),
     hall: Drift,
     heat: Lag,
     /// Zero when stopped, one when the hydraulic pump runs.
@@ -58,6 +60,7 @@ pub struct Press {
 impl Press {
     /// A press about to begin a cycle.
     pub fn new(rng: &mut Rng) -> Press {
+        let recipe = pick(rng);
         Press {
             duty: Duty::new(rng, (20.0, 50.0), 0.15),
             phase: Phase::Wait,
@@ -65,7 +68,8 @@ impl Press {
             position: 0.0,
             velocity: Lag::new(0.0, 0.08),
             force: Lag::new(0.0, 0.08),
-            recipe: pick(rng),
+            recipe,
+            next_recipe: recipe,
             hall: Drift::new(rng, 2.0, 500.0),
             heat: Lag::new(12.0, 60.0),
             running: Lag::new(1.0, 0.3),
@@ -76,11 +80,11 @@ impl Press {
     /// One time step: what the sensors say, in the order of [`SIGNALS`].
     pub fn step(&mut self, rng: &mut Rng, now: &Now) -> [f64; 5] {
         if self.duty.step(rng, now.may_stop) {
-            self.recipe = pick(rng);
+            self.next_recipe = pick(rng);
         }
         let leak = now.stress.oil_leak;
         let (velocity, force) = self.advance(rng, leak);
-        let running = self.running.step(if self.duty.on { 1.0 } else { 0.0 });
+        let running = self.running.step(if self.duty.on || self.phase != Phase::Wait { 1.0 } else { 0.0 });
 
         let pressure = running * (12.0 + 0.05 * velocity.abs()) + force / AREA * (1.0 - 0.05 * leak) * self.unit[0];
         // The pump delivers what moves the ram and what leaks away under pressure.
@@ -100,7 +104,7 @@ impl Press {
     fn advance(&mut self, rng: &mut Rng, leak: f64) -> (f64, f64) {
         // Drawn on every step: what one cycle takes does not shift the noise of the next.
         let (hold, wait) = (between(rng, 0.55, 0.65), between(rng, 0.4, 0.7));
-        let slower = 1.0 - 0.25 * leak;
+        let slower = 1.0 - 0.3 * leak;
         let wanted = match self.phase {
             Phase::Approach => APPROACH * slower,
             Phase::Press => PRESSING * slower,
@@ -124,7 +128,10 @@ impl Press {
                 self.left = wait;
                 Phase::Wait
             }
-            Phase::Wait if self.left <= 0.0 && self.duty.on => Phase::Approach,
+            Phase::Wait if self.left <= 0.0 && self.duty.on => {
+                self.recipe = self.next_recipe;
+                Phase::Approach
+            }
             other => other,
         };
         (velocity, force)

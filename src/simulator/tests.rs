@@ -20,8 +20,18 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// One signal's mean over the second half of a fault, with and without that fault.
-fn with_and_without(kind: MachineKind, fault: FaultKind, seed: u64, name: &str) -> (f64, f64) {
+fn highest(values: &[f64]) -> f64 {
+    values.iter().copied().fold(f64::MIN, f64::max)
+}
+
+/// A figure of one signal over the second half of a fault, with and without that fault.
+fn with_and_without(
+    kind: MachineKind,
+    fault: FaultKind,
+    seed: u64,
+    name: &str,
+    figure: fn(&[f64]) -> f64,
+) -> (f64, f64) {
     let layout = match kind {
         MachineKind::Pump => Layout::new(1, 0, 0),
         MachineKind::Motor => Layout::new(0, 1, 0),
@@ -33,7 +43,7 @@ fn with_and_without(kind: MachineKind, fault: FaultKind, seed: u64, name: &str) 
     // A fault on a signal that does not exist changes nothing, but keeps the machine from stopping alike.
     let idle = Fault { kind: FaultKind::SensorStuck, signal: None, ..fault };
     let without = run(&mut Plant::with_faults(seed, &layout, vec![idle]), 30.0);
-    (mean(&signal(&with, name, 20.0, 30.0)), mean(&signal(&without, name, 20.0, 30.0)))
+    (figure(&signal(&with, name, 20.0, 30.0)), figure(&signal(&without, name, 20.0, 30.0)))
 }
 
 #[test]
@@ -111,12 +121,14 @@ fn process_faults_move_the_signals_they_should() {
         (Motor, Imbalance, "vibration_rms", 1.5, 5.0),
         (Motor, Imbalance, "vibration_kurtosis", 0.8, 1.0),
         (Motor, Imbalance, "bearing_band", 0.999, 1.001),
-        (Press, OilLeak, "motor_current", 1.02, 2.0),
+        (Press, OilLeak, "force", 0.5, 0.97),
         (Press, OilLeak, "oil_temperature", 1.001, 1.5),
     ];
     for (machine, fault, name, least, most) in expected {
         for seed in 0..5 {
-            let (with, without) = with_and_without(machine, fault, seed, name);
+            // Which part of a press cycle falls into ten seconds is chance: its mean says little.
+            let figure = if machine == Press { highest } else { mean };
+            let (with, without) = with_and_without(machine, fault, seed, name, figure);
             let factor = with / without;
             assert!((least..most).contains(&factor), "{} {name} seed {seed}: factor {factor}", fault.as_str());
         }
