@@ -238,7 +238,7 @@ impl Daemon {
         assert_eq!(status, 200, "{text}");
         let mine = text.lines().filter_map(|l| l.strip_prefix(sample));
         let mine = mine.filter(|l| l.starts_with(['{', ' ']) && l.contains(label));
-        mine.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        mine.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).fold(0.0, |a, b| a + b)
     }
 }
 
