@@ -157,7 +157,9 @@ impl Session {
 
     fn check_outputs(&self, manifest: &Manifest) -> Result<(), ModelError> {
         let zeros = vec![0.0; self.steps * self.channels];
-        let trial = self.run(&[&zeros])?;
+        let (steps, channels) = (self.steps, self.channels);
+        let fit = |e| ModelError::Graph(format!("it does not fit a window of [{steps}, {channels}]: {e}"));
+        let trial = self.run(&[&zeros]).map_err(fit)?;
         let needs = super::explain::needed_output(manifest.task);
         let Some(part) = trial.of(needs, 0) else {
             let message = format!("task needs an output `{needs}`, but it has {}", self.outputs.join(", "));
