@@ -3,6 +3,9 @@
 use super::*;
 use crate::types::{Kind, ReceiptWaiter, RecordId, Stored};
 
+mod damage;
+mod faults;
+mod limits;
 mod model;
 
 /// Small segments, so that everything happens often.
@@ -22,6 +25,12 @@ pub(super) fn record(kind: Kind, n: u64) -> Record {
 
 fn open(config: &Config, dir: &Path) -> (Store, Recovered) {
     Store::open(config, dir, &["cloud"], Shared::new()).unwrap()
+}
+
+/// In memory where there is room for it: syncs cost nothing there, and these tests do not cut the
+/// power.
+fn fast_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
 /// Sends a commit and waits until it is durable.

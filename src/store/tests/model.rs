@@ -187,7 +187,7 @@ struct Run {
 
 impl Run {
     fn new() -> Run {
-        let mut run = Run { dir: tempfile::tempdir().unwrap(), model: Model::default(), store: None };
+        let mut run = Run { dir: fast_dir(), model: Model::default(), store: None };
         run.open(0, true);
         run
     }
@@ -274,7 +274,7 @@ impl Run {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 60, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 60, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn behaves_like_the_model(ops in proptest::collection::vec(op(), 1..40)) {
         let mut run = Run::new();
