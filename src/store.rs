@@ -238,7 +238,7 @@ impl Commit {
     }
 
     fn check(&self, slots: u32) -> Result<(), SendError> {
-        let item_max = ITEM_MAX.min(slots as usize * block::RAW_MAX - record::journal_len(0));
+        let item_max = ITEM_MAX.min(slots as usize * pack::PART - record::journal_len(0));
         let too_large = |what, bytes, limit| Err(SendError::TooLarge { what, bytes, limit });
         if let Some(bytes) = self.entry.as_ref().map(Vec::len).filter(|n| *n > item_max) {
             return too_large("journal entry", bytes, item_max);

@@ -270,7 +270,12 @@ impl Outbox {
 
     /// Records and, roughly, bytes still to deliver.
     pub fn depth(&self) -> (u64, u64) {
-        let [priority, routine] = self.shelf.depth(&self.sink);
+        let [priority, routine] = self.depths();
         (priority.0 + routine.0, priority.1 + routine.1)
+    }
+
+    /// [`Outbox::depth`] of the priority and of the routine lane.
+    pub fn depths(&self) -> [(u64, u64); 2] {
+        self.shelf.depth(&self.sink)
     }
 }
