@@ -172,7 +172,8 @@ impl Default for Config {
             max_age: Duration::from_hours(14 * 24),
             commit_interval: Duration::from_millis(20),
             when_full: WhenFull::DropOldest,
-            segment_bytes: 32 << 20,
+            // sled keeps about as much in memory as it has in its newest segment.
+            segment_bytes: 8 << 20,
             segment_slots: 2048,
         }
     }
