@@ -14,7 +14,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::config::{Config, Invalid};
 use crate::metrics::{Health, Metrics, Shared};
 use crate::store::{Recovered, Store};
 use crate::types::{Batch, Live, Name, Time};
@@ -65,7 +65,9 @@ impl Agent {
     /// Opens the store, loads the models, goes back to where the last run ended, and starts all
     /// stages. `shared.stop` stops the sources; then call [`Agent::finish`].
     pub async fn start(config: Config, shared: Shared) -> Result<Agent> {
-        let (blocks, models) = blocks::build(&config).map_err(|p| anyhow!(p[0].message.clone()))?;
+        let unusable = |problems| Invalid { path: config.path.clone(), problems };
+        let (blocks, models) = blocks::build(&config).map_err(unusable)?;
+        shared.metrics.build_info.get_or_create(&[("version", env!("CARGO_PKG_VERSION").into())]).set(1);
         for name in models.keys() {
             shared.board.set(&format!("model/{name}"), Health::Up, "loaded");
         }

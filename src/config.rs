@@ -13,6 +13,8 @@ const MAX_MACHINES: i64 = 10_000;
 
 /// A checked configuration.
 pub struct Config {
+    /// The file it was read from.
+    pub path: PathBuf,
     /// Who and where the agent is.
     pub agent: Agent,
     /// What brings readings in.
@@ -104,15 +106,16 @@ impl Config {
     /// Checks a text; `path` is for messages and for finding files named in it.
     pub fn parse(text: &str, path: &Path, needs: Needs) -> Result<Config, Invalid> {
         let document = Document::parse(text, Surroundings::of(path));
-        let config = Config::read(&document.root(), needs);
+        let config = Config::read(&document.root(), path, needs);
         let problems = document.into_problems();
         if problems.is_empty() { Ok(config) } else { Err(Invalid { path: path.to_path_buf(), problems }) }
     }
 
-    fn read(root: &Section<'_>, needs: Needs) -> Config {
+    fn read(root: &Section<'_>, path: &Path, needs: Needs) -> Config {
         let agent = Agent::read(root);
         let source = source::Config::read(root, &agent.id);
         let config = Config {
+            path: path.to_path_buf(),
             machines: root.sections("machine").iter().map(Machine::read).collect(),
             store: root.section("store").map(|s| store::Config::read(&s)).unwrap_or_default(),
             cloud: root.section("cloud").map(|s| forward::cloud::Config::read(&s)),
