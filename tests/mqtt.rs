@@ -1,6 +1,6 @@
 //! The MQTT source and publisher against a real mosquitto: nothing is acked before it is durable,
 //! nothing durable comes twice, and no broker trouble ends them.
-
+#![allow(clippy::unwrap_used)]
 #![allow(missing_docs)]
 
 use std::collections::BTreeSet;

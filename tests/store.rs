@@ -1,5 +1,6 @@
 //! kill -9 again and again: a child process commits numbered records and delivers them; whatever it
 //! had acknowledged has to be there in the next life, once.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};

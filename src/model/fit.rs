@@ -62,7 +62,8 @@ pub fn fit(stretches: &[Stretch], names: &[String], steps: usize) -> Result<Fitt
     let mean: Vec<f64> = (0..n).map(|c| column(c).sum::<f64>() / rows.len() as f64).collect();
     let variance = |c: usize| column(c).map(|v| (v - mean[c]).powi(2)).sum::<f64>() / rows.len() as f64;
     let std: Vec<f64> = (0..n).map(|c| variance(c).sqrt()).collect();
-    if let Some(c) = (0..n).find(|c| !(std[*c] > 1e-12 * (1.0 + mean[*c].abs()))) {
+    let moves = |c: &usize| std[*c] > 1e-12 * (1.0 + mean[*c].abs());
+    if let Some(c) = (0..n).find(|c| !moves(c)) {
         return Err(FitError::Constant(names[c].clone()));
     }
     let bounds = |c: usize| column(c).fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));

@@ -145,8 +145,7 @@ impl Session {
             }
             let off = |(f, w): (&f32, &f32)| {
                 let (f, w) = (f64::from(*f), f64::from(*w));
-                // Written so that NaN counts as wrong.
-                !((f - w).abs() <= case.atol + case.rtol * w.abs())
+                f.is_nan() || (f - w).abs() > case.atol + case.rtol * w.abs()
             };
             if let Some(at) = found.iter().zip(want).position(off) {
                 return Err(format!("output `{}` gave {} where {} is right", expected.name, found[at], want[at]));

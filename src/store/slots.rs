@@ -72,12 +72,10 @@ pub(super) fn create(dir: &Path, slots: u32, preallocate: u64) -> Result<SlotWri
         db.flush().map(drop)
     })?;
     let writer = SlotWriter::new(db, dir)?;
-    match fallocate(&writer.file, FallocateFlags::KEEP_SIZE, 0, preallocate) {
-        Err(e @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) => {
-            return Err(Fault::io("reserve room for", &writer.path)(e.into()));
-        }
-        // Some filesystems cannot; then a full disk shows up later, at a write.
-        Ok(()) | Err(_) => {}
+    let reserved = fallocate(&writer.file, FallocateFlags::KEEP_SIZE, 0, preallocate);
+    // Some filesystems cannot; then a full disk shows up later, at a write.
+    if let Err(e @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) = reserved {
+        return Err(Fault::io("reserve room for", &writer.path)(e.into()));
     }
     sync_tree(dir)?;
     Ok(writer)

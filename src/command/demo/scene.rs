@@ -23,9 +23,11 @@ macro_rules! bundle {
     };
 }
 
+/// A bundle's files by name.
+type Files = [(&'static str, &'static [u8]); 4];
+
 /// The bundles of the repository, so that the binary needs nothing beside it.
-const BUNDLES: [(&str, [(&str, &[u8]); 4]); 3] =
-    [bundle!("pump-anomaly"), bundle!("motor-health"), bundle!("press-anomaly")];
+const BUNDLES: [(&str, Files); 3] = [bundle!("pump-anomaly"), bundle!("motor-health"), bundle!("press-anomaly")];
 
 /// Writes the bundles into `dir`.
 pub fn unpack_models(dir: &Path) -> Result<()> {

@@ -81,7 +81,7 @@ fn entry_of(step: &Step) -> Vec<u8> {
 fn records_of(entry: &[u8], ordinal: u64) -> Vec<Record> {
     let kinds = &entry[1..=usize::from(entry[0])];
     // Half of all are verdicts.
-    let kind = |k: u8| if k % 2 == 0 { Kind::Verdict } else { Kind::ALL[usize::from(k)] };
+    let kind = |k: u8| if k.is_multiple_of(2) { Kind::Verdict } else { Kind::ALL[usize::from(k)] };
     kinds.iter().zip(ordinal..).map(|(k, n)| record(kind(*k), n)).collect()
 }
 
@@ -245,15 +245,15 @@ impl Run {
 
     fn finish(&mut self) {
         let (store, outboxes) = self.store.as_ref().unwrap();
-        for sink in 0..2 {
+        for (sink, outbox) in outboxes.iter().enumerate() {
             loop {
-                let read = outboxes[sink].read(17, usize::MAX).unwrap();
+                let read = outbox.read(17, usize::MAX).unwrap();
                 self.model.compare_read(sink, &read);
                 let Some(first) = read.first() else { break };
                 self.model.delivered[sink][lane_of(&first.record)] += read.len();
-                outboxes[sink].ack(&read);
+                outbox.ack(&read);
             }
-            assert_eq!(outboxes[sink].depth(), (0, 0));
+            assert_eq!(outbox.depth(), (0, 0));
         }
         let mut sequences: Vec<u64> = self.model.sequences.values().copied().collect();
         sequences.sort_unstable();
