@@ -160,12 +160,9 @@ impl World {
     }
 
     fn get(&mut self, ordinal: u64, sequence: u64) {
-        match self.got.insert(ordinal, sequence) {
-            Some(before) => {
-                assert_eq!(before, sequence, "record {ordinal} is stored twice");
-                self.repeats += 1;
-            }
-            None => {}
+        if let Some(before) = self.got.insert(ordinal, sequence) {
+            assert_eq!(before, sequence, "record {ordinal} is stored twice");
+            self.repeats += 1;
         }
     }
 }
