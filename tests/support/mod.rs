@@ -2,4 +2,6 @@
 #![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
 pub mod chromium;
+pub mod daemon;
 pub mod mosquitto;
+pub mod publisher;
