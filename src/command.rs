@@ -12,6 +12,7 @@ mod backtest;
 mod check;
 #[cfg(feature = "demo")]
 mod demo;
+mod learn;
 mod run;
 mod status;
 mod table;
@@ -42,6 +43,8 @@ enum Command {
     Demo(demo::Options),
     /// Run the pipeline on recorded data
     Backtest(backtest::Options),
+    /// Learn a model from recorded healthy running
+    Learn(learn::Options),
     /// Ask the running daemon how it is
     Status(status::Options),
 }
@@ -71,6 +74,7 @@ impl Cli {
             #[cfg(feature = "demo")]
             Command::Demo(options) => demo::run(&options),
             Command::Backtest(options) => backtest::run(&options),
+            Command::Learn(options) => learn::run(&options),
             Command::Status(options) => status::run(&options),
         };
         match done {

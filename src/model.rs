@@ -11,7 +11,10 @@ use crate::types::{Contribution, Name, Quality, Reason, Rul, Verdict, Window};
 pub mod bundle;
 pub mod calibration;
 pub mod explain;
+pub mod fit;
+pub mod graph;
 pub mod session;
+pub mod write;
 
 pub use bundle::{Bundle, Manifest, Task};
 use calibration::{Calibration, Limit};

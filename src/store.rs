@@ -172,7 +172,8 @@ impl Default for Config {
             max_age: Duration::from_hours(14 * 24),
             commit_interval: Duration::from_millis(20),
             when_full: WhenFull::DropOldest,
-            segment_bytes: 32 << 20,
+            // sled keeps about as much in memory as it has in its newest segment.
+            segment_bytes: 8 << 20,
             segment_slots: 2048,
         }
     }
@@ -238,7 +239,7 @@ impl Commit {
     }
 
     fn check(&self, slots: u32) -> Result<(), SendError> {
-        let item_max = ITEM_MAX.min(slots as usize * block::RAW_MAX - record::journal_len(0));
+        let item_max = ITEM_MAX.min(slots as usize * pack::PART - record::journal_len(0));
         let too_large = |what, bytes, limit| Err(SendError::TooLarge { what, bytes, limit });
         if let Some(bytes) = self.entry.as_ref().map(Vec::len).filter(|n| *n > item_max) {
             return too_large("journal entry", bytes, item_max);

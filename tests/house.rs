@@ -1,5 +1,6 @@
 //! The house rules that a reader relies on, held by reading the source: imports go downward only,
 //! stages do not know each other, and every file says what it holds.
+#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
 //! The Modbus source against pymodbus, against the simulated PLC, and against devices that misbehave
 //! as real ones do.
+#![allow(clippy::unwrap_used)]
 #![cfg(feature = "demo")]
 
 use std::collections::BTreeSet;

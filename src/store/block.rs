@@ -319,7 +319,7 @@ mod tests {
                 let mut block = encoded(i as u32, bytes);
                 match what {
                     0 => want.push(i as u32),
-                    1 => block.truncate(block.len() - 1),
+                    1 => *block.last_mut().unwrap() ^= 1,
                     _ => block = bytes.clone(),
                 }
                 file.write_all(&block).unwrap();

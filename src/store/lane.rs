@@ -52,6 +52,9 @@ impl LaneId {
     }
 }
 
+/// What a segment takes besides its blocks: sled's settings file and two directories.
+const SEGMENT_OVERHEAD: u64 = 12 << 10;
+
 /// How large a lane's segments are.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
@@ -388,9 +391,9 @@ impl Lane {
         let Some(active) = self.active.take() else { return };
         let segment = active.segment;
         segment.seal();
-        segment.set_disk(segment.summary().bytes);
+        segment.set_disk(segment.summary().bytes + SEGMENT_OVERHEAD);
         self.closers.retain(|c| !c.is_finished());
-        self.closers.extend(active.writer.close(move |disk| segment.set_disk(disk)));
+        self.closers.extend(active.writer.close(move |disk| segment.set_disk(disk + SEGMENT_OVERHEAD)));
     }
 
     /// Ends the active segment after an error: what is durable in it stays, the rest is pending

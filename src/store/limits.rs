@@ -143,9 +143,9 @@ mod tests {
 
     #[test]
     fn segments_shrink_with_the_whole() {
-        let bytes = |lane, max| shape(lane, max, 32 << 20, 2048).bytes;
-        assert_eq!(bytes(LaneId::Routine, 2 << 30), 32 << 20);
-        assert_eq!(bytes(LaneId::Priority, 2 << 30), 8 << 20);
+        let bytes = |lane, max| shape(lane, max, 8 << 20, 2048).bytes;
+        assert_eq!(bytes(LaneId::Routine, 2 << 30), 8 << 20);
+        assert_eq!(bytes(LaneId::Priority, 2 << 30), 2 << 20);
         assert_eq!(bytes(LaneId::Routine, 256 << 20), 4 << 20);
         assert_eq!(bytes(LaneId::Dead, 2 << 30), 2 << 20);
         assert_eq!(shape(LaneId::Routine, 2 << 30, 64 << 10, 8), Shape { slots: 8, bytes: 64 << 10, spare: true });

@@ -224,6 +224,7 @@ fn assemble(
     let [_, priority, routine, _] = &views;
     let shelf = Arc::new(Shelf {
         lanes: [priority.clone(), routine.clone()],
+        fences: Default::default(),
         sinks,
         horizon: watch::Sender::new(0),
         moved: AtomicBool::new(true),

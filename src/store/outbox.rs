@@ -1,7 +1,7 @@
 //! Where sinks read: from their own cursor, the priority lane before the routine one.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -78,6 +78,9 @@ impl Sink {
 pub(super) struct Shelf {
     /// In the order of [`LaneId::OUT`].
     pub lanes: [Arc<LaneView>; 2],
+    /// Records below these are about to be given up, which is being told. Sinks before a fence
+    /// wait: the count told stays true, and no cursor moves past the loss before it is told.
+    pub fences: [AtomicU64; 2],
     pub sinks: BTreeMap<String, Arc<Sink>>,
     /// Moves whenever more has become durable.
     pub horizon: watch::Sender<u64>,
@@ -148,7 +151,11 @@ impl Outbox {
 
     fn is_waiting(&self) -> bool {
         let cursors = self.sink.cursors();
-        (0..2).any(|i| self.shelf.lanes[i].last() >= cursors[i].sequence.max(1))
+        (0..2).any(|i| self.shelf.lanes[i].last() >= cursors[i].sequence.max(1) && !self.is_fenced(i, cursors[i]))
+    }
+
+    fn is_fenced(&self, lane: usize, at: Cursor) -> bool {
+        at.sequence < self.shelf.fences[lane].load(Ordering::Acquire)
     }
 
     /// The next records from the cursor on, without moving it: those of the priority lane while
@@ -176,6 +183,9 @@ impl Outbox {
         let start = self.sink.cursors()[lane];
         let (end, last) = (view.end(), view.last());
         let (mut out, mut handed, mut bytes, mut sequence) = (Vec::new(), Vec::new(), 0, start.sequence);
+        if self.is_fenced(lane, start) {
+            return Ok(out);
+        }
         let mut cache = lock(&self.cache);
         'full: loop {
             if !cache[lane].as_ref().is_some_and(|d| (d.first..=d.last).contains(&sequence)) {
@@ -270,7 +280,12 @@ impl Outbox {
 
     /// Records and, roughly, bytes still to deliver.
     pub fn depth(&self) -> (u64, u64) {
-        let [priority, routine] = self.shelf.depth(&self.sink);
+        let [priority, routine] = self.depths();
         (priority.0 + routine.0, priority.1 + routine.1)
+    }
+
+    /// [`Outbox::depth`] of the priority and of the routine lane.
+    pub fn depths(&self) -> [(u64, u64); 2] {
+        self.shelf.depth(&self.sink)
     }
 }

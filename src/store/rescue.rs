@@ -25,8 +25,11 @@ pub(super) fn heads(blocks: &[(Head, usize)]) -> Vec<Head> {
     blocks.iter().map(|(head, _)| *head).collect()
 }
 
+/// Heads with the size of their blocks, and the blocks themselves.
+pub(super) type Found = (Vec<(Head, usize)>, Vec<Vec<u8>>);
+
 /// Every intact block in a segment's file, and the bytes of each when `keep` asks for them.
-pub(super) fn blocks(dir: &Path, lane: u8, keep: bool) -> Result<(Vec<(Head, usize)>, Vec<Vec<u8>>), Fault> {
+pub(super) fn blocks(dir: &Path, lane: u8, keep: bool) -> Result<Found, Fault> {
     let path = slots::data_file(dir);
     let file = match File::open(&path) {
         Ok(file) => file,

@@ -3,6 +3,11 @@
 use super::*;
 use crate::types::{Kind, ReceiptWaiter, RecordId, Stored};
 
+mod damage;
+mod faults;
+mod limits;
+mod model;
+
 /// Small segments, so that everything happens often.
 pub(super) fn small() -> Config {
     Config { commit_interval: Duration::from_millis(1), segment_bytes: 64 << 10, segment_slots: 8, ..Config::default() }
@@ -22,17 +27,41 @@ fn open(config: &Config, dir: &Path) -> (Store, Recovered) {
     Store::open(config, dir, &["cloud"], Shared::new()).unwrap()
 }
 
-/// Sends a commit and waits until it is durable.
-fn commit(store: &Store, mut commit: Commit) {
-    let waiter = send(store, &mut commit);
-    store.sender().blocking_send(commit).unwrap();
-    waiter.blocking_recv().unwrap();
+/// In memory where there is room for it: syncs cost nothing there, and these tests do not cut the
+/// power.
+fn fast_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
-fn send(_store: &Store, commit: &mut Commit) -> ReceiptWaiter {
+/// Sends a commit and waits until it is durable.
+fn commit(store: &Store, commit: Commit) {
+    send(store, commit).blocking_recv().unwrap();
+}
+
+fn send(store: &Store, mut commit: Commit) -> ReceiptWaiter {
     let (receipt, waiter) = Receipt::new();
     commit.receipts.push(receipt);
+    store.sender().blocking_send(commit).unwrap();
     waiter
+}
+
+/// Commits one record with its entry.
+fn commit_one(store: &Store, kind: Kind, n: u64) {
+    let entry = Some(n.to_le_bytes().to_vec());
+    commit(store, Commit { entry, records: vec![record(kind, n)], first_ordinal: n, ..Commit::default() });
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+}
+
+/// Polls until it holds; fails after a while.
+fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    while !holds() {
+        assert!(std::time::Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn numbers(records: &[Stored]) -> Vec<u64> {
