@@ -311,6 +311,38 @@ fn all_example_configs_pass_the_check() {
     assert!(seen >= 5, "{seen} configs");
 }
 
+fn help(arguments: &[&str]) -> String {
+    let mut andon = std::process::Command::new(env!("CARGO_BIN_EXE_andon"));
+    let out = andon.args(arguments).arg("--help").output().expect("andon runs");
+    String::from_utf8(out.stdout).expect("text")
+}
+
+#[test]
+fn the_readme_has_every_command_and_option() {
+    let rows = table(&read("README.md"), "## Commands");
+    let of = |command: &str| -> String {
+        rows.iter().map(|r| plain(&r[0])).filter(|c| c.starts_with(&format!("andon {command} "))).collect()
+    };
+    let top = help(&[]);
+    let commands = top.lines().skip_while(|l| *l != "Commands:").skip(1).take_while(|l| !l.is_empty());
+    let commands: Vec<&str> = commands.filter_map(|l| l.split_whitespace().next()).filter(|c| *c != "help").collect();
+    assert!(commands.len() >= 5, "{commands:?}");
+    for command in &commands {
+        let told = of(command);
+        assert!(!told.is_empty(), "the README says nothing of `andon {command}`");
+        let text = help(&[command]);
+        let words = text.split_whitespace().map(|w| w.trim_end_matches([',', ']']));
+        let options = words.filter(|w| w.starts_with("--") && !["--help", "--config", "--csv:"].contains(w));
+        for option in options.collect::<BTreeSet<_>>() {
+            assert!(told.contains(option), "the README says nothing of `andon {command} {option}`");
+        }
+    }
+    for row in rows {
+        let named = plain(&row[0]).split(' ').nth(1).unwrap_or("").to_owned();
+        assert!(commands.contains(&named.as_str()), "there is no `andon {named}`");
+    }
+}
+
 #[test]
 fn exit_codes_are_as_the_readme_says() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -345,6 +377,7 @@ fn files_that_the_readme_names_are_there() {
     let tops = ["config/", "models/", "src/", "systemd/", "tests/", "benches/"];
     for word in words.filter(|w| tops.iter().any(|t| w.starts_with(t))) {
         let path = word.trim_end_matches(['.', ',', ':', ';']);
-        assert!(path == "config/mine.toml" || root().join(path).exists(), "{path} is not there");
+        let made_by_the_reader = ["config/mine.toml", "models/my-pump"].contains(&path);
+        assert!(made_by_the_reader || root().join(path).exists(), "{path} is not there");
     }
 }
