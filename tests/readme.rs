@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use andon::config::{Config, Needs};
-use andon::settings::{Document, Surroundings};
 
 #[path = "readme/shell.rs"]
 mod shell;
@@ -181,14 +180,12 @@ fn the_annotated_defaults_are_the_defaults() {
 #[test]
 fn every_annotated_key_is_known() {
     let text = enlivened(&read("config/andon.toml"), |_, _| true);
-    let document = Document::parse(&text, Surroundings { base: root().join("config"), credentials: None });
-    drop(Config::parse(&text, &root().join("config/andon.toml"), Needs::default()).map_err(|invalid| {
-        let unknown = |m: &&str| m.contains("unknown key") || m.contains("not valid TOML");
-        let messages: Vec<String> = invalid.problems.iter().map(|p| p.message.clone()).collect();
-        let bad: Vec<&str> = messages.iter().map(String::as_str).filter(unknown).collect();
-        assert!(bad.is_empty(), "{bad:?}");
-    }));
-    assert!(document.into_problems().iter().all(|p| !p.message.contains("not valid TOML")));
+    // Settings that exclude each other, and files that are not there, are no concern here.
+    let parsed = Config::parse(&text, &root().join("config/andon.toml"), Needs::default());
+    let problems = parsed.err().map(|e| e.problems).unwrap_or_default();
+    let bad = |m: &&str| m.contains("unknown key") || m.contains("not valid TOML");
+    let bad: Vec<&str> = problems.iter().map(|p| p.message.as_str()).filter(bad).collect();
+    assert!(bad.is_empty(), "{bad:?}");
 }
 
 /// The keys that the code asks a section for, by the names of the accessors.
@@ -262,7 +259,7 @@ fn every_key_of_the_code_is_annotated() {
     let annotated = settings(&read("config/andon.toml"));
     let text = read("config/andon.toml");
     let tables = ["agent", "source", "mqtt", "modbus", "subscribe", "signal", "machine", "channels", "range", "alarm"];
-    let more = ["store", "cloud", "inference", "publish", "web", "log", "token_file_file"];
+    let more = ["store", "cloud", "inference", "publish", "web", "log"];
     let mut known: BTreeSet<&str> = annotated.iter().map(|s| s.key.as_str()).collect();
     known.extend(tables.iter().chain(&more).filter(|t| text.contains(&format!("{t}]")) || **t == "source"));
     // Within `tls = { … }`.
@@ -314,6 +311,65 @@ fn all_example_configs_pass_the_check() {
     assert!(seen >= 5, "{seen} configs");
 }
 
+fn help(arguments: &[&str]) -> String {
+    let mut andon = std::process::Command::new(env!("CARGO_BIN_EXE_andon"));
+    let out = andon.args(arguments).arg("--help").output().expect("andon runs");
+    String::from_utf8(out.stdout).expect("text")
+}
+
+#[test]
+fn the_readme_has_every_command_and_option() {
+    let rows = table(&read("README.md"), "## Commands");
+    let of = |command: &str| -> String {
+        rows.iter().map(|r| plain(&r[0])).filter(|c| c.starts_with(&format!("andon {command} "))).collect()
+    };
+    let top = help(&[]);
+    let commands = top.lines().skip_while(|l| *l != "Commands:").skip(1).take_while(|l| !l.is_empty());
+    let commands: Vec<&str> = commands.filter_map(|l| l.split_whitespace().next()).filter(|c| *c != "help").collect();
+    assert!(commands.len() >= 5, "{commands:?}");
+    for command in &commands {
+        let told = of(command);
+        assert!(!told.is_empty(), "the README says nothing of `andon {command}`");
+        let text = help(&[command]);
+        let words = text.split_whitespace().map(|w| w.trim_end_matches([',', ']']));
+        let options = words.filter(|w| w.starts_with("--") && !["--help", "--config", "--csv:"].contains(w));
+        for option in options.collect::<BTreeSet<_>>() {
+            assert!(told.contains(option), "the README says nothing of `andon {command} {option}`");
+        }
+    }
+    for row in rows {
+        let named = plain(&row[0]).split(' ').nth(1).unwrap_or("").to_owned();
+        assert!(commands.contains(&named.as_str()), "there is no `andon {named}`");
+    }
+}
+
+#[test]
+fn exit_codes_are_as_the_readme_says() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| dir.path().join(name).to_str().expect("a plain path").to_owned();
+    let minimal = read("config/minimal.toml").replace("../models", root().join("models").to_str().expect("plain"));
+    let minimal = minimal.replace("../target/data", &path("data"));
+    std::fs::write(path("good.toml"), &minimal).expect("writing");
+    std::fs::write(path("no-model.toml"), minimal.replace("pump-anomaly", "pump-anomalie")).expect("writing");
+    std::fs::write(path("unknown.toml"), minimal.replace("match =", "macht =")).expect("writing");
+    for (code, arguments) in [
+        (0, vec!["check", "-c", &path("good.toml")]),
+        (1, vec!["backtest", "-c", &path("good.toml"), "--input", &path("no.csv")]),
+        (2, vec!["walk"]),
+        (78, vec!["check", "-c", &path("unknown.toml")]),
+        (78, vec!["check", "-c", &path("no-model.toml")]),
+        (78, vec!["run", "-c", &path("no-model.toml")]),
+        (78, vec!["run", "-c", &path("not-there.toml")]),
+    ] {
+        let mut andon = std::process::Command::new(env!("CARGO_BIN_EXE_andon"));
+        let out = andon.args(&arguments).output().expect("andon runs");
+        assert_eq!(out.status.code(), Some(code), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+    }
+    let told: Vec<String> =
+        table(&read("README.md"), "Results go to stdout, logs to stderr.").iter().map(|r| r[0].clone()).collect();
+    assert_eq!(told, ["0", "1", "2", "78"]);
+}
+
 #[test]
 fn files_that_the_readme_names_are_there() {
     let readme = read("README.md");
@@ -321,6 +377,7 @@ fn files_that_the_readme_names_are_there() {
     let tops = ["config/", "models/", "src/", "systemd/", "tests/", "benches/"];
     for word in words.filter(|w| tops.iter().any(|t| w.starts_with(t))) {
         let path = word.trim_end_matches(['.', ',', ':', ';']);
-        assert!(path == "config/mine.toml" || root().join(path).exists(), "{path} is not there");
+        let made_by_the_reader = ["config/mine.toml", "models/my-pump"].contains(&path);
+        assert!(made_by_the_reader || root().join(path).exists(), "{path} is not there");
     }
 }

@@ -20,13 +20,13 @@ const MAX_WINDOW: usize = 1 << 22;
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Task {
-    /// Output `reconstruction` [N, steps, channels].
+    /// Output `reconstruction` `[N, steps, channels]`.
     Reconstruction,
-    /// Output `score` [N], optional `contributions` [N, channels] and `health` [N].
+    /// Output `score` `[N]`, optional `contributions` `[N, channels]` and `health` `[N]`.
     Score,
-    /// Output `rul` [N, 1] or [N, 3] (low, median, high).
+    /// Output `rul` `[N, 1]` or `[N, 3]` (low, median, high).
     Rul,
-    /// Output `class` [N, k].
+    /// Output `class` `[N, k]`.
     Class,
 }
 

@@ -14,7 +14,7 @@ const OPSET: i64 = 17;
 /// ONNX data type FLOAT.
 const FLOAT: i32 = 1;
 
-/// The graph: `window` [N, steps, channels] to `score` [N] and `contributions` [N, channels].
+/// The graph: `window` `[N, steps, channels]` to `score` `[N]` and `contributions` `[N, channels]`.
 pub fn onnx(fitted: &Fitted) -> Vec<u8> {
     let n = fitted.mean.len();
     let scale: Vec<f64> = fitted.std.iter().map(|s| 1.0 / s).collect();
