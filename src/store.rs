@@ -335,12 +335,20 @@ pub struct LaneStatus {
     pub records: u64,
     /// About how many bytes those take.
     pub bytes: u64,
-    /// When the oldest item still on disk was written.
+    /// When the oldest item still on disk was written; RFC 3339 in JSON.
+    #[serde(serialize_with = "as_text")]
     pub oldest: Option<Time>,
     /// Bytes on disk, what is reserved included.
     pub disk_bytes: u64,
     /// Items given up since the start without having been delivered.
     pub dropped: u64,
+}
+
+fn as_text<S: serde::Serializer>(time: &Option<Time>, to: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(t) => to.collect_str(t),
+        None => to.serialize_none(),
+    }
 }
 
 /// The open store. Dropping it without [`Store::close`] is like a crash: what is not durable yet is

@@ -73,10 +73,9 @@ pub fn run(options: &Options) -> Result<()> {
     let recorded = read(options, block)?;
     let steps = usize::from(options.window);
     let stretches = align(&config, block, &recorded)?;
-    let (train, held) = split(&stretches, steps);
-    let trial = fit::fit(&train, &recorded.channels, steps)?;
-    let flagged = flagged(&trial, &held);
     let fitted = fit::fit(&stretches, &recorded.channels, steps)?;
+    let (train, held) = split(&stretches, steps);
+    let flagged = flagged(&fit::fit(&train, &recorded.channels, steps)?, &held);
     if flagged > RESTLESS && !options.force {
         bail!(
             "{:.0} % of the last windows look unlike those before them, so this is not one steady, healthy state; give \
