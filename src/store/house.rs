@@ -155,7 +155,10 @@ impl House {
         shelf.moved.store(false, Ordering::Release);
         let sinks: BTreeMap<_, _> = shelf.sinks.iter().map(|(name, sink)| (name.clone(), sink.cursors())).collect();
         let slowest = [0, 1].map(|lane| sinks.values().map(|c| c[lane].sequence).min().unwrap_or(0));
-        let result = self.cursors.write(&Saved { sequence: self.next_record, sinks }, sync);
+        let result = self.cursors.write(
+            &Saved { sequence: self.next_record, requeued: shelf.requeued.load(Ordering::Acquire), sinks },
+            sync,
+        );
         match &result {
             Ok(()) if sync => self.synced = slowest,
             Ok(()) => {}

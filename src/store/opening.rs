@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -127,7 +127,8 @@ pub(super) fn open(
     lock(&house.figures).quarantined = findings.iter().map(|f| f.quarantined.len() as u64).sum();
     let next = next_numbers(&views, &findings, saved.as_ref());
     house.next_record = next.record;
-    let (store, writer) = assemble(config, lanes, views, sinks, house, next, losses, shared, data_lock)?;
+    let requeued = saved.map_or(0, |s| s.requeued);
+    let (store, writer) = assemble(config, lanes, views, sinks, requeued, house, next, losses, shared, data_lock)?;
     start(store, writer).map(|store| (store, recovered))
 }
 
@@ -213,6 +214,7 @@ fn assemble(
     lanes: [Lane; 4],
     views: [Arc<LaneView>; 4],
     sinks: BTreeMap<String, Arc<Sink>>,
+    requeued: u64,
     house: House,
     next: Next,
     losses: Arc<Losses>,
@@ -230,6 +232,7 @@ fn assemble(
         moved: AtomicBool::new(true),
         wake: Notify::new(),
         aside,
+        requeued: AtomicU64::new(requeued),
         losses,
         closed: AtomicBool::new(false),
     });

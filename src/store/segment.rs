@@ -164,7 +164,7 @@ pub(super) struct Chunk {
     /// Sequence and encoding of each.
     pub items: Vec<(u64, Vec<u8>)>,
     /// While this lives, the next chunk need not look for the segment's blocks again.
-    _hold: Option<Arc<Sealed>>,
+    pub hold: Option<Arc<Sealed>>,
 }
 
 impl Segment {
@@ -312,7 +312,7 @@ impl Segment {
             Access::Sealed(sealed, _) => Some(sealed.clone()),
         };
         let (position, last) = (head.position, head.last);
-        Ok(items.map(|items| Chunk { position, last, items, _hold: hold }))
+        Ok(items.map(|items| Chunk { position, last, items, hold }))
     }
 
     /// A block that was there is not readable any more.

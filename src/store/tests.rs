@@ -7,6 +7,7 @@ mod damage;
 mod faults;
 mod limits;
 mod model;
+mod offline;
 
 /// Small segments, so that everything happens often.
 pub(super) fn small() -> Config {
