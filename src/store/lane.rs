@@ -111,8 +111,7 @@ impl LaneView {
 
     /// Items ever made durable in this lane.
     pub fn end(&self) -> u64 {
-        let last = lock(&self.segments).back().map(|s| s.summary().end());
-        last.unwrap_or_else(|| lock(&self.floor).0)
+        self.tip().1
     }
 
     /// Items and bytes held.
@@ -123,8 +122,19 @@ impl LaneView {
 
     /// Sequence of the last durable item, or of a later one that is gone.
     pub fn last(&self) -> u64 {
-        let last = lock(&self.segments).back().map(|s| s.last());
-        last.unwrap_or_else(|| lock(&self.floor).1.saturating_sub(1))
+        self.tip().0
+    }
+
+    /// [`LaneView::last`] and the [`LaneView::end`] that belongs to it.
+    pub fn tip(&self) -> (u64, u64) {
+        let last = lock(&self.segments).back().map(|s| s.summary());
+        last.map_or_else(
+            || {
+                let (position, next) = *lock(&self.floor);
+                (next.saturating_sub(1), position)
+            },
+            |s| (s.last, s.end()),
+        )
     }
 }
 

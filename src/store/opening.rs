@@ -23,7 +23,7 @@ use super::lock::Lock;
 use super::outbox::{Shelf, Sink};
 use super::segment::{Loss, Losses, Summary};
 use super::writer::{Order, Writer};
-use super::{COMMITS, Config, Recovered, Sender, Store};
+use super::{COMMITS, Config, Recovered, Sender, Store, slots};
 
 /// The version of everything below `queue/`.
 const FORMAT: u32 = 1;
@@ -117,6 +117,8 @@ pub(super) fn open(
         findings.push(found);
     }
     let lanes: [Lane; 4] = lanes.try_into().map_err(|_| OpenError::Failed("lanes".to_owned()))?;
+    slots::sync_dir(&queue)?;
+    slots::sync_dir(data_dir)?;
     let (cursor_file, saved) = CursorFile::open(&queue.join("cursors"))?;
     let views = lanes.each_ref().map(|l| l.view.clone());
     let sinks = place_sinks(sinks, saved.as_ref(), &views);

@@ -191,7 +191,7 @@ impl Outbox {
     fn read_lane(&self, lane: usize, max_records: usize, max_bytes: usize) -> Result<Vec<Stored>, ReadError> {
         let view = &self.shelf.lanes[lane];
         let start = self.sink.cursors()[lane];
-        let (end, last) = (view.end(), view.last());
+        let (last, end) = view.tip();
         let (mut out, mut handed, mut bytes, mut sequence) = (Vec::new(), Vec::new(), 0, start.sequence);
         if self.is_fenced(lane, start) {
             return Ok(out);

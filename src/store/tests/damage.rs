@@ -266,10 +266,7 @@ fn the_first_parts_of_a_split_entry_are_passed_over() {
         let ordinals: Vec<u64> = recovered.entries.map(|e| e.unwrap().first_ordinal).collect();
         assert_eq!(ordinals, (0..n).collect::<Vec<_>>());
         commit_one(&store, Kind::Verdict, n);
-        assert_eq!(
-            store.outbox("cloud").unwrap().depths(),
-            [(0, 0), (n + 1, store.outbox("cloud").unwrap().depth().1)]
-        );
+        assert_eq!(store.outbox("cloud").unwrap().depths()[1].0, n + 1);
         store.close().unwrap();
     }
 }
