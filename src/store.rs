@@ -421,7 +421,7 @@ impl Store {
     pub fn requeue(&self) -> Result<u64, ReadError> {
         let from = self.shelf.requeued.load(Ordering::Acquire);
         let mut sent = 0;
-        for letter in self.dead_letters().from(from) {
+        for letter in self.dead_letters().starting_at(from) {
             let (number, letter) = letter?;
             if let DeadLetter::Record { record, .. } = letter {
                 let (done, durable) = oneshot::channel();

@@ -37,6 +37,8 @@ pub(super) struct Figures {
     pub disk: [u64; 4],
     /// Items given up, by lane.
     pub dropped: [u64; 4],
+    /// Items found damaged since the store was opened.
+    pub damaged: u64,
     /// Segments set aside since the store was opened.
     pub quarantined: u64,
     /// Why nothing can be written at present.
@@ -125,6 +127,14 @@ impl House {
 
     pub fn fault(&self, fault: Option<String>) {
         lock(&self.figures).fault = fault;
+    }
+
+    /// What somebody should look at, although the store works.
+    pub fn troubles(&self) -> Option<String> {
+        let figures = lock(&self.figures);
+        let lost = figures.damaged;
+        (figures.quarantined > 0 || lost > 0)
+            .then(|| format!("{} damaged segments are in the quarantine; {lost} items were lost", figures.quarantined))
     }
 
     /// Does what is due; gaps to be told.
@@ -278,6 +288,7 @@ impl House {
             let Some(id) = LaneId::ALL.into_iter().find(|l| *l as u8 == loss.lane) else { continue };
             tracing::error!("{} items of the {} lane are damaged and lost", loss.records, id.name());
             self.dropped(shared, id, DAMAGED, loss.records);
+            lock(&self.figures).damaged += loss.records;
             match lanes[id as usize].set_aside(loss.segment) {
                 Ok(true) => self.set_aside(lanes),
                 Ok(false) => {}

@@ -88,7 +88,7 @@ impl DeadLetters {
     }
 
     /// Leaves out those before this number.
-    pub fn from(self, number: u64) -> DeadLetters {
+    pub fn starting_at(self, number: u64) -> DeadLetters {
         DeadLetters(Items::new(self.0.lane, number))
     }
 }

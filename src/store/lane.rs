@@ -392,9 +392,9 @@ impl Lane {
             for draft in self.in_flight.last().into_iter().flatten() {
                 debug_assert_eq!(draft.head.lane, id);
                 active.writer.put(active.next_slot, draft.encode(active.next_slot))?;
-                self.unsynced.push((Head { slot: active.next_slot, ..draft.head }, draft.len()));
+                self.unsynced.push((Head { slot: active.next_slot, ..draft.head }, draft.size()));
                 active.next_slot += 1;
-                active.bytes += draft.len() as u64;
+                active.bytes += draft.size() as u64;
                 active.opened.get_or_insert(draft.head.written);
             }
         }

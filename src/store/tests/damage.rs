@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use super::*;
+use crate::metrics::Health;
 
 /// 40 routine records in several segments; nothing delivered.
 fn filled(dir: &Path) {
@@ -22,7 +23,8 @@ fn segments(dir: &Path, lane: &str) -> Vec<PathBuf> {
 
 /// Opens, drains, and returns the verdicts' numbers and the gaps, as (reason, lane, records).
 fn survivors(dir: &Path) -> (Vec<u64>, Vec<(String, String, u64)>) {
-    let (store, recovered) = open(&small(), dir);
+    let shared = Shared::new();
+    let (store, recovered) = Store::open(&small(), dir, &["cloud"], shared.clone()).unwrap();
     assert_eq!(recovered.entries.map(Result::unwrap).count(), 40);
     let outbox = store.outbox("cloud").unwrap();
     let (mut verdicts, mut gaps) = (Vec::new(), Vec::new());
@@ -36,6 +38,10 @@ fn survivors(dir: &Path) -> (Vec<u64>, Vec<(String, String, u64)>) {
         let lost: u64 = gaps.iter().filter(|g| g.1 == "routine").map(|g| g.2).sum();
         verdicts.len() as u64 + lost >= 40
     });
+    let health = if gaps.is_empty() { Health::Up } else { Health::Degraded };
+    if !recovered.quarantined.iter().any(|q| q.contains("manifest")) {
+        assert_eq!(shared.board.components()["store"].health, health);
+    }
     // It goes on working, with sequences that were never used.
     commit_one(&store, Kind::Alarm, 40);
     assert_eq!(numbers(&drain(&outbox, 7)), [40]);
