@@ -71,6 +71,8 @@ pub(super) struct LaneView {
     segments: Mutex<VecDeque<Arc<Segment>>>,
     /// Position and sequence after the segments that are gone.
     floor: Mutex<(u64, u64)>,
+    /// Somebody else may delete segments meanwhile.
+    shared: bool,
 }
 
 impl LaneView {
@@ -92,8 +94,10 @@ impl LaneView {
             segments.iter().skip(start).cloned().collect()
         };
         for segment in from {
-            if let Some(chunk) = segment.chunk_from(sequence)? {
-                return Ok(Some(chunk));
+            match segment.chunk_from(sequence) {
+                Err(fault) if self.shared && fault.is_gone() => {}
+                Ok(None) => {}
+                other => return other,
             }
         }
         Ok(None)
@@ -107,8 +111,7 @@ impl LaneView {
 
     /// Items ever made durable in this lane.
     pub fn end(&self) -> u64 {
-        let last = lock(&self.segments).back().map(|s| s.summary().end());
-        last.unwrap_or_else(|| lock(&self.floor).0)
+        self.tip().1
     }
 
     /// Items and bytes held.
@@ -119,9 +122,39 @@ impl LaneView {
 
     /// Sequence of the last durable item, or of a later one that is gone.
     pub fn last(&self) -> u64 {
-        let last = lock(&self.segments).back().map(|s| s.last());
-        last.unwrap_or_else(|| lock(&self.floor).1.saturating_sub(1))
+        self.tip().0
     }
+
+    /// [`LaneView::last`] and the [`LaneView::end`] that belongs to it.
+    pub fn tip(&self) -> (u64, u64) {
+        let last = lock(&self.segments).back().map(|s| s.summary());
+        last.map_or_else(
+            || {
+                let (position, next) = *lock(&self.floor);
+                (next.saturating_sub(1), position)
+            },
+            |s| (s.last, s.end()),
+        )
+    }
+}
+
+/// The lane as its files show it, for looking in without a store, and beside a running one. Nothing
+/// is written, moved or locked; what a running store deletes meanwhile is passed over.
+pub(super) fn look(id: LaneId, queue: &Path) -> Result<LaneView, Fault> {
+    let dir = queue.join(id.name());
+    let view = LaneView { segments: Mutex::default(), floor: Mutex::default(), shared: true };
+    if !dir.exists() {
+        return Ok(view);
+    }
+    let manifest = Manifest::read(&dir)?.unwrap_or_default();
+    view.raise_floor(manifest.position, manifest.next);
+    for (name, path) in list(&dir)? {
+        let known = manifest.sealed.iter().find(|s| s.name == name).cloned();
+        let summary = known.map_or_else(|| rescue::survey(name, &path, id as u8, manifest.position), Ok)?;
+        let segment = Segment::sealed(id as u8, &path, summary, Arc::default());
+        lock(&view.segments).push_back(Arc::new(segment));
+    }
+    Ok(view)
 }
 
 struct Active {
@@ -207,7 +240,7 @@ impl Lane {
         sweep(&dir)?;
         let mut lane = Lane {
             id,
-            view: Arc::new(LaneView { segments: Mutex::default(), floor: Mutex::default() }),
+            view: Arc::new(LaneView { segments: Mutex::default(), floor: Mutex::default(), shared: false }),
             counters: Counters::default(),
             dir,
             quarantine,
@@ -359,9 +392,9 @@ impl Lane {
             for draft in self.in_flight.last().into_iter().flatten() {
                 debug_assert_eq!(draft.head.lane, id);
                 active.writer.put(active.next_slot, draft.encode(active.next_slot))?;
-                self.unsynced.push((Head { slot: active.next_slot, ..draft.head }, draft.len()));
+                self.unsynced.push((Head { slot: active.next_slot, ..draft.head }, draft.size()));
                 active.next_slot += 1;
-                active.bytes += draft.len() as u64;
+                active.bytes += draft.size() as u64;
                 active.opened.get_or_insert(draft.head.written);
             }
         }
