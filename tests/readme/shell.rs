@@ -50,11 +50,9 @@ impl Shell {
         }
         let web = shell.ports[1].1.to_string();
         // A config that does not say where the dashboard is means the usual place.
-        for name in ["minimal.toml"] {
-            let path = shell.at("config").join(name);
-            let text = std::fs::read_to_string(&path).expect("a config");
-            std::fs::write(&path, format!("{text}\n[web]\nlisten = \"127.0.0.1:{web}\"\n")).expect("writing");
-        }
+        let path = shell.at("config").join("minimal.toml");
+        let text = std::fs::read_to_string(&path).expect("a config");
+        std::fs::write(&path, format!("{text}\n[web]\nlisten = \"127.0.0.1:{web}\"\n")).expect("writing");
         let andon = ANDON.replace("@ANDON@", env!("CARGO_BIN_EXE_andon")).replace("@SECONDS@", DEMO_SECONDS);
         shell.script("bin/andon", &andon.replace("@WEB@", &web));
         shell.script("bin/cargo", CARGO);
@@ -114,10 +112,8 @@ impl Shell {
             let looks = |line: &str| ["andon status", "curl"].iter().any(|l| line.starts_with(l));
             assert!(said.iter().any(|(line, _)| looks(line)), "{lines:?} should say {missing:?} but said:\n{text}");
             std::thread::sleep(Duration::from_millis(100));
-            for i in 0..said.len() {
-                if looks(&said[i].0) {
-                    said[i].1 = self.once(&said[i].0.clone());
-                }
+            for (line, text) in said.iter_mut().filter(|(line, _)| looks(line)) {
+                *text = self.once(line);
             }
         }
     }
