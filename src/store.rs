@@ -120,8 +120,10 @@ mod opening;
 mod outbox;
 mod pack;
 mod record;
+mod rescue;
 mod segment;
 mod slots;
+mod view;
 mod writer;
 
 pub use items::{DeadLetters, Records};
@@ -132,8 +134,8 @@ pub use outbox::{Outbox, ReadError};
 pub use record::DeadLetter;
 
 use house::Figures;
-use lane::{LaneId, LaneView};
 use outbox::{Aside, AsideWhat, Shelf};
+use view::{LaneId, LaneView};
 use writer::Order;
 
 /// Commits on their way to the writer. Each holds a few batches of readings at most; with more,

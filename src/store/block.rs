@@ -27,7 +27,7 @@ const CARVE_WINDOW: usize = 256 << 10;
 /// A block's header, decoded.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) struct Head {
-    /// Which lane it was written for, as [`super::lane::LaneId`] numbers them.
+    /// Which lane it was written for, as [`super::view::LaneId`] numbers them.
     pub lane: u8,
     /// The block holds (the first part of) an engine checkpoint.
     pub checkpoint: bool,

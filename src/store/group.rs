@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use crate::types::{Kind, Record, RecordId, Time};
 
 use super::Commit;
-use super::lane::{Lane, LaneId};
+use super::lane::Lane;
 use super::outbox::{Aside, AsideWhat};
 use super::pack::Item;
 use super::record::{self, DeadLetter, JournalItem};
 use super::segment::Loss;
+use super::view::LaneId;
 
 /// Data that is missing, and why; becomes a gap record.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,10 +14,11 @@ use super::Commit;
 use super::cursors::{Cursor, CursorFile, Saved};
 use super::fault::Fault;
 use super::group::Gap;
-use super::lane::{Lane, LaneId};
+use super::lane::Lane;
 use super::limits::{Limits, Usage};
 use super::outbox::Shelf;
 use super::segment::{Loss, Summary};
+use super::view::LaneId;
 
 /// Cursors are saved at most this often.
 const SAVE_EVERY: Duration = Duration::from_millis(100);

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use crate::types::{Record, Stored};
 
 use super::fault::Fault;
-use super::lane::LaneView;
 use super::outbox::ReadError;
 use super::record::{self, DeadLetter};
 use super::segment::Sealed;
+use super::view::LaneView;
 
 /// Sequence and encoding of each item, in order, read from disk as they are asked for.
 pub(super) struct Items {

@@ -6,10 +6,10 @@ use crate::types::Time;
 
 use super::fault::Fault;
 use super::items::Items;
-use super::lane::LaneView;
 use super::outbox::ReadError;
 use super::record::JournalItem;
 use super::segment::Segment;
+use super::view::LaneView;
 
 /// An entry as it was committed.
 #[derive(Clone, Debug, PartialEq, Eq)]

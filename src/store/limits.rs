@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use crate::types::Time;
 
-use super::lane::{LaneId, Shape};
+use super::lane::Shape;
 use super::segment::Summary;
+use super::view::LaneId;
 
 /// Dead letters are for looking at; beyond this the oldest go.
 pub(super) const DEAD_BYTES: u64 = 16 << 20;

@@ -11,8 +11,8 @@ use super::cursors::{CursorFile, Saved};
 use super::fault::Fault;
 use super::items::{DeadLetters, Records};
 use super::journal::Entries;
-use super::lane::{LaneId, LaneView, look};
 use super::outbox::ReadError;
+use super::view::{LaneId, LaneView, look};
 use super::{LaneStatus, StoreStatus};
 
 /// A store as its files show it at one moment.

@@ -17,11 +17,12 @@ use super::fault::Fault;
 use super::group::{Group, Next};
 use super::house::House;
 use super::journal::{Entries, last_checkpoint};
-use super::lane::{Findings, Lane, LaneId, LaneView};
+use super::lane::{Findings, Lane};
 use super::limits::{Limits, shape};
 use super::lock::Lock;
 use super::outbox::{Shelf, Sink};
 use super::segment::{Loss, Losses, Summary};
+use super::view::{LaneId, LaneView};
 use super::writer::{Order, Writer};
 use super::{COMMITS, Config, Recovered, Sender, Store, slots};
 

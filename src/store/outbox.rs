@@ -10,9 +10,9 @@ use crate::metrics::lock;
 use crate::types::{Name, Record, Stored, Time};
 
 use super::cursors::Cursor;
-use super::lane::{LaneId, LaneView};
 use super::record::{self, DeadLetter};
 use super::segment::{Loss, Losses};
+use super::view::{LaneId, LaneView};
 
 /// Why nothing could be read.
 #[derive(Debug, thiserror::Error)]

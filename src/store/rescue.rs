@@ -6,10 +6,10 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::super::block::{self, Head};
-use super::super::fault::Fault;
-use super::super::segment::Summary;
-use super::super::slots::{self, SlotWriter};
+use super::block::{self, Head};
+use super::fault::Fault;
+use super::segment::Summary;
+use super::slots::{self, SlotWriter};
 
 /// A segment that was reopened.
 pub(super) struct Reopened {

@@ -18,7 +18,7 @@ fn filled(dir: &Path) {
 }
 
 fn segments(dir: &Path, lane: &str) -> Vec<PathBuf> {
-    lane::list(&dir.join("queue").join(lane)).unwrap().into_iter().map(|(_, path)| path).collect()
+    view::list(&dir.join("queue").join(lane)).unwrap().into_iter().map(|(_, path)| path).collect()
 }
 
 /// Opens, drains, and returns the verdicts' numbers and the gaps, as (reason, lane, records).
