@@ -11,7 +11,10 @@ use std::time::Duration;
 
 use andon::metrics::Health;
 use andon::simulator::plc::Plc;
+use andon::source::modbus::plan::Span;
 use andon::source::modbus::registers::Table;
+use andon::source::modbus::scan::{Pace, readable};
+use andon::source::modbus::{Connection, Url};
 use andon::types::{Cause, Quality, Time};
 
 #[path = "support/modbus.rs"]
@@ -347,4 +350,25 @@ async fn a_full_channel_holds_polling_and_queues_nothing_up() {
     let fresh = source.next().await[0].at;
     assert!(fresh.since(stale[1]) >= Duration::from_millis(90), "{stale:?} then {fresh}");
     source.stop().await;
+}
+
+#[tokio::test]
+async fn a_scan_finds_the_readable_ranges_and_stops_at_its_limit() {
+    let plc = plc().await;
+    for hole in [0..7, 100..101, 250..1000, 65535..65536] {
+        plc.unmap(Table::Holding, hole);
+    }
+    let holding = |start, count| Span { table: Table::Holding, start, count };
+    let url = Url::parse(&format!("tcp://{}", plc.address())).unwrap();
+    let look = async |within, requests| {
+        let mut connection = Connection::dial(&url, 1, DEADLINE).await.unwrap();
+        let pace = Pace { longest: 100, requests, pause: Duration::ZERO };
+        let found = readable(&mut connection, within, pace, |_, _| {}).await;
+        assert_eq!(found.failure, None);
+        (found.readable, found.complete)
+    };
+    let all = vec![holding(7, 93), holding(101, 149), holding(1000, 200)];
+    assert_eq!(look(holding(0, 1200), 5000).await, (all, true));
+    assert_eq!(look(holding(65500, 36), 1000).await, (vec![holding(65500, 35)], true));
+    assert_eq!(look(holding(1000, 1000), 3).await, (vec![holding(1000, 300)], false));
 }

@@ -11,6 +11,7 @@ use crate::types::{Batch, Time};
 
 mod config;
 mod connection;
+mod frame;
 pub mod plan;
 mod poller;
 pub mod probe;
@@ -18,9 +19,12 @@ pub mod registers;
 mod report;
 pub mod scan;
 mod schedule;
+pub mod trace;
+mod url;
 
-pub use config::{Config, Signal, Url};
+pub use config::{Config, Signal};
 pub use connection::{Connection, Failure};
+pub use url::Url;
 
 use poller::Poller;
 use schedule::Schedule;

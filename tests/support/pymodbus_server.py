@@ -79,7 +79,8 @@ async def main():
         return [SimData(0, values=values, datatype=DataType.BITS)]
 
     islands = [registers(r.start, list(r)) for r in ISLANDS]
-    table = [registers(0, holding), registers(2000, [0xA5C3]), *islands]
+    text = list(struct.unpack(">5H", b"Pump 7\0\0XX"))
+    table = [registers(0, holding), registers(2000, [0xA5C3]), registers(2100, text), *islands]
     device = SimDevice(1, simdata=(bits(BITS), bits([not b for b in BITS]), table, [registers(0, list(holding))]))
 
     seen = []

@@ -3,17 +3,17 @@
 use std::time::Duration;
 
 use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_modbus::client::{Client, Context, tcp};
-use tokio_modbus::{Request as Wire, Response, Slave};
 
-use super::config::Url;
+use super::frame::{self, TCP_HEADER};
 use super::plan::Span;
-use super::registers::Table;
+use super::trace::{Tap, Way, Wrap, line};
+use super::url::Url;
 
 /// Why a request brought nothing.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Failure {
     /// No answer in time. The connection is of no more use: the answer may still come.
     #[error("no answer within {0:?}")]
@@ -53,8 +53,11 @@ impl Failure {
 /// A connection to one unit of a device. After a [`Failure`] that does not spare it, drop it: a
 /// late answer must never be taken for a fresh one.
 pub struct Connection {
-    context: Context,
+    stream: BufReader<TcpStream>,
+    unit: u8,
     limit: Duration,
+    transaction: u16,
+    tap: Option<Tap>,
 }
 
 impl Connection {
@@ -69,7 +72,13 @@ impl Connection {
         let stream = stream.map_err(|_| Failure::Timeout(limit))?.map_err(|e| Failure::Broken(e.to_string()))?;
         // Requests are small and wait for their answer: Nagle's algorithm would only hold them back.
         stream.set_nodelay(true).map_err(|e| Failure::Broken(e.to_string()))?;
-        Ok(Connection { context: tcp::attach_slave(stream, Slave(unit)), limit })
+        Ok(Connection { stream: BufReader::new(stream), unit, limit, transaction: 0, tap: None })
+    }
+
+    /// Tells every frame to `tap` from now on.
+    pub fn traced(mut self, tap: Option<Tap>) -> Connection {
+        self.tap = tap;
+        self
     }
 
     /// Reads `span`: a word for each register, or 0 or 1 for each bit; exactly as many as asked for.
@@ -78,46 +87,44 @@ impl Connection {
     ///
     /// See [`Failure`].
     pub async fn read(&mut self, span: Span) -> Result<Vec<u16>, Failure> {
-        let request = match span.table {
-            Table::Coil => Wire::ReadCoils(span.start, span.count),
-            Table::Discrete => Wire::ReadDiscreteInputs(span.start, span.count),
-            Table::Input => Wire::ReadInputRegisters(span.start, span.count),
-            Table::Holding => Wire::ReadHoldingRegisters(span.start, span.count),
-        };
-        // `call` and not the typed readers: those hold the length of the answer with an assertion only.
-        match timeout(self.limit, self.context.call(request)).await {
-            Err(_) => Err(Failure::Timeout(self.limit)),
-            Ok(Err(e)) => Err(Failure::Broken(describe(&e))),
-            Ok(Ok(Err(code))) => Err(Failure::Exception(code.into(), code.to_string())),
-            Ok(Ok(Ok(response))) => values(response, span),
+        let limit = self.limit;
+        timeout(limit, self.exchange(span)).await.unwrap_or(Err(Failure::Timeout(limit)))
+    }
+
+    async fn exchange(&mut self, span: Span) -> Result<Vec<u16>, Failure> {
+        self.transaction = self.transaction.wrapping_add(1);
+        let request = frame::tcp_request(self.transaction, self.unit, span);
+        self.tell(Way::Out, &request);
+        self.stream.write_all(&request).await.map_err(|e| lost(&e))?;
+        let mut header = [0; TCP_HEADER];
+        self.stream.read_exact(&mut header).await.map_err(|e| lost(&e))?;
+        let unreadable = |e: String| Failure::Broken(format!("the answer cannot be read: {e}"));
+        let length = frame::tcp_length(&header).map_err(|e| {
+            self.tell(Way::In, &header);
+            unreadable(e)
+        })?;
+        let mut answer = header.to_vec();
+        answer.resize(length, 0);
+        self.stream.read_exact(&mut answer[TCP_HEADER..]).await.map_err(|e| lost(&e))?;
+        self.tell(Way::In, &answer);
+        if answer[..2] != request[..2] || answer[TCP_HEADER - 1] != self.unit {
+            return Err(Failure::Broken("the answer belongs to another request".into()));
+        }
+        frame::values(&answer[TCP_HEADER..], span)
+    }
+
+    fn tell(&self, way: Way, frame: &[u8]) {
+        if let Some(tap) = self.tap {
+            tap(&line(way, Wrap::Tcp, frame));
         }
     }
 }
 
-fn values(response: Response, span: Span) -> Result<Vec<u16>, Failure> {
-    let (values, enough) = match response {
-        Response::ReadInputRegisters(words) | Response::ReadHoldingRegisters(words) => {
-            let enough = words.len() == usize::from(span.count);
-            (words, enough)
-        }
-        Response::ReadCoils(bits) | Response::ReadDiscreteInputs(bits) => {
-            // Bits come in whole bytes, so the last few mean nothing.
-            let enough = bits.len() == usize::from(span.count).next_multiple_of(8);
-            (bits.into_iter().take(span.count.into()).map(u16::from).collect(), enough)
-        }
-        _ => return Err(Failure::Broken("the answer is to another function".into())),
-    };
-    if enough { Ok(values) } else { Err(Failure::Length { asked: span.count, got: values.len() }) }
-}
-
-fn describe(error: &tokio_modbus::Error) -> String {
-    match error {
-        tokio_modbus::Error::Protocol(_) => "the answer belongs to another request".into(),
-        // At the end of the stream the library reports whatever error number was last set.
-        tokio_modbus::Error::Transport(e) if e.kind() == std::io::ErrorKind::InvalidData => {
-            format!("the answer cannot be read: {e}")
-        }
-        tokio_modbus::Error::Transport(_) => "the device closed the connection".into(),
+/// A broken stream in words.
+fn lost(error: &std::io::Error) -> Failure {
+    match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => Failure::Broken("the device closed the connection".into()),
+        _ => Failure::Broken(error.to_string()),
     }
 }
 
@@ -126,30 +133,11 @@ pub const ILLEGAL_ADDRESS: u8 = 2;
 
 #[cfg(test)]
 mod tests {
-    use tokio_modbus::ExceptionCode;
-
     use super::*;
-
-    fn span(table: Table, count: u16) -> Span {
-        Span { table, start: 0, count }
-    }
-
-    #[test]
-    fn an_answer_of_another_length_is_refused() {
-        let registers = |n| Response::ReadHoldingRegisters(vec![7; n]);
-        assert_eq!(values(registers(2), span(Table::Holding, 2)), Ok(vec![7, 7]));
-        for got in [0, 1, 3] {
-            assert_eq!(values(registers(got), span(Table::Holding, 2)), Err(Failure::Length { asked: 2, got }));
-        }
-        let bits = |n| Response::ReadCoils(vec![true; n]);
-        assert_eq!(values(bits(16), span(Table::Coil, 9)), Ok(vec![1; 9]));
-        assert_eq!(values(bits(8), span(Table::Coil, 9)), Err(Failure::Length { asked: 9, got: 8 }));
-        assert!(values(bits(24), span(Table::Coil, 9)).is_err());
-    }
 
     #[test]
     fn only_an_answer_to_this_very_request_spares_the_connection() {
-        assert!(Failure::Exception(ExceptionCode::IllegalDataAddress.into(), String::new()).spares_connection());
+        assert!(Failure::Exception(ILLEGAL_ADDRESS, String::new()).spares_connection());
         assert!(Failure::Length { asked: 1, got: 2 }.spares_connection());
         assert!(!Failure::Timeout(Duration::ZERO).spares_connection());
         assert!(!Failure::Broken(String::new()).spares_connection());

@@ -105,7 +105,10 @@ fn mistakes_in_a_signal() {
             "8: at: a bool in a register needs its bit: \"holding:1.0\" to \"holding:1.15\"",
         ),
         (r#"at = "holding:1""#, "6: type: is missing: how is holding:1 to be read, as u16, i16, f32 …?"),
-        (r#"at = "holding:1", type = "string(8)""#, "9: type: strings are not supported yet"),
+        (
+            r#"at = "holding:1", type = "string(8)""#,
+            "9: type: a signal is a number; strings can be looked at with `andon modbus read`",
+        ),
         (
             r#"at = "holding:1", type = "f23""#,
             "9: type: \"f23\" is not one of bool, u16, i16, u32, i32, u64, i64, f32, f64; did you mean `f32`?",
