@@ -1,6 +1,6 @@
 //! The Modbus source against pymodbus, against the simulated PLC, and against devices that misbehave
 //! as real ones do.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, dead_code)]
 #![cfg(feature = "demo")]
 
 use std::collections::BTreeSet;
@@ -14,7 +14,7 @@ use andon::simulator::plc::Plc;
 use andon::source::modbus::plan::Span;
 use andon::source::modbus::registers::Table;
 use andon::source::modbus::scan::{Pace, readable};
-use andon::source::modbus::{Connection, Url};
+use andon::source::modbus::{Connection, Lines, Url};
 use andon::types::{Cause, Quality, Time};
 
 #[path = "support/modbus.rs"]
@@ -361,7 +361,7 @@ async fn a_scan_finds_the_readable_ranges_and_stops_at_its_limit() {
     let holding = |start, count| Span { table: Table::Holding, start, count };
     let url = Url::parse(&format!("tcp://{}", plc.address())).unwrap();
     let look = async |within, requests| {
-        let mut connection = Connection::dial(&url, 1, DEADLINE).await.unwrap();
+        let mut connection = Connection::dial(&Lines::default(), &url, 1, DEADLINE).await.unwrap();
         let pace = Pace { longest: 100, requests, pause: Duration::ZERO };
         let found = readable(&mut connection, within, pace, |_, _| {}).await;
         assert_eq!(found.failure, None);

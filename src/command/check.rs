@@ -80,9 +80,15 @@ fn connect(config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// Opens and closes a TCP connection to where the URL points.
+/// Opens and closes a TCP connection to where the URL points; of a serial device, looks whether it
+/// is there and ours to use.
 fn knock(url: &str) -> std::io::Result<()> {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    if scheme == "rtu" {
+        // Not opened: that alone moves the control lines of some adapters.
+        let path = rest.split('?').next().unwrap_or(rest);
+        return Ok(rustix::fs::access(path, rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK)?);
+    }
     let host = rest.split(['/', '?']).next().unwrap_or(rest);
     let port = if scheme == "https" { 443 } else { 80 };
     let has_port = host.rsplit(']').next().is_some_and(|end| end.contains(':'));

@@ -9,7 +9,7 @@ use clap::{Args, CommandFactory, Subcommand};
 
 use super::{Cli, runtime};
 use crate::settings::parse_duration;
-use crate::source::modbus::{Connection, Failure, Url};
+use crate::source::modbus::{Connection, Failure, Lines, Url};
 
 mod probe;
 mod read;
@@ -29,7 +29,7 @@ pub enum Action {
 /// Where the device is and how to speak to it.
 #[derive(Args, Clone)]
 struct Device {
-    /// tcp://HOST[:PORT]
+    /// tcp://HOST[:PORT], rtu:///dev/ttyUSB0?baud=19200&parity=even&stop=1 or rtu-tcp://HOST[:PORT]
     #[arg(value_parser = Url::parse)]
     url: Url,
     /// How long a connection or an answer may take
@@ -38,12 +38,15 @@ struct Device {
     /// Print every frame in hex, with what it means, to stderr
     #[arg(long)]
     trace: bool,
+    /// The line, if it is one, and what it remembers.
+    #[arg(skip)]
+    lines: Lines,
 }
 
 impl Device {
     async fn dial(&self, unit: u8) -> Result<Connection, Failure> {
         let tap = |line: &str| eprintln!("{line}");
-        let connection = Connection::dial(&self.url, unit, self.timeout).await?;
+        let connection = Connection::dial(&self.lines, &self.url, unit, self.timeout).await?;
         Ok(connection.traced(self.trace.then_some(tap)))
     }
 }

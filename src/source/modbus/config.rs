@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::plan::{Limits, Span};
 use super::registers::{Address, Decoder, Order, Type};
-use super::url::{DEFAULT_PORT, Url};
+use super::url::{DEFAULT_PORT, Host, Url};
 use crate::settings::Section;
 use crate::types::Name;
 
@@ -74,6 +74,24 @@ impl Config {
         Config { name: name.into(), url, unit, timeout, limits, pause, signals }
     }
 
+    /// Reads every `[[source.modbus]]`. Those on the same line have to agree on how it is set.
+    pub fn read_all(section: &Section<'_>) -> Vec<Config> {
+        let sections = section.sections("modbus");
+        let all: Vec<Config> = sections.iter().map(Config::read).collect();
+        for (i, (own, config)) in sections.iter().zip(&all).enumerate() {
+            let Some(line) = config.url.line() else { continue };
+            let same = all[..i].iter().filter(|other| other.url.line().as_ref() == Some(&line));
+            for other in same {
+                if other.url != config.url {
+                    let message =
+                        format_args!("{:?} uses {line} as {}, and a line has one setting", &*other.name, other.url);
+                    own.problem("url", message);
+                }
+            }
+        }
+        all
+    }
+
     /// The machines and signals it delivers, in the order of the config.
     pub fn delivers(&self) -> impl Iterator<Item = (&Name, &Name)> {
         self.signals.iter().map(|s| (&s.machine, &s.name))
@@ -95,7 +113,7 @@ fn read_url(section: &Section<'_>) -> Url {
         Err(e) if section.has("url") => section.problem("url", e),
         Err(_) => {}
     }
-    Url::Tcp { host: "localhost".into(), port: DEFAULT_PORT }
+    Url::Tcp(Host { host: "localhost".into(), port: DEFAULT_PORT })
 }
 
 fn positive(section: &Section<'_>, key: &str) -> Option<Duration> {

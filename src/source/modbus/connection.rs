@@ -1,5 +1,6 @@
 //! One connection to a device: a time limit on everything, and no trust in what comes back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -8,9 +9,10 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::frame::{self, TCP_HEADER};
+use super::line::{Line, Lines};
 use super::plan::Span;
 use super::trace::{Tap, Way, Wrap, line};
-use super::url::Url;
+use super::url::{Host, Url};
 
 /// Why a request brought nothing.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -53,26 +55,41 @@ impl Failure {
 /// A connection to one unit of a device. After a [`Failure`] that does not spare it, drop it: a
 /// late answer must never be taken for a fresh one.
 pub struct Connection {
-    stream: BufReader<TcpStream>,
+    link: Link,
     unit: u8,
     limit: Duration,
-    transaction: u16,
     tap: Option<Tap>,
 }
 
+enum Link {
+    Tcp(Tcp),
+    /// Shared with the other units on it; it guards against late answers by itself.
+    Line(Arc<Line>),
+}
+
+/// A connection of our own, whose answers are numbered.
+struct Tcp {
+    stream: BufReader<TcpStream>,
+    transaction: u16,
+}
+
 impl Connection {
-    /// Connects, within `limit`; each request on it has the same limit.
+    /// Connects, within `limit`; each request on it has the same limit. A serial line, or a gateway
+    /// to one, is shared with all who take it from the same `lines`.
     ///
     /// # Errors
     ///
     /// [`Failure::Timeout`] or [`Failure::Broken`].
-    pub async fn dial(url: &Url, unit: u8, limit: Duration) -> Result<Connection, Failure> {
-        let Url::Tcp { host, port } = url;
-        let stream = timeout(limit, TcpStream::connect((host.as_str(), *port))).await;
-        let stream = stream.map_err(|_| Failure::Timeout(limit))?.map_err(|e| Failure::Broken(e.to_string()))?;
-        // Requests are small and wait for their answer: Nagle's algorithm would only hold them back.
-        stream.set_nodelay(true).map_err(|e| Failure::Broken(e.to_string()))?;
-        Ok(Connection { stream: BufReader::new(stream), unit, limit, transaction: 0, tap: None })
+    pub async fn dial(lines: &Lines, url: &Url, unit: u8, limit: Duration) -> Result<Connection, Failure> {
+        let link = match (lines.get(url), url) {
+            (Some(line), _) => {
+                line.open(limit).await?;
+                Link::Line(line)
+            }
+            (None, Url::Tcp(to) | Url::RtuTcp(to)) => Link::Tcp(Tcp::dial(to, limit).await?),
+            (None, Url::Rtu(serial)) => return Err(Failure::Broken(format!("{} is no line", serial.path))),
+        };
+        Ok(Connection { link, unit, limit, tap: None })
     }
 
     /// Tells every frame to `tap` from now on.
@@ -87,36 +104,45 @@ impl Connection {
     ///
     /// See [`Failure`].
     pub async fn read(&mut self, span: Span) -> Result<Vec<u16>, Failure> {
-        let limit = self.limit;
-        timeout(limit, self.exchange(span)).await.unwrap_or(Err(Failure::Timeout(limit)))
+        let (unit, limit, tap) = (self.unit, self.limit, self.tap);
+        match &mut self.link {
+            Link::Line(line) => line.read(unit, span, limit, tap).await,
+            Link::Tcp(tcp) => {
+                timeout(limit, tcp.exchange(unit, span, tap)).await.unwrap_or(Err(Failure::Timeout(limit)))
+            }
+        }
+    }
+}
+
+impl Tcp {
+    async fn dial(to: &Host, limit: Duration) -> Result<Tcp, Failure> {
+        let stream = timeout(limit, TcpStream::connect((to.host.as_str(), to.port))).await;
+        let stream = stream.map_err(|_| Failure::Timeout(limit))?.map_err(|e| Failure::Broken(e.to_string()))?;
+        // Requests are small and wait for their answer: Nagle's algorithm would only hold them back.
+        stream.set_nodelay(true).map_err(|e| Failure::Broken(e.to_string()))?;
+        Ok(Tcp { stream: BufReader::new(stream), transaction: 0 })
     }
 
-    async fn exchange(&mut self, span: Span) -> Result<Vec<u16>, Failure> {
+    async fn exchange(&mut self, unit: u8, span: Span, tap: Option<Tap>) -> Result<Vec<u16>, Failure> {
+        let tell = |way, frame: &[u8]| tap.into_iter().for_each(|tap| tap(&line(way, Wrap::Tcp, frame)));
         self.transaction = self.transaction.wrapping_add(1);
-        let request = frame::tcp_request(self.transaction, self.unit, span);
-        self.tell(Way::Out, &request);
+        let request = frame::tcp_request(self.transaction, unit, span);
+        tell(Way::Out, &request);
         self.stream.write_all(&request).await.map_err(|e| lost(&e))?;
         let mut header = [0; TCP_HEADER];
         self.stream.read_exact(&mut header).await.map_err(|e| lost(&e))?;
-        let unreadable = |e: String| Failure::Broken(format!("the answer cannot be read: {e}"));
         let length = frame::tcp_length(&header).map_err(|e| {
-            self.tell(Way::In, &header);
-            unreadable(e)
+            tell(Way::In, &header);
+            Failure::Broken(format!("the answer cannot be read: {e}"))
         })?;
         let mut answer = header.to_vec();
         answer.resize(length, 0);
         self.stream.read_exact(&mut answer[TCP_HEADER..]).await.map_err(|e| lost(&e))?;
-        self.tell(Way::In, &answer);
-        if answer[..2] != request[..2] || answer[TCP_HEADER - 1] != self.unit {
+        tell(Way::In, &answer);
+        if answer[..2] != request[..2] || answer[TCP_HEADER - 1] != unit {
             return Err(Failure::Broken("the answer belongs to another request".into()));
         }
         frame::values(&answer[TCP_HEADER..], span)
-    }
-
-    fn tell(&self, way: Way, frame: &[u8]) {
-        if let Some(tap) = self.tap {
-            tap(&line(way, Wrap::Tcp, frame));
-        }
     }
 }
 
