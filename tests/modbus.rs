@@ -372,3 +372,48 @@ async fn a_scan_finds_the_readable_ranges_and_stops_at_its_limit() {
     assert_eq!(look(holding(65500, 36), 1000).await, (vec![holding(65500, 35)], true));
     assert_eq!(look(holding(1000, 1000), 3).await, (vec![holding(1000, 300)], false));
 }
+
+#[tokio::test]
+async fn no_late_answer_in_ten_thousand_tries() {
+    const TRIES: usize = 10_000;
+    // Now and then an answer is left for later and comes just before the next, under its own number;
+    // now and then an answer has the number of another.
+    let before = Arc::new(std::sync::Mutex::new(None::<Asked>));
+    let count = Arc::new(AtomicUsize::new(0));
+    let address = raw_device(move |asked| {
+        let mut before = before.lock().expect("the request before");
+        let nth = count.fetch_add(1, Ordering::Relaxed);
+        let late = before.take().map(|b| b.answer()).unwrap_or_default();
+        match nth % 16 {
+            3 => {
+                *before = Some(asked);
+                Does::Sends(Duration::ZERO, late)
+            }
+            9 => Does::Sends(Duration::ZERO, asked.answer_as(asked.transaction.wrapping_sub(1), [0xBAD])),
+            12 => Does::Sends(Duration::from_millis(4), asked.answer()),
+            _ => Does::Sends(Duration::ZERO, [late, asked.answer()].concat()),
+        }
+    })
+    .await;
+    let url = Url::parse(&format!("tcp://{address}")).unwrap();
+    let lines = Lines::default();
+    let mut link: Option<Connection> = None;
+    let (mut fresh, mut missed) = (0, 0);
+    for n in 0..TRIES {
+        let mut connection = match link.take() {
+            Some(connection) => connection,
+            None => Connection::dial(&lines, &url, 1, DEADLINE).await.unwrap(),
+        };
+        let start = n as u16;
+        let span = Span { table: Table::Holding, start, count: 1 };
+        match tokio::time::timeout(Duration::from_millis(4), connection.read(span)).await {
+            Ok(Ok(values)) => {
+                assert_eq!(values, [start], "try {n}: an answer to another request");
+                fresh += 1;
+                link = Some(connection);
+            }
+            _ => missed += 1,
+        }
+    }
+    assert!(fresh > TRIES / 4 && missed > TRIES / 50, "{fresh} fresh, {missed} missed");
+}

@@ -296,3 +296,19 @@ async fn a_serial_device_that_is_pulled_out_is_found_again() {
     source.stop().await;
     std::fs::remove_dir_all(ours.parent().unwrap()).unwrap();
 }
+
+#[test]
+fn the_check_tells_of_a_line_that_is_asked_for_too_much() {
+    let dir = tempfile::tempdir().unwrap();
+    let signals = registers(0..125);
+    let source =
+        source_at("slow", "rtu:///dev/ttyUSB7?baud=2400", "unit = 7", &signals).replace("[modbus", "[source.modbus");
+    let path = dir.path().join("andon.toml");
+    std::fs::write(&path, source + "[[machine]]\nmatch = \"*\"\n").unwrap();
+    let out = Command::new(env!("CARGO_BIN_EXE_andon")).args(["check", "-c"]).arg(&path).output().unwrap();
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert_eq!(out.status.code(), Some(0), "{text}{}", String::from_utf8_lossy(&out.stderr));
+    let end = "  line /dev/ttyUSB7: 124 % of its time, if devices answer within 5ms\n    warning: unit 7 needs 1.24 s \
+        in every 1 s at 2400 baud; raise its poll, or baud to 4800\n";
+    assert!(text.ends_with(end), "{text}");
+}

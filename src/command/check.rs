@@ -10,6 +10,7 @@ use clap::Args;
 use super::ConfigFile;
 use crate::agent::blocks;
 use crate::config::{Config, Invalid, Needs};
+use crate::source::modbus::budget;
 
 /// How long a broker, device or cloud has to answer the knock.
 const KNOCK: Duration = Duration::from_secs(5);
@@ -46,7 +47,19 @@ pub fn run(options: &Options) -> Result<()> {
         let m = model.manifest();
         println!("  model {} version {}: self-test passed, sha256 {}", m.name, m.version, model.digest());
     }
+    show_lines(&config);
     if options.connect { connect(&config) } else { Ok(()) }
+}
+
+/// How busy serial lines will be. Too busy is a warning: it works, with polls left out.
+fn show_lines(config: &Config) {
+    for load in budget::loads(&config.source.modbus) {
+        let (path, part, assumed) = (&load.path, load.part() * 100.0, budget::TURN_ROUND);
+        println!("  line {path}: {part:.0} % of its time, if devices answer within {assumed:?}");
+        for problem in load.problems() {
+            println!("    warning: {problem}");
+        }
+    }
 }
 
 fn warn_of_tail(model: Option<&crate::model::Model>, p: f64, machine: &crate::config::Machine) {

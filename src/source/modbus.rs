@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::metrics::Shared;
 use crate::types::{Batch, Time};
 
+pub mod budget;
 mod config;
 mod connection;
 mod debts;

@@ -1,6 +1,7 @@
 //! One connection to a device: a time limit on everything, and no trust in what comes back.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -70,8 +71,11 @@ enum Link {
 /// A connection of our own, whose answers are numbered.
 struct Tcp {
     stream: BufReader<TcpStream>,
-    transaction: u16,
 }
+
+/// The number of the last request. One count for all connections: there are gateways that send what
+/// they owe through the next connection, where a count from the start would meet the same numbers.
+static TRANSACTION: AtomicU16 = AtomicU16::new(0);
 
 impl Connection {
     /// Connects, within `limit`; each request on it has the same limit. A serial line, or a gateway
@@ -120,13 +124,13 @@ impl Tcp {
         let stream = stream.map_err(|_| Failure::Timeout(limit))?.map_err(|e| Failure::Broken(e.to_string()))?;
         // Requests are small and wait for their answer: Nagle's algorithm would only hold them back.
         stream.set_nodelay(true).map_err(|e| Failure::Broken(e.to_string()))?;
-        Ok(Tcp { stream: BufReader::new(stream), transaction: 0 })
+        Ok(Tcp { stream: BufReader::new(stream) })
     }
 
     async fn exchange(&mut self, unit: u8, span: Span, tap: Option<Tap>) -> Result<Vec<u16>, Failure> {
         let tell = |way, frame: &[u8]| tap.into_iter().for_each(|tap| tap(&line(way, Wrap::Tcp, frame)));
-        self.transaction = self.transaction.wrapping_add(1);
-        let request = frame::tcp_request(self.transaction, unit, span);
+        let transaction = TRANSACTION.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        let request = frame::tcp_request(transaction, unit, span);
         tell(Way::Out, &request);
         self.stream.write_all(&request).await.map_err(|e| lost(&e))?;
         let mut header = [0; TCP_HEADER];
