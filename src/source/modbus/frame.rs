@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn an_answer_of_another_length_is_refused() {
-        let registers = |n: u8| [vec![3, n * 2], vec![0, 7].repeat(n.into())].concat();
+        let registers = |n: u8| [vec![3, n * 2], [0, 7].repeat(n.into())].concat();
         let asked = span(Table::Holding, 0, 2);
         assert_eq!(values(&registers(2), asked), Ok(vec![7, 7]));
         for got in [0, 1, 3] {
