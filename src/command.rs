@@ -14,6 +14,7 @@ mod check;
 mod demo;
 mod learn;
 mod modbus;
+mod model;
 mod run;
 mod status;
 mod table;
@@ -49,6 +50,9 @@ enum Command {
     /// Look at a Modbus device: what it has, and what its registers mean
     #[command(subcommand)]
     Modbus(modbus::Action),
+    /// Look at a model bundle, or test it
+    #[command(subcommand)]
+    Model(model::Action),
     /// Ask the running daemon how it is
     Status(status::Options),
 }
@@ -80,6 +84,7 @@ impl Cli {
             Command::Backtest(options) => backtest::run(&options),
             Command::Learn(options) => learn::run(&options),
             Command::Modbus(action) => modbus::run(&action),
+            Command::Model(action) => model::run(&action),
             Command::Status(options) => status::run(&options),
         };
         match done {
