@@ -128,10 +128,11 @@ impl Agent {
                 "an MQTT source"
             });
         }
+        let lines = source::modbus::Lines::default();
         for modbus in config.modbus {
-            let (shared, batches) = (self.shared.clone(), batches.clone());
+            let (lines, shared, batches) = (lines.clone(), self.shared.clone(), batches.clone());
             self.sources.spawn(async move {
-                source::modbus::run(modbus, shared, batches).await;
+                source::modbus::run(modbus, lines, shared, batches).await;
                 "a Modbus source"
             });
         }

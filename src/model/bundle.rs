@@ -121,7 +121,8 @@ pub struct Manifest {
     pub classes: Vec<String>,
     /// Remaining life at which a machine counts as fully healthy.
     pub rul_cap: f64,
-    digests: BTreeMap<String, String>,
+    /// SHA-256 in hex by file name; all were checked when the bundle was read.
+    pub digests: BTreeMap<String, String>,
 }
 
 /// One golden case: an Open Inference Protocol request and the answer it has to get.

@@ -6,6 +6,7 @@ use std::io::Cursor;
 
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::ops::unimpl::UnimplementedOp;
+use tract_onnx::tract_hir::infer::Factoid;
 
 use super::ModelError;
 use super::bundle::{Golden, Manifest, TensorData};
@@ -57,6 +58,7 @@ impl Session {
             return Err(ModelError::Graph(message));
         }
         let (steps, channels) = (manifest.steps, manifest.channels.len());
+        refuse_other_shape(&graph, steps, channels)?;
         // The batch is bound before analysis: torch LSTMs fail with a symbolic one.
         let fact = InferenceFact::dt_shape(f32::datum_type(), tvec!(BATCH, steps, channels));
         graph.set_input_fact(0, fact).map_err(|e| graph_error("its input cannot be bound", &e))?;
@@ -176,6 +178,21 @@ fn refuse_unknown_operators(graph: &InferenceModel) -> Result<(), ModelError> {
     missing.sort();
     missing.dedup();
     if missing.is_empty() { Ok(()) } else { Err(ModelError::Operators(missing.join(", "))) }
+}
+
+/// Binding the input would override what the graph declares, and a graph may well compute something
+/// on a window it was not made for.
+fn refuse_other_shape(graph: &InferenceModel, steps: usize, channels: usize) -> Result<(), ModelError> {
+    let declared = graph.input_fact(0).map_err(|e| graph_error("its input", &e))?;
+    let rank = declared.shape.rank().concretize();
+    let dims = declared.shape.dims().map(|d| d.concretize().and_then(|d| d.to_i64().ok()));
+    let wanted = [None, Some(steps as i64), Some(channels as i64)];
+    let differs = |(is, wants): (Option<i64>, Option<i64>)| is.zip(wants).is_some_and(|(is, wants)| is != wants);
+    if rank.is_some_and(|rank| rank != 3) || dims.zip(wanted).any(differs) {
+        let shape = &declared.shape;
+        return Err(ModelError::Graph(format!("its input is {shape:?}, not a window of [{steps}, {channels}]")));
+    }
+    Ok(())
 }
 
 fn graph_error(what: &str, e: &TractError) -> ModelError {

@@ -28,7 +28,24 @@ pub fn binary() -> PathBuf {
 /// Runs a command of the binary to its end, in a bare environment.
 pub fn andon<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
     let mut command = Command::new(binary());
-    clear(&mut command).args(args).stdin(Stdio::null()).output().expect("andon runs")
+    clear(&mut command).args(args).stdin(Stdio::null());
+    let [out, err] = [(); 2].map(|()| tempfile::NamedTempFile::new().expect("a file"));
+    command.stdout(out.reopen().expect("a file")).stderr(err.reopen().expect("a file"));
+    let mut child = command.spawn().expect("andon starts");
+    let deadline = Instant::now() + PATIENCE;
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("waiting") {
+            break status;
+        }
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("{command:?} does not end: {}", std::fs::read_to_string(err.path()).unwrap_or_default());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let read = |file: &tempfile::NamedTempFile| std::fs::read(file.path()).expect("reading");
+    Output { status, stdout: read(&out), stderr: read(&err) }
 }
 
 /// Nothing of the caller's systemd or logging settings gets through.
@@ -140,6 +157,17 @@ impl Daemon {
             assert!(Instant::now() < deadline, "it does not say {state}\n{}", self.log());
             std::thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    /// The same, where it may end right after.
+    pub fn wait_for_last(&mut self, state: &str) {
+        until(state, || self.times_told(state) > 0);
+    }
+
+    /// All it has told systemd since it was started.
+    pub fn heard(&mut self) -> &[String] {
+        self.told();
+        &self.heard
     }
 
     /// How often it has told systemd this since it was started.

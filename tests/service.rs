@@ -1,0 +1,161 @@
+//! andon as a systemd service: what it tells the manager, how it ends, and that the unit is sound.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use andon::simulator::cloud::{Cloud, Options};
+use support::daemon::{Daemon, binary, repository, until};
+use support::mosquitto::Mosquitto;
+use support::publisher::publish;
+
+mod support;
+
+/// `TimeoutStopSec` of the unit.
+const STOP: Duration = Duration::from_secs(45);
+/// 2025-01-01T00:00:00Z.
+const EPOCH_MS: i64 = 1_735_689_600_000;
+
+const CONFIG: &str = r#"
+[agent]
+site = "test/service"
+id = "gw"
+data_dir = "@DIR@/data"
+models_dir = "@DATA@"
+
+[[source.mqtt]]
+name = "shop"
+url = "@BROKER@"
+[[source.mqtt.subscribe]]
+topic = "plant/{machine}/{signal}"
+value = "/value"
+time = "/ts"
+time_format = "unix_ms"
+
+[[machine]]
+match = "*"
+model = "one-step"
+[machine.alarm]
+threshold = 1e6
+
+[web]
+listen = "@WEB@"
+"#;
+
+/// A broker that is not there.
+const NOBODY: &str = "mqtt://127.0.0.1:1";
+
+#[test]
+fn it_tells_systemd_how_it_is() {
+    let mut daemon = Daemon::new(&CONFIG.replace("@BROKER@", NOBODY));
+    daemon.watchdog(Duration::from_secs(1));
+    daemon.start_ready();
+    until("the watchdog is fed again and again", || daemon.times_told("WATCHDOG=1") >= 8);
+    assert!(daemon.is_running());
+    daemon.ask_to_stop();
+    daemon.wait_for_last("STOPPING=1");
+    assert!(daemon.wait().success());
+    assert_eq!(daemon.times_told("READY=1"), 1);
+    assert_eq!(daemon.times_told("STOPPING=1"), 1);
+    assert!(daemon.heard().iter().any(|s| s.starts_with("STATUS=")), "{:?}", daemon.heard());
+}
+
+#[test]
+fn without_a_watchdog_none_is_fed() {
+    let mut daemon = Daemon::new(&CONFIG.replace("@BROKER@", NOBODY)).ready();
+    until("it answers", || daemon.get("/health/ready").is_ok_and(|(status, _)| status == 200));
+    assert!(daemon.terminate().success());
+    assert_eq!(daemon.times_told("WATCHDOG=1"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_drains() {
+    let broker = Mosquitto::start();
+    let cloud = Cloud::start(([127, 0, 0, 1], 0).into(), Options::default()).await.expect("a port");
+    let config = CONFIG.replace("@BROKER@", &broker.url()) + &format!("[cloud]\nurl = \"{}\"\n", cloud.url());
+    let mut daemon = Daemon::new(&config).ready();
+    until("it has subscribed", || daemon.component("source/shop").0 == "up");
+
+    // Messages come without end; in the midst of them it is told to stop.
+    let url = broker.url();
+    let message = |n: i64| {
+        let payload = format!("{{\"value\":{n},\"ts\":{}}}", EPOCH_MS + n / 10 * 100);
+        (format!("plant/m{}/count", n % 10), payload)
+    };
+    let publishing = tokio::spawn(async move { publish(&url, (0..200_000).map(message)).await });
+    until("some have been judged", || cloud.stats().distinct > 1_000);
+    let begun = Instant::now();
+    let status = daemon.terminate();
+    let took = begun.elapsed();
+    publishing.abort();
+    assert_eq!(status.code(), Some(0), "{}", daemon.log());
+    assert!(took < STOP, "it took {took:?}");
+    let first_life = cloud.stats();
+    println!("{} records at the cloud, stopped within {took:?}", first_life.distinct);
+
+    // What the broker was told is safe is at the cloud: nothing waits in the store, and what comes
+    // next is new.
+    daemon.start_ready();
+    assert_eq!(daemon.status()["records_waiting"].as_f64().unwrap_or(-1.0), 0.0, "{}", daemon.status());
+    until("messages that were not acked come again", || cloud.stats().distinct > first_life.distinct);
+    until("all is taken", || {
+        let before = cloud.stats().received;
+        std::thread::sleep(Duration::from_millis(500));
+        cloud.stats().received == before && daemon.status()["records_waiting"].as_f64() == Some(0.0)
+    });
+    // mosquitto may drop acks it has not read when the next connection comes at once; those come again.
+    assert!(daemon.metric("andon_readings_dropped_total", "duplicate") <= 1000.0, "acked messages came again");
+    assert_eq!(cloud.stats().duplicates, 0);
+    assert!(daemon.terminate().success());
+}
+
+#[test]
+fn sigterm_during_start_and_twice_is_no_trouble() {
+    let mut daemon = Daemon::new(&CONFIG.replace("@BROKER@", NOBODY)).ready();
+    daemon.ask_to_stop();
+    daemon.ask_to_stop();
+    assert!(daemon.wait().success(), "{}", daemon.log());
+}
+
+/// The unit, with the binary under test in place of the installed one and a config that is there.
+fn unit(dir: &std::path::Path) -> std::path::PathBuf {
+    let unit = fs::read_to_string(repository("systemd/andon.service")).expect("the unit");
+    let unit = unit.replace("/usr/bin/andon", binary().to_str().expect("a plain path"));
+    let path = dir.join("andon.service");
+    fs::write(&path, unit).expect("writing");
+    path
+}
+
+fn analyze(args: &[&str], unit: &std::path::Path) -> (bool, String) {
+    let output = Command::new("systemd-analyze").args(args).arg(unit).output();
+    let output = output.expect("systemd-analyze is not installed: tests/run sets up all that the tests need");
+    let told = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&told).into_owned())
+}
+
+#[test]
+fn the_unit_is_sound() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (passed, told) = analyze(&["verify", "--man=no"], &unit(dir.path()));
+    assert!(passed, "{told}");
+    let ours: Vec<&str> = told.lines().filter(|l| l.contains("andon")).collect();
+    assert!(ours.is_empty(), "{told}");
+}
+
+#[test]
+fn the_unit_exposes_little() {
+    let dir = tempfile::tempdir().expect("a directory");
+    // In tenths: at most 2.0 of 10.
+    let (passed, told) = analyze(&["security", "--offline=true", "--threshold=20", "--no-pager"], &unit(dir.path()));
+    assert!(passed && told.contains("Overall exposure level"), "{told}");
+}
+
+#[test]
+fn the_unit_fits_the_binary() {
+    let unit = fs::read_to_string(repository("systemd/andon.service")).expect("the unit");
+    for line in ["Type=notify", "RestartPreventExitStatus=78", "StateDirectory=andon", "TimeoutStopSec=45s"] {
+        assert!(unit.lines().any(|l| l == line), "{line} is not in the unit");
+    }
+}
