@@ -65,8 +65,9 @@ impl Agent {
     /// Opens the store, loads the models, goes back to where the last run ended, and starts all
     /// stages. `shared.stop` stops the sources; then call [`Agent::finish`].
     pub async fn start(config: Config, shared: Shared) -> Result<Agent> {
-        let (blocks, models) =
-            blocks::build(&config).map_err(|problems| Invalid { path: config.path.clone(), problems })?;
+        let unusable = |problems| Invalid { path: config.path.clone(), problems };
+        let (blocks, models) = blocks::build(&config).map_err(unusable)?;
+        shared.metrics.build_info.get_or_create(&[("version", env!("CARGO_PKG_VERSION").into())]).set(1);
         for name in models.keys() {
             shared.board.set(&format!("model/{name}"), Health::Up, "loaded");
         }
@@ -127,10 +128,11 @@ impl Agent {
                 "an MQTT source"
             });
         }
+        let lines = source::modbus::Lines::default();
         for modbus in config.modbus {
-            let (shared, batches) = (self.shared.clone(), batches.clone());
+            let (lines, shared, batches) = (lines.clone(), self.shared.clone(), batches.clone());
             self.sources.spawn(async move {
-                source::modbus::run(modbus, shared, batches).await;
+                source::modbus::run(modbus, lines, shared, batches).await;
                 "a Modbus source"
             });
         }

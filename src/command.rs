@@ -12,6 +12,9 @@ mod backtest;
 mod check;
 #[cfg(feature = "demo")]
 mod demo;
+mod learn;
+mod modbus;
+mod model;
 mod run;
 mod status;
 mod table;
@@ -42,6 +45,14 @@ enum Command {
     Demo(demo::Options),
     /// Run the pipeline on recorded data
     Backtest(backtest::Options),
+    /// Learn a model from recorded healthy running
+    Learn(learn::Options),
+    /// Look at a Modbus device: what it has, and what its registers mean
+    #[command(subcommand)]
+    Modbus(modbus::Action),
+    /// Look at a model bundle, or test it
+    #[command(subcommand)]
+    Model(model::Action),
     /// Ask the running daemon how it is
     Status(status::Options),
 }
@@ -71,6 +82,9 @@ impl Cli {
             #[cfg(feature = "demo")]
             Command::Demo(options) => demo::run(&options),
             Command::Backtest(options) => backtest::run(&options),
+            Command::Learn(options) => learn::run(&options),
+            Command::Modbus(action) => modbus::run(&action),
+            Command::Model(action) => model::run(&action),
             Command::Status(options) => status::run(&options),
         };
         match done {

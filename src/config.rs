@@ -13,7 +13,7 @@ const MAX_MACHINES: i64 = 10_000;
 
 /// A checked configuration.
 pub struct Config {
-    /// The file it was read from, for messages about what it names.
+    /// The file it was read from.
     pub path: PathBuf,
     /// Who and where the agent is.
     pub agent: Agent,

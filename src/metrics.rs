@@ -95,7 +95,7 @@ metrics! {
     store_disk: Gauges<1>, "store_disk", Some(Unit::Bytes), Family::default();
     /// Records given up, by lane and reason.
     store_dropped: Counters<2>, "store_dropped", None, Family::default();
-    /// Requests to the cloud, by sink and outcome (HTTP status or `io`).
+    /// Requests to the cloud, by sink and outcome: HTTP status, timeout, connect or io.
     forward_requests: Counters<2>, "forward_requests", None, Family::default();
     /// Records the sink has accepted, by sink.
     forward_records: Counters<1>, "forward_records", None, Family::default();

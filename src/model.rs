@@ -11,7 +11,10 @@ use crate::types::{Contribution, Name, Quality, Reason, Rul, Verdict, Window};
 pub mod bundle;
 pub mod calibration;
 pub mod explain;
+pub mod fit;
+pub mod graph;
 pub mod session;
+pub mod write;
 
 pub use bundle::{Bundle, Manifest, Task};
 use calibration::{Calibration, Limit};
@@ -55,6 +58,9 @@ pub enum ModelError {
     /// The graph does not do what the golden cases say.
     #[error("the model failed its self-test: {0}")]
     Golden(String),
+    /// It was tried in a process of its own, which did not end well.
+    #[error("{0}")]
+    Test(String),
 }
 
 /// A loaded model, shared by all machines that use it.

@@ -20,9 +20,6 @@ impl Config {
     /// Reads the `source` table of the whole file; absent, there are no sources.
     pub fn read(root: &Section<'_>, agent_id: &str) -> Config {
         let Some(section) = root.section("source") else { return Config::default() };
-        Config {
-            mqtt: mqtt::Config::read_all(&section, agent_id),
-            modbus: section.sections("modbus").iter().map(modbus::Config::read).collect(),
-        }
+        Config { mqtt: mqtt::Config::read_all(&section, agent_id), modbus: modbus::Config::read_all(&section) }
     }
 }

@@ -98,7 +98,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::metrics::{Shared, lock};
 use crate::settings::Section;
@@ -109,27 +109,33 @@ mod cursors;
 mod fault;
 mod group;
 mod house;
+mod items;
 mod journal;
 mod lane;
 mod limits;
 mod lock;
 mod manifest;
+mod offline;
 mod opening;
 mod outbox;
 mod pack;
 mod record;
+mod rescue;
 mod segment;
 mod slots;
+mod view;
 mod writer;
 
+pub use items::{DeadLetters, Records};
 pub use journal::{Entries, Entry};
+pub use offline::Offline;
 pub use opening::OpenError;
 pub use outbox::{Outbox, ReadError};
 pub use record::DeadLetter;
 
 use house::Figures;
-use lane::{LaneId, LaneView};
-use outbox::Shelf;
+use outbox::{Aside, AsideWhat, Shelf};
+use view::{LaneId, LaneView};
 use writer::Order;
 
 /// Commits on their way to the writer. Each holds a few batches of readings at most; with more,
@@ -172,7 +178,8 @@ impl Default for Config {
             max_age: Duration::from_hours(14 * 24),
             commit_interval: Duration::from_millis(20),
             when_full: WhenFull::DropOldest,
-            segment_bytes: 32 << 20,
+            // sled keeps about as much in memory as it has in its newest segment.
+            segment_bytes: 8 << 20,
             segment_slots: 2048,
         }
     }
@@ -238,7 +245,7 @@ impl Commit {
     }
 
     fn check(&self, slots: u32) -> Result<(), SendError> {
-        let item_max = ITEM_MAX.min(slots as usize * block::RAW_MAX - record::journal_len(0));
+        let item_max = ITEM_MAX.min(slots as usize * pack::PART - record::journal_len(0));
         let too_large = |what, bytes, limit| Err(SendError::TooLarge { what, bytes, limit });
         if let Some(bytes) = self.entry.as_ref().map(Vec::len).filter(|n| *n > item_max) {
             return too_large("journal entry", bytes, item_max);
@@ -334,12 +341,20 @@ pub struct LaneStatus {
     pub records: u64,
     /// About how many bytes those take.
     pub bytes: u64,
-    /// When the oldest item still on disk was written.
+    /// When the oldest item still on disk was written; RFC 3339 in JSON.
+    #[serde(serialize_with = "as_text")]
     pub oldest: Option<Time>,
     /// Bytes on disk, what is reserved included.
     pub disk_bytes: u64,
     /// Items given up since the start without having been delivered.
     pub dropped: u64,
+}
+
+fn as_text<S: serde::Serializer>(time: &Option<Time>, to: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(t) => to.collect_str(t),
+        None => to.serialize_none(),
+    }
 }
 
 /// The open store. Dropping it without [`Store::close`] is like a crash: what is not durable yet is
@@ -404,6 +419,32 @@ impl Store {
     /// What the journal recorded since then, for learning.
     pub fn journal_since(&self, since: Time) -> Entries {
         Entries::new(self.lanes[LaneId::Journal as usize].clone(), 1, since)
+    }
+
+    /// What was set aside, oldest first, with the number of each.
+    pub fn dead_letters(&self) -> DeadLetters {
+        DeadLetters::new(self.lanes[LaneId::Dead as usize].clone())
+    }
+
+    /// Sends the records among the dead letters once more, each once; how many. They get new
+    /// sequences and keep their ids. Blocks.
+    pub fn requeue(&self) -> Result<u64, ReadError> {
+        let from = self.shelf.requeued.load(Ordering::Acquire);
+        let mut sent = 0;
+        for letter in self.dead_letters().starting_at(from) {
+            let (number, letter) = letter?;
+            if let DeadLetter::Record { record, .. } = letter {
+                let (done, durable) = oneshot::channel();
+                let what = AsideWhat::Again(record);
+                self.shelf.aside.blocking_send(Aside { what, done }).map_err(|_| ReadError::Closed)?;
+                durable.blocking_recv().map_err(|_| ReadError::Closed)?;
+                sent += 1;
+            }
+            self.shelf.requeued.store(number + 1, Ordering::Release);
+            self.shelf.moved.store(true, Ordering::Release);
+        }
+        self.shelf.wake.notify_one();
+        Ok(sent)
     }
 
     /// Writes and syncs all that was sent, saves the cursors and ends the writer. Drop all

@@ -1,5 +1,6 @@
 //! The cloud sink against the stand-in cloud, over real HTTP on loopback: every row of the reply
 //! table, stops, storms, TLS.
+#![allow(clippy::unwrap_used)]
 
 #[path = "forward/rig.rs"]
 mod rig;

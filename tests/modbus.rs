@@ -1,5 +1,6 @@
 //! The Modbus source against pymodbus, against the simulated PLC, and against devices that misbehave
 //! as real ones do.
+#![allow(clippy::unwrap_used, dead_code)]
 #![cfg(feature = "demo")]
 
 use std::collections::BTreeSet;
@@ -10,7 +11,10 @@ use std::time::Duration;
 
 use andon::metrics::Health;
 use andon::simulator::plc::Plc;
+use andon::source::modbus::plan::Span;
 use andon::source::modbus::registers::Table;
+use andon::source::modbus::scan::{Pace, readable};
+use andon::source::modbus::{Connection, Lines, Url};
 use andon::types::{Cause, Quality, Time};
 
 #[path = "support/modbus.rs"]
@@ -346,4 +350,70 @@ async fn a_full_channel_holds_polling_and_queues_nothing_up() {
     let fresh = source.next().await[0].at;
     assert!(fresh.since(stale[1]) >= Duration::from_millis(90), "{stale:?} then {fresh}");
     source.stop().await;
+}
+
+#[tokio::test]
+async fn a_scan_finds_the_readable_ranges_and_stops_at_its_limit() {
+    let plc = plc().await;
+    for hole in [0..7, 100..101, 250..1000, 65535..65536] {
+        plc.unmap(Table::Holding, hole);
+    }
+    let holding = |start, count| Span { table: Table::Holding, start, count };
+    let url = Url::parse(&format!("tcp://{}", plc.address())).unwrap();
+    let look = async |within, requests| {
+        let mut connection = Connection::dial(&Lines::default(), &url, 1, DEADLINE).await.unwrap();
+        let pace = Pace { longest: 100, requests, pause: Duration::ZERO };
+        let found = readable(&mut connection, within, pace, |_, _| {}).await;
+        assert_eq!(found.failure, None);
+        (found.readable, found.complete)
+    };
+    let all = vec![holding(7, 93), holding(101, 149), holding(1000, 200)];
+    assert_eq!(look(holding(0, 1200), 5000).await, (all, true));
+    assert_eq!(look(holding(65500, 36), 1000).await, (vec![holding(65500, 35)], true));
+    assert_eq!(look(holding(1000, 1000), 3).await, (vec![holding(1000, 300)], false));
+}
+
+#[tokio::test]
+async fn no_late_answer_in_ten_thousand_tries() {
+    const TRIES: usize = 10_000;
+    // Now and then an answer is left for later and comes just before the next, under its own number;
+    // now and then an answer has the number of another.
+    let before = Arc::new(std::sync::Mutex::new(None::<Asked>));
+    let count = Arc::new(AtomicUsize::new(0));
+    let address = raw_device(move |asked| {
+        let mut before = before.lock().expect("the request before");
+        let nth = count.fetch_add(1, Ordering::Relaxed);
+        let late = before.take().map(|b| b.answer()).unwrap_or_default();
+        match nth % 16 {
+            3 => {
+                *before = Some(asked);
+                Does::Sends(Duration::ZERO, late)
+            }
+            9 => Does::Sends(Duration::ZERO, asked.answer_as(asked.transaction.wrapping_sub(1), [0xBAD])),
+            12 => Does::Sends(Duration::from_millis(4), asked.answer()),
+            _ => Does::Sends(Duration::ZERO, [late, asked.answer()].concat()),
+        }
+    })
+    .await;
+    let url = Url::parse(&format!("tcp://{address}")).unwrap();
+    let lines = Lines::default();
+    let mut link: Option<Connection> = None;
+    let (mut fresh, mut missed) = (0, 0);
+    for n in 0..TRIES {
+        let mut connection = match link.take() {
+            Some(connection) => connection,
+            None => Connection::dial(&lines, &url, 1, DEADLINE).await.unwrap(),
+        };
+        let start = n as u16;
+        let span = Span { table: Table::Holding, start, count: 1 };
+        match tokio::time::timeout(Duration::from_millis(4), connection.read(span)).await {
+            Ok(Ok(values)) => {
+                assert_eq!(values, [start], "try {n}: an answer to another request");
+                fresh += 1;
+                link = Some(connection);
+            }
+            _ => missed += 1,
+        }
+    }
+    assert!(fresh > TRIES / 4 && missed > TRIES / 50, "{fresh} fresh, {missed} missed");
 }

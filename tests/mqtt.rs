@@ -1,6 +1,6 @@
 //! The MQTT source and publisher against a real mosquitto: nothing is acked before it is durable,
 //! nothing durable comes twice, and no broker trouble ends them.
-
+#![allow(clippy::unwrap_used)]
 #![allow(missing_docs)]
 
 use std::collections::BTreeSet;
@@ -112,12 +112,23 @@ impl Source {
         self.shared.stop.cancel();
         timeout(PATIENCE, self.task).await.expect("it stops").expect("without a panic");
     }
+
+    /// Stops, and waits until the broker has read all that was sent. A successor that connects
+    /// before that makes mosquitto throw the rest away, acks included.
+    async fn stop_and_be_heard(self, broker: &Mosquitto) {
+        self.stop().await;
+        heard(broker).await;
+    }
 }
 
 fn complete(batch: Batch) {
     if let Some(receipt) = batch.receipt {
         receipt.complete();
     }
+}
+
+async fn heard(broker: &Mosquitto) {
+    until("the broker has the goodbye", || broker.log().contains("Client andon-test disconnected")).await;
 }
 
 async fn until(what: &str, mut reached: impl FnMut() -> bool) {
@@ -177,7 +188,7 @@ async fn nothing_is_acked_before_it_is_durable() {
 
         let mut second = Source::start(&text).connected().await;
         assert_eq!(second.durable_values(300).await, (0..300).collect(), "all of it comes again, {version}");
-        second.stop().await;
+        second.stop_and_be_heard(&broker).await;
 
         let mut third = Source::start(&text).connected().await;
         assert!(third.health().1.contains("session resumed"), "{:?}", third.health());
@@ -314,6 +325,7 @@ async fn stopping_waits_for_what_is_under_way() {
     assert!(timeout(Duration::from_millis(50), &mut source.task).await.is_err());
     batches.into_iter().for_each(complete);
     timeout(PATIENCE, source.task).await.expect("it stops").expect("without a panic");
+    heard(&broker).await;
     let mut again = Source::start(&text).connected().await;
     publish(&broker.url(), numbered(10..11)).await;
     assert_eq!(again.durable_values(1).await, [10].into(), "the acks were sent before the goodbye");
@@ -339,7 +351,7 @@ async fn what_cannot_be_read_is_set_aside_and_acked() {
     assert_eq!(told[1], "plant//a: the topic's \"\" cannot be the name of a machine");
     assert_eq!(told[2], format!("plant/m/big: its {} bytes are more than 262144", large.len()));
     assert!(rejects.iter().all(|r| r.payload.len() <= Reject::KEEP_BYTES));
-    source.stop().await;
+    source.stop_and_be_heard(&broker).await;
     let mut again = Source::start(&text).connected().await;
     publish(&broker.url(), numbered(0..1)).await;
     let batch = again.batch().await;
@@ -407,8 +419,7 @@ async fn an_engine_that_stood_still_finds_the_source_alive() {
         let filler = format!("{{\"value\":-1,\"x\":\"{}\"}}", "y".repeat(2000));
         let topic = "plant/m/flood".to_owned();
         let flood = Outgoing { topic, payload: filler, qos: Qos::AtMostOnce, retain: false };
-        let log = broker.dir().join("log");
-        let given_up = || std::fs::read_to_string(&log).unwrap_or_default().contains("andon-test has exceeded timeout");
+        let given_up = || broker.log().contains("andon-test has exceeded timeout");
         until("the broker gives the silent source up", || {
             for _ in 0..200 {
                 let _ = link.client.publish(&flood);

@@ -1,6 +1,6 @@
 //! andon as a systemd service: what it tells the manager, how it ends, and that the unit is sound.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use std::fs;
 use std::process::Command;
@@ -105,10 +105,9 @@ async fn sigterm_drains() {
         std::thread::sleep(Duration::from_millis(500));
         cloud.stats().received == before && daemon.status()["records_waiting"].as_f64() == Some(0.0)
     });
-    // A broker may not have taken the last acks in; what it sends again is known.
-    let again = daemon.metric("andon_readings_dropped_total", "duplicate");
-    println!("{again} messages came again and were known");
-    assert_eq!(daemon.metric("andon_readings_dropped_total", "late"), 0.0);
+    // mosquitto may drop acks it has not read when the next connection comes at once; those come again.
+    assert!(daemon.metric("andon_readings_dropped_total", "duplicate") <= 1000.0, "acked messages came again");
+    assert_eq!(daemon.metric("andon_readings_dropped_total", "late"), 0.0, "what comes again is known, not late");
     assert_eq!(cloud.stats().duplicates, 0);
     assert!(daemon.terminate().success());
 }

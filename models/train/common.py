@@ -1,5 +1,8 @@
 """What the training scripts share: simulated data, a small dense network in numpy with Adam,
-the anomaly score, judging against injected faults, and writing a bundle."""
+the anomaly score, judging against injected faults, and writing a bundle.
+
+To remake a bundle: pip install -r models/train/requirements.txt, then python models/train/pump.py
+(motor.py, press.py). Each takes two to four minutes on two cores, most of it training."""
 
 import argparse
 import datetime
@@ -29,7 +32,7 @@ WEAR = [(seed, 8, 600) for seed in range(401, 405)]
 def arguments():
     parser = argparse.ArgumentParser()
     parser.add_argument("--csv", type=pathlib.Path, default=ROOT / "target" / "simulated",
-                        help="where simulated runs are kept between calls")
+                        help="where simulated runs are kept between calls; delete it after changing the simulator")
     return parser.parse_args()
 
 

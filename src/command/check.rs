@@ -10,6 +10,7 @@ use clap::Args;
 use super::ConfigFile;
 use crate::agent::blocks;
 use crate::config::{Config, Invalid, Needs};
+use crate::source::modbus::budget;
 
 /// How long a broker, device or cloud has to answer the knock.
 const KNOCK: Duration = Duration::from_secs(5);
@@ -46,7 +47,19 @@ pub fn run(options: &Options) -> Result<()> {
         let m = model.manifest();
         println!("  model {} version {}: self-test passed, sha256 {}", m.name, m.version, model.digest());
     }
+    show_lines(&config);
     if options.connect { connect(&config) } else { Ok(()) }
+}
+
+/// How busy serial lines will be. Too busy is a warning: it works, with polls left out.
+fn show_lines(config: &Config) {
+    for load in budget::loads(&config.source.modbus) {
+        let (path, part, assumed) = (&load.path, load.part() * 100.0, budget::TURN_ROUND);
+        println!("  line {path}: {part:.0} % of its time, if devices answer within {assumed:?}");
+        for problem in load.problems() {
+            println!("    warning: {problem}");
+        }
+    }
 }
 
 fn warn_of_tail(model: Option<&crate::model::Model>, p: f64, machine: &crate::config::Machine) {
@@ -80,9 +93,15 @@ fn connect(config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// Opens and closes a TCP connection to where the URL points.
+/// Opens and closes a TCP connection to where the URL points; of a serial device, looks whether it
+/// is there and ours to use.
 fn knock(url: &str) -> std::io::Result<()> {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    if scheme == "rtu" {
+        // Not opened: that alone moves the control lines of some adapters.
+        let path = rest.split('?').next().unwrap_or(rest);
+        return Ok(rustix::fs::access(path, rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK)?);
+    }
     let host = rest.split(['/', '?']).next().unwrap_or(rest);
     let port = if scheme == "https" { 443 } else { 80 };
     let has_port = host.rsplit(']').next().is_some_and(|end| end.contains(':'));

@@ -20,13 +20,13 @@ const MAX_WINDOW: usize = 1 << 22;
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Task {
-    /// Output `reconstruction` [N, steps, channels].
+    /// Output `reconstruction` `[N, steps, channels]`.
     Reconstruction,
-    /// Output `score` [N], optional `contributions` [N, channels] and `health` [N].
+    /// Output `score` `[N]`, optional `contributions` `[N, channels]` and `health` `[N]`.
     Score,
-    /// Output `rul` [N, 1] or [N, 3] (low, median, high).
+    /// Output `rul` `[N, 1]` or `[N, 3]` (low, median, high).
     Rul,
-    /// Output `class` [N, k].
+    /// Output `class` `[N, k]`.
     Class,
 }
 
@@ -121,7 +121,8 @@ pub struct Manifest {
     pub classes: Vec<String>,
     /// Remaining life at which a machine counts as fully healthy.
     pub rul_cap: f64,
-    digests: BTreeMap<String, String>,
+    /// SHA-256 in hex by file name; all were checked when the bundle was read.
+    pub digests: BTreeMap<String, String>,
 }
 
 /// One golden case: an Open Inference Protocol request and the answer it has to get.

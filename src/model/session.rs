@@ -147,8 +147,7 @@ impl Session {
             }
             let off = |(f, w): (&f32, &f32)| {
                 let (f, w) = (f64::from(*f), f64::from(*w));
-                // Written so that NaN counts as wrong.
-                !((f - w).abs() <= case.atol + case.rtol * w.abs())
+                f.is_nan() || (f - w).abs() > case.atol + case.rtol * w.abs()
             };
             if let Some(at) = found.iter().zip(want).position(off) {
                 return Err(format!("output `{}` gave {} where {} is right", expected.name, found[at], want[at]));
@@ -159,7 +158,9 @@ impl Session {
 
     fn check_outputs(&self, manifest: &Manifest) -> Result<(), ModelError> {
         let zeros = vec![0.0; self.steps * self.channels];
-        let trial = self.run(&[&zeros])?;
+        let (steps, channels) = (self.steps, self.channels);
+        let fit = |e| ModelError::Graph(format!("it does not fit a window of [{steps}, {channels}]: {e}"));
+        let trial = self.run(&[&zeros]).map_err(fit)?;
         let needs = super::explain::needed_output(manifest.task);
         let Some(part) = trial.of(needs, 0) else {
             let message = format!("task needs an output `{needs}`, but it has {}", self.outputs.join(", "));

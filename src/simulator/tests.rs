@@ -87,6 +87,22 @@ fn values_stay_within_what_the_sensors_can_give_and_are_seldom_at_the_limit() {
 }
 
 #[test]
+fn no_healthy_sensor_repeats_itself_for_two_seconds() {
+    // So that a sensor that does can be told from one that is well.
+    let layout = Layout::demo();
+    for seed in 0..3 {
+        let steps = run(&mut Plant::new(seed, &layout), 900.0);
+        for (m, spec) in layout.machines.iter().enumerate() {
+            for (c, signal) in spec.kind.signals().iter().enumerate() {
+                let values: Vec<_> = steps.iter().map(|step| step.machines[m].values[c].1).collect();
+                let longest = values.chunk_by(|a, b| a == b).map(<[_]>::len).max().unwrap();
+                assert!(longest < 20, "{} {} repeats itself {longest} times", spec.name, signal.name);
+            }
+        }
+    }
+}
+
+#[test]
 fn machines_change_their_duty_and_stop_now_and_then() {
     for kind in MachineKind::ALL {
         let layout = Layout::new(

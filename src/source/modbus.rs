@@ -1,5 +1,6 @@
 //! Modbus: asks a device for its signals at their own rates and sends what it answers.
-//! Reads only; there is no code here that writes to a device. One connection per source.
+//! Reads only; there is no code here that writes to a device. A connection per source over TCP; those
+//! on the same serial line share it.
 
 use std::sync::Arc;
 
@@ -9,8 +10,12 @@ use tokio::time::{Instant, sleep_until};
 use crate::metrics::Shared;
 use crate::types::{Batch, Time};
 
+pub mod budget;
 mod config;
 mod connection;
+mod debts;
+mod frame;
+mod line;
 pub mod plan;
 mod poller;
 pub mod probe;
@@ -18,9 +23,13 @@ pub mod registers;
 mod report;
 pub mod scan;
 mod schedule;
+pub mod trace;
+mod url;
 
-pub use config::{Config, Signal, Url};
+pub use config::{Config, Signal};
 pub use connection::{Connection, Failure};
+pub use line::Lines;
+pub use url::Url;
 
 use poller::Poller;
 use schedule::Schedule;
@@ -30,18 +39,18 @@ use schedule::Schedule;
 /// One [`Batch`] per round holds a reading of every signal that was due, good or bad, stamped with
 /// the time its reply arrived. Nothing the device does ends this: while it cannot be reached, its
 /// signals are bad at their own rates, so that what is downstream sees bad quality, not silence.
-/// When `batches` is full, polling waits; rounds missed meanwhile are skipped.
-pub async fn run(config: Config, shared: Shared, batches: mpsc::Sender<Batch>) {
+/// Sources that are given the same `lines` share serial lines and gateways. When `batches` is full, polling waits; rounds missed meanwhile are skipped.
+pub async fn run(config: Config, lines: Lines, shared: Shared, batches: mpsc::Sender<Batch>) {
     let stop = shared.stop.clone();
     tokio::select! {
         () = stop.cancelled() => {}
-        () = poll(config, shared, batches) => {}
+        () = poll(config, lines, shared, batches) => {}
     }
 }
 
-async fn poll(config: Config, shared: Shared, batches: mpsc::Sender<Batch>) {
+async fn poll(config: Config, lines: Lines, shared: Shared, batches: mpsc::Sender<Batch>) {
     let config = Arc::new(config);
-    let mut poller = Poller::new(config.clone(), shared);
+    let mut poller = Poller::new(config.clone(), lines, shared);
     poller.first_dial().await;
     let mut schedule = Schedule::new(config.signals.iter().map(|s| s.poll), Instant::now());
     while let Some(next) = schedule.next() {

@@ -1,5 +1,6 @@
 //! Keeping house: saving cursors, deleting what is delivered, holding the limits, telling figures.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,10 +14,11 @@ use super::Commit;
 use super::cursors::{Cursor, CursorFile, Saved};
 use super::fault::Fault;
 use super::group::Gap;
-use super::lane::{Lane, LaneId};
-use super::limits::{Limits, Usage, Why};
+use super::lane::Lane;
+use super::limits::{Limits, Usage};
 use super::outbox::Shelf;
 use super::segment::{Loss, Summary};
+use super::view::LaneId;
 
 /// Cursors are saved at most this often.
 const SAVE_EVERY: Duration = Duration::from_millis(100);
@@ -36,10 +38,14 @@ pub(super) struct Figures {
     pub disk: [u64; 4],
     /// Items given up, by lane.
     pub dropped: [u64; 4],
+    /// Items found damaged since the store was opened.
+    pub damaged: u64,
     /// Segments set aside since the store was opened.
     pub quarantined: u64,
     /// Why nothing can be written at present.
     pub fault: Option<String>,
+    /// How often `disk` was taken.
+    pub looks: u64,
 }
 
 /// How far the gap record for the segment to be given up next has come.
@@ -48,6 +54,12 @@ enum Told {
     Queued,
     Writing,
     Durable,
+}
+
+/// A gap that is being told, and the segment that goes afterwards.
+struct Telling {
+    gap: Gap,
+    told: Told,
 }
 
 /// See the top of the file.
@@ -61,9 +73,11 @@ pub(super) struct House {
     /// Sequences below this are taken.
     pub next_record: u64,
     since_checkpoint: u64,
+    /// The slowest cursor of each outgoing lane that is on the medium for sure.
+    synced: [u64; 2],
     saved_at: Option<Instant>,
     looked_at: Option<Instant>,
-    telling: Option<(LaneId, u64, Told)>,
+    telling: Option<Telling>,
 }
 
 impl House {
@@ -76,6 +90,7 @@ impl House {
             checkpoint_after: 0,
             next_record: 0,
             since_checkpoint: 0,
+            synced: [0; 2],
             saved_at: None,
             looked_at: None,
             telling: None,
@@ -89,14 +104,14 @@ impl House {
 
     /// Everything queued so far is in the group that is being written.
     pub fn group_started(&mut self) {
-        if let Some((_, _, told @ Told::Queued)) = &mut self.telling {
+        if let Some(Telling { told: told @ Told::Queued, .. }) = &mut self.telling {
             *told = Told::Writing;
         }
     }
 
     /// That group is durable.
     pub fn group_durable(&mut self) {
-        if let Some((_, _, told @ Told::Writing)) = &mut self.telling {
+        if let Some(Telling { told: told @ Told::Writing, .. }) = &mut self.telling {
             *told = Told::Durable;
         }
     }
@@ -115,6 +130,14 @@ impl House {
         lock(&self.figures).fault = fault;
     }
 
+    /// What somebody should look at, although the store works.
+    pub fn troubles(&self) -> Option<String> {
+        let figures = lock(&self.figures);
+        let lost = figures.damaged;
+        (figures.quarantined > 0 || lost > 0)
+            .then(|| format!("{} damaged segments are in the quarantine; {lost} items were lost", figures.quarantined))
+    }
+
     /// Does what is due; gaps to be told.
     pub fn keep(&mut self, shelf: &Shelf, lanes: &mut [Lane; 4], shared: &Shared, now: Time) -> Vec<Gap> {
         let due = |at: Option<Instant>, every| at.is_none_or(|t| t.elapsed() >= every);
@@ -125,7 +148,7 @@ impl House {
             }
             self.remove_delivered(shelf, lanes);
         }
-        let telling = matches!(self.telling, Some((_, _, Told::Durable)));
+        let telling = self.telling.as_ref().is_some_and(|t| t.told == Told::Durable);
         if !telling && !due(self.looked_at, LOOK_EVERY) {
             return Vec::new();
         }
@@ -141,10 +164,16 @@ impl House {
     /// Saves all cursors.
     pub fn save(&mut self, shelf: &Shelf, sync: bool) -> Result<(), Fault> {
         shelf.moved.store(false, Ordering::Release);
-        let sinks = shelf.sinks.iter().map(|(name, sink)| (name.clone(), sink.cursors())).collect();
-        let result = self.cursors.write(&Saved { sequence: self.next_record, sinks }, sync);
-        if result.is_err() {
-            shelf.moved.store(true, Ordering::Release);
+        let sinks: BTreeMap<_, _> = shelf.sinks.iter().map(|(name, sink)| (name.clone(), sink.cursors())).collect();
+        let slowest = [0, 1].map(|lane| sinks.values().map(|c| c[lane].sequence).min().unwrap_or(0));
+        let result = self.cursors.write(
+            &Saved { sequence: self.next_record, requeued: shelf.requeued.load(Ordering::Acquire), sinks },
+            sync,
+        );
+        match &result {
+            Ok(()) if sync => self.synced = slowest,
+            Ok(()) => {}
+            Err(_) => shelf.moved.store(true, Ordering::Release),
         }
         result
     }
@@ -152,17 +181,16 @@ impl House {
     /// Deletes segments that every sink is past. The cursors are on the medium before that, so a
     /// segment that is gone and not behind all cursors is known to be lost.
     fn remove_delivered(&mut self, shelf: &Shelf, lanes: &mut [Lane; 4]) {
-        let mut saved = false;
         for (i, id) in LaneId::OUT.into_iter().enumerate() {
             let lane = &mut lanes[id as usize];
             while let (Some(oldest), Some(slowest)) = (lane.oldest_sealed(), shelf.slowest(i)) {
                 if slowest.sequence <= oldest.last {
                     break;
                 }
-                if !saved && self.save(shelf, true).is_err() {
+                // Cursors move on while this runs: what counts is where they were when synced.
+                if self.synced[i] <= oldest.last && self.save(shelf, true).is_err() {
                     return;
                 }
-                saved = true;
                 lane.remove_oldest();
             }
         }
@@ -182,32 +210,57 @@ impl House {
         summary.last <= self.checkpoint_after && journal.view.segments().iter().any(|s| later(&s.summary()))
     }
 
+    /// Gives up what the limits ask for. What somebody still waits for is told first, and goes once
+    /// that is durable.
     fn hold_limits(&mut self, shelf: &Shelf, lanes: &mut [Lane; 4], shared: &Shared, now: Time) -> Vec<Gap> {
+        if let Some(telling) = self.telling.take()
+            && let Some(unfinished) = self.follow_through(telling, shelf, lanes, shared)
+        {
+            self.telling = Some(unfinished);
+            return Vec::new();
+        }
         loop {
             let usage = self.usage(lanes);
-            let Some((id, why)) = self.limits.next_eviction(&usage, now) else {
-                self.telling = None;
-                return Vec::new();
-            };
+            let Some((id, why)) = self.limits.next_eviction(&usage, now) else { return Vec::new() };
             let Some(oldest) = usage[id as usize].oldest.clone() else { return Vec::new() };
             let place = LaneId::OUT.iter().position(|l| *l == id);
             let owed = place.and_then(|p| owed(&oldest, shelf.slowest(p)?, id));
-            if let Some(loss) = &owed {
-                match self.telling {
-                    Some((lane, name, Told::Durable)) if (lane, name) == (id, oldest.name) => {}
-                    Some((lane, name, _)) if (lane, name) == (id, oldest.name) => return Vec::new(),
-                    _ => {
-                        self.telling = Some((id, oldest.name, Told::Queued));
-                        return vec![Gap { lane: id, reason: why.as_str(), loss: loss.clone() }];
-                    }
-                }
+            if let (Some(loss), Some(place)) = (owed, place) {
+                shelf.fences[place].fetch_max(oldest.last + 1, Ordering::AcqRel);
+                let gap = Gap { lane: id, reason: why.as_str(), loss };
+                self.telling = Some(Telling { gap: gap.clone(), told: Told::Queued });
+                return vec![gap];
             }
-            self.telling = None;
             if !self.give_up(shelf, &mut lanes[id as usize], &oldest, place) {
                 return Vec::new();
             }
-            self.count_dropped(shared, id, why, owed.map_or(0, |l| l.records));
         }
+    }
+
+    /// Gives the told segment up, even if the limits hold by now: sinks no longer read it. Returns
+    /// what is still to be done.
+    fn follow_through(
+        &mut self,
+        telling: Telling,
+        shelf: &Shelf,
+        lanes: &mut [Lane; 4],
+        shared: &Shared,
+    ) -> Option<Telling> {
+        if telling.told != Told::Durable {
+            return Some(telling);
+        }
+        let Gap { lane: id, reason, loss } = &telling.gap;
+        let lane = &mut lanes[*id as usize];
+        let place = LaneId::OUT.iter().position(|l| l == id);
+        // It is gone if the slowest sink had the rest of it in hand.
+        if let Some(oldest) = lane.oldest_sealed().filter(|s| s.name == loss.segment)
+            && !self.give_up(shelf, lane, &oldest, place)
+        {
+            return Some(telling);
+        }
+        tracing::error!("gave up {} undelivered records of the {} lane: {reason}", loss.records, id.name());
+        self.dropped(shared, *id, reason, loss.records);
+        None
     }
 
     fn give_up(&mut self, shelf: &Shelf, lane: &mut Lane, oldest: &Summary, place: Option<usize>) -> bool {
@@ -220,13 +273,6 @@ impl House {
         }
         lane.remove_oldest();
         true
-    }
-
-    fn count_dropped(&self, shared: &Shared, lane: LaneId, why: Why, records: u64) {
-        if records > 0 {
-            tracing::error!("gave up {records} undelivered records of the {} lane: {}", lane.name(), why.as_str());
-            self.dropped(shared, lane, why.as_str(), records);
-        }
     }
 
     fn dropped(&self, shared: &Shared, lane: LaneId, reason: &str, records: u64) {
@@ -243,6 +289,7 @@ impl House {
             let Some(id) = LaneId::ALL.into_iter().find(|l| *l as u8 == loss.lane) else { continue };
             tracing::error!("{} items of the {} lane are damaged and lost", loss.records, id.name());
             self.dropped(shared, id, DAMAGED, loss.records);
+            lock(&self.figures).damaged += loss.records;
             match lanes[id as usize].set_aside(loss.segment) {
                 Ok(true) => self.set_aside(lanes),
                 Ok(false) => {}
@@ -270,7 +317,10 @@ impl House {
 
     fn tell(&self, shelf: &Shelf, lanes: &[Lane; 4], shared: &Shared) {
         let disk = lanes.each_ref().map(Lane::disk);
-        lock(&self.figures).disk = disk;
+        let mut figures = lock(&self.figures);
+        figures.disk = disk;
+        figures.looks += 1;
+        drop(figures);
         let labels = |id: LaneId| [("lane", id.name().to_owned())];
         for (id, bytes) in LaneId::ALL.into_iter().zip(disk) {
             shared.metrics.store_disk.get_or_create(&labels(id)).set(bytes as i64);

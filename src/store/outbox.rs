@@ -1,7 +1,7 @@
 //! Where sinks read: from their own cursor, the priority lane before the routine one.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -10,9 +10,9 @@ use crate::metrics::lock;
 use crate::types::{Name, Record, Stored, Time};
 
 use super::cursors::Cursor;
-use super::lane::{LaneId, LaneView};
 use super::record::{self, DeadLetter};
 use super::segment::{Loss, Losses};
+use super::view::{LaneId, LaneView};
 
 /// Why nothing could be read.
 #[derive(Debug, thiserror::Error)]
@@ -25,10 +25,18 @@ pub enum ReadError {
     Disk(String),
 }
 
-/// What a sink wants set aside.
+/// What comes to the writer from others than the engine.
 pub(super) struct Aside {
-    pub letter: DeadLetter,
+    pub what: AsideWhat,
+    /// Told when it is durable.
     pub done: oneshot::Sender<()>,
+}
+
+pub(super) enum AsideWhat {
+    /// A sink sets a record aside.
+    Letter(DeadLetter),
+    /// A record is sent once more.
+    Again(Record),
 }
 
 /// A sink's places.
@@ -78,6 +86,9 @@ impl Sink {
 pub(super) struct Shelf {
     /// In the order of [`LaneId::OUT`].
     pub lanes: [Arc<LaneView>; 2],
+    /// Records below these are about to be given up, which is being told. Sinks before a fence
+    /// wait: the count told stays true, and no cursor moves past the loss before it is told.
+    pub fences: [AtomicU64; 2],
     pub sinks: BTreeMap<String, Arc<Sink>>,
     /// Moves whenever more has become durable.
     pub horizon: watch::Sender<u64>,
@@ -86,6 +97,8 @@ pub(super) struct Shelf {
     /// Tells the writer of that.
     pub wake: Notify,
     pub aside: mpsc::Sender<Aside>,
+    /// Dead letters below this have been queued again.
+    pub requeued: AtomicU64,
     pub losses: Arc<Losses>,
     pub closed: AtomicBool,
 }
@@ -148,7 +161,11 @@ impl Outbox {
 
     fn is_waiting(&self) -> bool {
         let cursors = self.sink.cursors();
-        (0..2).any(|i| self.shelf.lanes[i].last() >= cursors[i].sequence.max(1))
+        (0..2).any(|i| self.shelf.lanes[i].last() >= cursors[i].sequence.max(1) && !self.is_fenced(i, cursors[i]))
+    }
+
+    fn is_fenced(&self, lane: usize, at: Cursor) -> bool {
+        at.sequence < self.shelf.fences[lane].load(Ordering::Acquire)
     }
 
     /// The next records from the cursor on, without moving it: those of the priority lane while
@@ -174,8 +191,11 @@ impl Outbox {
     fn read_lane(&self, lane: usize, max_records: usize, max_bytes: usize) -> Result<Vec<Stored>, ReadError> {
         let view = &self.shelf.lanes[lane];
         let start = self.sink.cursors()[lane];
-        let (end, last) = (view.end(), view.last());
+        let (last, end) = view.tip();
         let (mut out, mut handed, mut bytes, mut sequence) = (Vec::new(), Vec::new(), 0, start.sequence);
+        if self.is_fenced(lane, start) {
+            return Ok(out);
+        }
         let mut cache = lock(&self.cache);
         'full: loop {
             if !cache[lane].as_ref().is_some_and(|d| (d.first..=d.last).contains(&sequence)) {
@@ -262,7 +282,8 @@ impl Outbox {
             sequence: stored.sequence,
             record: stored.record.clone(),
         };
-        self.shelf.aside.send(Aside { letter, done }).await.map_err(|_| ReadError::Closed)?;
+        let what = AsideWhat::Letter(letter);
+        self.shelf.aside.send(Aside { what, done }).await.map_err(|_| ReadError::Closed)?;
         safe.await.map_err(|_| ReadError::Closed)?;
         self.ack(&[stored]);
         Ok(())
@@ -270,7 +291,12 @@ impl Outbox {
 
     /// Records and, roughly, bytes still to deliver.
     pub fn depth(&self) -> (u64, u64) {
-        let [priority, routine] = self.shelf.depth(&self.sink);
+        let [priority, routine] = self.depths();
         (priority.0 + routine.0, priority.1 + routine.1)
+    }
+
+    /// [`Outbox::depth`] of the priority and of the routine lane.
+    pub fn depths(&self) -> [(u64, u64); 2] {
+        self.shelf.depth(&self.sink)
     }
 }

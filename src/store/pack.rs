@@ -9,6 +9,9 @@ use super::block::{Draft, Head, RAW_MAX};
 
 /// Each item in a shared block is preceded by its sequence (8 bytes) and its length (4).
 const FRAME: usize = 12;
+/// The part of a split item that one block holds. What does not fit a block with its frame makes
+/// at least two of these.
+pub(super) const PART: usize = RAW_MAX - FRAME;
 
 /// One thing to be stored: a record, a journal entry, a checkpoint or a dead letter.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,7 +55,7 @@ pub(super) fn pack(
         if let Some((head, raw)) = open.take_if(|(_, raw)| raw.len() + len > RAW_MAX) {
             units.push_back(vec![Draft::new(head, raw, zstd)]);
         }
-        if len > RAW_MAX {
+        if item.bytes.len() > PART {
             units.push_back(split(lane, &item, counters, written, zstd));
             continue;
         }
@@ -101,7 +104,7 @@ fn add(head: &mut Head, item: &Item, counters: &mut Counters) {
 /// The item counts, and moves `engine_upto`, with its last part only: until that is on disk it is
 /// not there.
 fn split(lane: u8, item: &Item, counters: &mut Counters, written: Time, zstd: &mut zstd::bulk::Compressor<'_>) -> Unit {
-    let chunks: Vec<&[u8]> = item.bytes.chunks(RAW_MAX).collect();
+    let chunks: Vec<&[u8]> = item.bytes.chunks(PART).collect();
     let mut head = Head { parts: chunks.len() as u16, ..opening(lane, item, counters, written) };
     let mut unit = Vec::with_capacity(chunks.len());
     for (part, chunk) in chunks.iter().enumerate() {
@@ -141,7 +144,7 @@ mod tests {
             let blocks: Vec<(Head, Vec<u8>)> = (unit.iter().enumerate())
                 .map(|(slot, d)| {
                     let bytes = d.encode(slot as u32);
-                    assert!(bytes.len() <= VALUE_MAX && bytes.len() == d.len());
+                    assert!(bytes.len() <= VALUE_MAX && bytes.len() == d.size());
                     (parse(&bytes).unwrap(), payload(&bytes).unwrap())
                 })
                 .collect();
@@ -179,7 +182,7 @@ mod tests {
                 position += u64::from(head.count);
                 prop_assert_eq!(head.engine_upto, position - 5);
             }
-            let blocks: usize = items.iter().map(|i| i.bytes.len().div_ceil(RAW_MAX - FRAME).max(1)).sum();
+            let blocks: usize = items.iter().map(|i| i.bytes.len().div_ceil(PART).max(1)).sum();
             prop_assert!(units.iter().flatten().count() <= blocks);
             prop_assert_eq!(counters, Counters { position: 5 + items.len() as u64, engine_upto: items.len() as u64 });
         }

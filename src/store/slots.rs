@@ -62,6 +62,8 @@ pub(super) fn create(dir: &Path, slots: u32, preallocate: u64) -> Result<SlotWri
         fs::remove_dir_all(dir).map_err(Fault::io("remove", dir))?;
     }
     fs::create_dir_all(dir).map_err(Fault::io("create", dir))?;
+    #[cfg(test)]
+    trouble::check(dir)?;
     let db = guarded("open a new segment", || config(dir).open())?;
     guarded("lay out slots", || {
         for slot in 0..slots + SPARE_SLOTS {
@@ -70,12 +72,10 @@ pub(super) fn create(dir: &Path, slots: u32, preallocate: u64) -> Result<SlotWri
         db.flush().map(drop)
     })?;
     let writer = SlotWriter::new(db, dir)?;
-    match fallocate(&writer.file, FallocateFlags::KEEP_SIZE, 0, preallocate) {
-        Err(e @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) => {
-            return Err(Fault::io("reserve room for", &writer.path)(e.into()));
-        }
-        // Some filesystems cannot; then a full disk shows up later, at a write.
-        Ok(()) | Err(_) => {}
+    let reserved = fallocate(&writer.file, FallocateFlags::KEEP_SIZE, 0, preallocate);
+    // Some filesystems cannot; then a full disk shows up later, at a write.
+    if let Err(e @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) = reserved {
+        return Err(Fault::io("reserve room for", &writer.path)(e.into()));
     }
     sync_tree(dir)?;
     Ok(writer)
@@ -163,6 +163,8 @@ impl SlotWriter {
     /// Everything put so far is on the medium when this returns.
     pub fn sync(&self) -> Result<(), Fault> {
         guarded("flush", || self.slots.db.flush().map(drop))?;
+        #[cfg(test)]
+        trouble::check(&self.path)?;
         self.file.sync_data().map_err(Fault::io("sync", &self.path))
     }
 
@@ -215,4 +217,30 @@ fn sync_tree(dir: &Path) -> Result<(), Fault> {
         File::open(entry.path()).and_then(|f| f.sync_all()).map_err(Fault::io("sync", &entry.path()))?;
     }
     sync_dir(dir)
+}
+
+/// A disk that is full, for tests: everything below certain directories fails.
+#[cfg(test)]
+pub(super) mod trouble {
+    use std::io;
+    use std::path::{Path, PathBuf};
+    use std::sync::Mutex;
+
+    use super::Fault;
+    use crate::metrics::lock;
+
+    static FULL: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+    pub fn start(below: &Path) {
+        lock(&FULL).push(below.to_owned());
+    }
+
+    pub fn stop(below: &Path) {
+        lock(&FULL).retain(|p| p != below);
+    }
+
+    pub fn check(path: &Path) -> Result<(), Fault> {
+        let full = lock(&FULL).iter().any(|p| path.starts_with(p));
+        if full { Err(Fault::io("sync", path)(io::ErrorKind::StorageFull.into())) } else { Ok(()) }
+    }
 }

@@ -3,6 +3,12 @@
 use super::*;
 use crate::types::{Kind, ReceiptWaiter, RecordId, Stored};
 
+mod damage;
+mod faults;
+mod limits;
+mod model;
+mod offline;
+
 /// Small segments, so that everything happens often.
 pub(super) fn small() -> Config {
     Config { commit_interval: Duration::from_millis(1), segment_bytes: 64 << 10, segment_slots: 8, ..Config::default() }
@@ -22,17 +28,41 @@ fn open(config: &Config, dir: &Path) -> (Store, Recovered) {
     Store::open(config, dir, &["cloud"], Shared::new()).unwrap()
 }
 
-/// Sends a commit and waits until it is durable.
-fn commit(store: &Store, mut commit: Commit) {
-    let waiter = send(store, &mut commit);
-    store.sender().blocking_send(commit).unwrap();
-    waiter.blocking_recv().unwrap();
+/// In memory where there is room for it: syncs cost nothing there, and these tests do not cut the
+/// power.
+fn fast_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
-fn send(_store: &Store, commit: &mut Commit) -> ReceiptWaiter {
+/// Sends a commit and waits until it is durable.
+fn commit(store: &Store, commit: Commit) {
+    send(store, commit).blocking_recv().unwrap();
+}
+
+fn send(store: &Store, mut commit: Commit) -> ReceiptWaiter {
     let (receipt, waiter) = Receipt::new();
     commit.receipts.push(receipt);
+    store.sender().blocking_send(commit).unwrap();
     waiter
+}
+
+/// Commits one record with its entry.
+fn commit_one(store: &Store, kind: Kind, n: u64) {
+    let entry = Some(n.to_le_bytes().to_vec());
+    commit(store, Commit { entry, records: vec![record(kind, n)], first_ordinal: n, ..Commit::default() });
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+}
+
+/// Polls until it holds; fails after a while.
+fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    while !holds() {
+        assert!(std::time::Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn numbers(records: &[Stored]) -> Vec<u64> {
@@ -75,4 +105,27 @@ fn what_is_committed_is_read_acknowledged_and_gone() {
     sequences.sort_unstable();
     assert_eq!(sequences, (1..=50).collect::<Vec<_>>());
     store.close().unwrap();
+}
+
+#[test]
+fn settings_are_read_and_mistakes_told() {
+    let read = |text: &str| {
+        let document = crate::settings::Document::parse(text, Default::default());
+        let config = Config::read(&document.root());
+        (config, document.into_problems().into_iter().map(|p| p.message).collect::<Vec<_>>())
+    };
+    assert_eq!(read(""), (Config::default(), vec![]));
+    let (config, problems) =
+        read("max_bytes = \"1GiB\"\nmax_age = \"3d\"\ncommit_interval = \"50ms\"\nwhen_full = \"drop_oldest\"");
+    assert_eq!(problems, Vec::<String>::new());
+    assert_eq!((config.max_bytes, config.max_age), (1 << 30, Duration::from_hours(72)));
+    assert_eq!(config.commit_interval, Duration::from_millis(50));
+    let (_, problems) =
+        read("max_bytes = \"1MiB\"\nmax_age = \"1s\"\ncommit_interval = \"1m\"\nwhen_full = \"drop_oldst\"");
+    insta::assert_snapshot!(problems.join("\n"), @r#"
+    max_bytes: is less than 64MiB, which the segments in use alone can take
+    max_age: is less than a minute
+    commit_interval: is more than 10s; brokers would wait that long for each answer
+    when_full: "drop_oldst" is not one of drop_oldest; did you mean `drop_oldest`?
+    "#);
 }

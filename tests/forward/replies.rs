@@ -8,6 +8,7 @@ use andon::simulator::cloud::{Cloud, Fault, Options};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 
 use crate::rig::{Rig, config, fill, id, rig, start, until};
 
@@ -91,7 +92,8 @@ async fn half_an_answer_of_200_is_no_answer() {
     let (_shared, _sink) = start(config(&url, "compress = \"none\""), &outbox, Duration::ZERO);
     let mut bodies = Vec::new();
     for answer in ["200 OK\r\ncontent-length: 99\r\n\r\n{\"results\":", "202 Accepted\r\ncontent-length: 0\r\n\r\n"] {
-        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let (mut stream, _) =
+            timeout(Duration::from_secs(20), listener.accept()).await.expect("in time").expect("a connection");
         let mut request = Vec::new();
         while !request.ends_with(b"]") {
             assert!(stream.read_buf(&mut request).await.expect("bytes") > 0);

@@ -1,5 +1,5 @@
 //! What the integration tests share. Each test file takes what it needs.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
 pub mod chromium;
 pub mod daemon;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use andon::metrics::{Component, Shared};
 use andon::settings::{Document, Surroundings};
-use andon::source::modbus::{Config, run};
+use andon::source::modbus::{Config, Lines, run};
 use andon::types::{Batch, Cause, Quality, Reading};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
@@ -29,11 +29,16 @@ pub fn config(text: &str) -> Config {
     config
 }
 
+/// A source at a URL, then `keys`, then signals as [`source_text`] has them.
+pub fn source_at(name: &str, url: &str, keys: &str, signals: &[(String, String)]) -> String {
+    let signals = signals.iter().map(|(name, rest)| format!("[[modbus.signal]]\nname = \"{name}\"\n{rest}\n"));
+    let head = format!("[[modbus]]\nname = \"{name}\"\nurl = \"{url}\"\nmachine = \"m\"\n{keys}\n");
+    head + &signals.collect::<String>()
+}
+
 /// A source at `address`, then `keys`, then a signal of machine `m` for each of (name, rest).
 pub fn source_text(address: SocketAddr, keys: &str, signals: &[(String, String)]) -> String {
-    let signals = signals.iter().map(|(name, rest)| format!("[[modbus.signal]]\nname = \"{name}\"\n{rest}\n"));
-    let head = format!("[[modbus]]\nname = \"plc\"\nurl = \"tcp://{address}\"\nmachine = \"m\"\n{keys}\n");
-    head + &signals.collect::<String>()
+    source_at("plc", &format!("tcp://{address}"), keys, signals)
 }
 
 /// Signals r5, r7 … for plain u16 holding registers.
@@ -50,9 +55,14 @@ pub struct Running {
 
 impl Running {
     pub fn start(config: Config) -> Running {
+        Running::on(config, &Lines::default())
+    }
+
+    /// One that shares serial lines with others.
+    pub fn on(config: Config, lines: &Lines) -> Running {
         let shared = Shared::new();
         let (tx, batches) = mpsc::channel(1);
-        let task = tokio::spawn(run(config, shared.clone(), tx));
+        let task = tokio::spawn(run(config, lines.clone(), shared.clone(), tx));
         Running { shared, batches, task }
     }
 
@@ -138,10 +148,20 @@ struct Hello {
 
 impl Pymodbus {
     pub fn start() -> Pymodbus {
+        Pymodbus::with(&[])
+    }
+
+    /// An RTU device with units 1 and 2 at the end of a serial line.
+    pub fn on_line(path: &std::path::Path) -> Pymodbus {
+        Pymodbus::with(&[path.as_os_str()])
+    }
+
+    fn with(arguments: &[&std::ffi::OsStr]) -> Pymodbus {
         let root = env!("CARGO_MANIFEST_DIR");
         let python = std::env::var("ANDON_TEST_PYTHON").unwrap_or_else(|_| format!("{root}/target/venv/bin/python"));
         let mut child = Command::new(&python)
             .arg(format!("{root}/tests/support/pymodbus_server.py"))
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -60,6 +60,11 @@ impl Mosquitto {
         self.dir.path()
     }
 
+    /// All that it has logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
     /// Asks it to end, which makes it save its sessions, and waits.
     pub fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -91,6 +96,11 @@ impl Mosquitto {
 impl Drop for Mosquitto {
     fn drop(&mut self) {
         self.kill();
+        if std::thread::panicking() {
+            let log = self.log();
+            let last: Vec<&str> = log.lines().rev().take(60).collect();
+            eprintln!("the broker's last words:\n{}", last.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        }
     }
 }
 

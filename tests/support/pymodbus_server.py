@@ -1,4 +1,5 @@
-"""A Modbus TCP device made with pymodbus, for tests/modbus.rs.
+"""A Modbus TCP device made with pymodbus, for the Modbus tests; an RTU device with two units, 1 and 2,
+when it is given the path of a serial device.
 
 Prints one JSON line with its port and the values it holds. Then, for each line it reads, it prints
 the requests it has had since the last: [[function, address, count], ...]. Ends at end of input.
@@ -7,11 +8,13 @@ the requests it has had since the last: [[function, address, count], ...]. Ends 
 import asyncio
 import itertools
 import json
+import logging
 import struct
 import sys
 
 from pymodbus.client import ModbusTcpClient
-from pymodbus.server import ModbusTcpServer
+from pymodbus.framer import FramerType
+from pymodbus.server import ModbusSerialServer, ModbusTcpServer
 from pymodbus.simulator import DataType, SimData, SimDevice
 
 TYPES = {  # name: (struct code, values)
@@ -79,8 +82,12 @@ async def main():
         return [SimData(0, values=values, datatype=DataType.BITS)]
 
     islands = [registers(r.start, list(r)) for r in ISLANDS]
-    table = [registers(0, holding), registers(2000, [0xA5C3]), *islands]
-    device = SimDevice(1, simdata=(bits(BITS), bits([not b for b in BITS]), table, [registers(0, list(holding))]))
+    text = list(struct.unpack(">5H", b"Pump 7\0\0XX"))
+    table = [registers(0, holding), registers(2000, [0xA5C3]), registers(2100, text), *islands]
+
+    def device(unit):
+        copies = [registers(0, list(holding))]
+        return SimDevice(unit, simdata=(bits(BITS), bits([not b for b in BITS]), table, copies))
 
     seen = []
 
@@ -89,9 +96,20 @@ async def main():
             seen.append([pdu.function_code, pdu.address, pdu.count])
         return pdu
 
-    server = ModbusTcpServer(device, address=("127.0.0.1", 0), trace_pdu=note)
-    await server.serve_forever(background=True)
-    port = server.transport.sockets[0].getsockname()[1]
+    if sys.argv[1:]:
+        units, path = [device(1), device(2)], sys.argv[1]
+        # Unit 9 hears what it is asked and is silent: other units that are missing get an exception.
+        silent = lambda sending, frame: b"" if sending and frame[0] == 9 else frame
+        server = ModbusSerialServer(
+            units, framer=FramerType.RTU, port=path, baudrate=115200, trace_pdu=note, trace_packet=silent
+        )
+        logging.disable()
+        await server.serve_forever(background=True)
+        port = 0
+    else:
+        server = ModbusTcpServer(device(1), address=("127.0.0.1", 0), trace_pdu=note)
+        await server.serve_forever(background=True)
+        port = server.transport.sockets[0].getsockname()[1]
     print(json.dumps({"port": port, "signals": signals}), flush=True)
     while await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline):
         print(json.dumps(seen), flush=True)

@@ -1,1 +1,165 @@
+use std::path::Path;
 
+use proptest::prelude::*;
+
+use super::*;
+use crate::alarm::Config as AlarmConfig;
+use crate::pipeline::Settings;
+
+const MS: i64 = 1_000_000;
+
+fn pump_model() -> Arc<Model> {
+    // Loading takes a while in a debug build: once is enough.
+    static MODEL: std::sync::OnceLock<Arc<Model>> = std::sync::OnceLock::new();
+    let load = || Model::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/pump-anomaly")).expect("the bundle");
+    MODEL.get_or_init(load).clone()
+}
+
+fn engine() -> Engine {
+    let model = pump_model();
+    let settings = Settings {
+        rate: None,
+        stale_after: Some(Duration::from_secs(1)),
+        lateness: None,
+        running: None,
+        ranges: Vec::new(),
+        stuck_after: None,
+    };
+    let (steps, stride, rate) = (model.manifest().steps, model.manifest().stride, model.manifest().rate);
+    let layout = Layout::new(&settings, model.channel_names().to_vec(), steps, stride, rate);
+    let block = Block {
+        matcher: WildMatch::new("pump-*"),
+        model: Some(model),
+        layout: Arc::new(layout),
+        limit: Limit::PValue(1e-4),
+        alarm: AlarmConfig { off_delay: Duration::from_secs(1), ..AlarmConfig::default() },
+    };
+    Engine::new(Recorder::new("site", "gw"), vec![block], 8)
+}
+
+/// Two pumps for some seconds, the second of which goes wrong half-way; every now and then a
+/// channel is missing.
+fn course(seconds: i64, holes: &[usize]) -> Vec<Reading> {
+    let channels = pump_model().manifest().channels.clone();
+    let mut out = Vec::new();
+    for step in 0..seconds * 10 {
+        for pump in ["pump-1", "pump-2"] {
+            let trouble = pump == "pump-2" && step > seconds * 5;
+            for (i, c) in channels.iter().enumerate() {
+                let wobble = ((step * 7 + i as i64) % 13) as f64 / 13.0 - 0.5;
+                let value = c.mean + c.std * (0.05 * wobble + if trouble && i == 3 { 6.0 } else { 0.0 });
+                let signal: Name = c.name.as_str().into();
+                out.push(Reading::good(pump.into(), signal, Time((step + 1) * 100 * MS), value));
+            }
+        }
+    }
+    holes.iter().for_each(|h| drop(out.remove(h % out.len())));
+    out
+}
+
+/// Feeds readings in groups of these sizes; the group each came in decides nothing.
+fn feed(engine: &mut Engine, readings: &[Reading], sizes: &[usize]) -> Vec<Record> {
+    let (mut records, mut at, mut sizes) = (Vec::new(), 0, sizes.iter().cycle());
+    while at < readings.len() {
+        let end = readings.len().min(at + sizes.next().copied().unwrap_or(64).max(1));
+        let arrived = readings[end - 1].at;
+        let group = Group { inputs: vec![Input::Readings(arrived, readings[at..end].to_vec())] };
+        records.extend(engine.step(&group).records);
+        at = end;
+    }
+    records
+}
+
+fn sorted(mut records: Vec<Record>) -> Vec<Record> {
+    records.sort_by_key(|r| (r.at, r.id));
+    records
+}
+
+#[test]
+fn trouble_raises_an_alarm_that_names_the_channel() {
+    let mut engine = engine();
+    let records = feed(&mut engine, &course(20, &[]), &[16]);
+    let alarms: Vec<&Record> = records.iter().filter(|r| r.kind == crate::types::Kind::Alarm).collect();
+    assert_eq!(alarms.len(), 1, "{alarms:?}");
+    assert_eq!(&*alarms[0].subject, "pump-2");
+    assert!(alarms[0].data.contains("\"top_channel\":\"suction_pressure\""), "{}", alarms[0].data);
+    let verdict: serde_json::Value = serde_json::from_str(&records.last().expect("records").data).expect("JSON");
+    let shares: f64 =
+        verdict["diagnostics"].as_array().expect("a list").iter().filter_map(|d| d["value"].as_f64()).sum();
+    assert!((shares - 1.0).abs() < 1e-6, "{shares}");
+}
+
+#[test]
+fn readings_of_unknown_machines_and_beyond_the_limit_are_counted() {
+    let mut engine = engine();
+    let names = ["press-1".to_owned()].into_iter().chain((0..12).map(|i| format!("pump-{i}")));
+    let readings = names.map(|n| Reading::good(n.as_str().into(), "flow".into(), Time(MS), 1.0)).collect();
+    let out = engine.step(&Group { inputs: vec![Input::Readings(Time(MS), readings)] });
+    assert_eq!(out.tally.dropped.get("no_machine"), Some(&1));
+    assert_eq!(out.tally.dropped.get("limit"), Some(&4));
+    assert_eq!(engine.machines(), 8);
+}
+
+#[test]
+fn a_silent_machine_goes_grey_and_keeps_nothing_back() {
+    let mut engine = engine();
+    feed(&mut engine, &course(5, &[]), &[16]);
+    let last = Time(5_000 * MS);
+    assert!(!engine.wants_tick(last.plus(Duration::from_secs(1))));
+    let later = last.plus(Duration::from_secs(60));
+    assert!(engine.wants_tick(later));
+    let out = engine.step(&Group { inputs: vec![Input::Tick(later)] });
+    let grey = out.live.iter().filter(|l| matches!(l, Live::State { light: Light::Grey, .. })).count();
+    assert_eq!(grey, 2);
+    assert!(!engine.wants_tick(later), "once is enough");
+}
+
+#[test]
+fn a_snapshot_of_another_version_is_refused() {
+    let mut engine = engine();
+    assert!(engine.restore(b"garbage").is_err());
+    let odd = postcard::to_stdvec(&Snapshot { version: 99, ordinal: 1, units: Vec::new() }).expect("encoded");
+    assert!(engine.restore(&odd).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    /// However readings are grouped, and wherever the engine is killed and goes on from a snapshot
+    /// and the groups after it, the records are the same, contents included.
+    #[test]
+    fn a_crash_changes_nothing(
+        holes in prop::collection::vec(0usize..3000, 0..6),
+        sizes in prop::collection::vec(1usize..200, 1..6),
+        kills in prop::collection::vec(0usize..3000, 0..4),
+    ) {
+        let readings = course(12, &holes);
+        let plain = feed(&mut engine(), &readings, &[50]);
+        let (mut running, mut records, mut from) = (engine(), Vec::new(), 0);
+        let mut kills: Vec<usize> = kills.iter().map(|k| k % readings.len()).collect();
+        kills.sort_unstable();
+        for kill in kills {
+            records.extend(feed(&mut running, &readings[from..kill.max(from)], &sizes));
+            from = kill.max(from);
+            let kept = running.snapshot();
+            running = engine();
+            running.restore(&kept).expect("restored");
+            prop_assert_eq!(running.ordinal(), records.len() as u64);
+        }
+        records.extend(feed(&mut running, &readings[from..], &sizes));
+        prop_assert_eq!(sorted(plain), sorted(records));
+    }
+
+    /// A broker that delivers everything since some moment again adds nothing.
+    #[test]
+    fn redelivery_adds_nothing(holes in prop::collection::vec(0usize..3000, 0..6), from in 0usize..3000, n in 1usize..900) {
+        let readings = course(12, &holes);
+        let plain = feed(&mut engine(), &readings, &[64]);
+        let from = from % readings.len();
+        let again = &readings[from..(from + n).min(readings.len())];
+        let mut twice = readings[..from + again.len()].to_vec();
+        twice.extend_from_slice(again);
+        twice.extend_from_slice(&readings[from + again.len()..]);
+        prop_assert_eq!(sorted(plain), sorted(feed(&mut engine(), &twice, &[64])));
+    }
+}

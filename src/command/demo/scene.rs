@@ -23,9 +23,11 @@ macro_rules! bundle {
     };
 }
 
+/// A bundle's files by name.
+type Files = [(&'static str, &'static [u8]); 4];
+
 /// The bundles of the repository, so that the binary needs nothing beside it.
-const BUNDLES: [(&str, [(&str, &[u8]); 4]); 3] =
-    [bundle!("pump-anomaly"), bundle!("motor-health"), bundle!("press-anomaly")];
+const BUNDLES: [(&str, Files); 3] = [bundle!("pump-anomaly"), bundle!("motor-health"), bundle!("press-anomaly")];
 
 /// Writes the bundles into `dir`.
 pub fn unpack_models(dir: &Path) -> Result<()> {
@@ -65,12 +67,13 @@ time_format = "unix_us"
     );
     modbus(&mut out, factory);
     let rate = factory.step();
-    for (kind, model) in [
-        (MachineKind::Pump, "pump-anomaly"),
-        (MachineKind::Motor, "motor-health"),
-        (MachineKind::Press, "press-anomaly"),
+    // The conditions are those under which the models were calibrated.
+    for (kind, model, running) in [
+        (MachineKind::Pump, "pump-anomaly", "speed > 1600"),
+        (MachineKind::Motor, "motor-health", "speed > 750"),
+        (MachineKind::Press, "press-anomaly", "motor_current > 12"),
     ] {
-        machine(&mut out, kind, model, rate.as_micros(), speed);
+        machine(&mut out, (kind, model, running), rate.as_micros(), speed);
     }
     let _ = write!(
         out,
@@ -124,8 +127,7 @@ type = "f32"
     }
 }
 
-fn machine(out: &mut String, kind: MachineKind, model: &str, rate: u128, speed: f64) {
-    let (signal, limit) = kind.running();
+fn machine(out: &mut String, (kind, model, running): (MachineKind, &str, &str), rate: u128, speed: f64) {
     // Times are the plant's, told in real time.
     let real = |plant_ms: f64| (plant_ms * 1_000.0 / speed) as u64;
     let _ = write!(
@@ -137,7 +139,7 @@ model = "{model}"
 rate = "{rate}us"
 stale_after = "{stale}us"
 stuck_after = "{stuck}us"
-running = "{signal} > {limit}"
+running = "{running}"
 
 [machine.alarm]
 false_alarms = "1 per week"
@@ -147,7 +149,7 @@ off_delay = "{off}us"
 "#,
         kind = kind.as_str(),
         stale = real(1_000.0).max(300_000),
-        stuck = real(1_500.0),
+        stuck = real(2_000.0),
         on = real(400.0),
         off = real(3_000.0),
     );

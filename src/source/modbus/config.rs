@@ -1,16 +1,14 @@
 //! `[[source.modbus]]`: what a device is asked, how and how often.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::time::Duration;
 
 use super::plan::{Limits, Span};
 use super::registers::{Address, Decoder, Order, Type};
-use crate::settings::{Section, hint};
+use super::url::{DEFAULT_PORT, Host, Url};
+use crate::settings::Section;
 use crate::types::Name;
 
-/// The port that Modbus TCP devices listen on.
-const DEFAULT_PORT: u16 = 502;
 /// What one request may ask for, by the protocol.
 const MAX_REGISTERS: i64 = 125;
 const DEFAULT_GAP: u16 = 8;
@@ -36,66 +34,6 @@ pub struct Config {
     pub pause: Duration,
     /// What to read.
     pub signals: Vec<Signal>,
-}
-
-/// Where a device is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Url {
-    /// Modbus TCP.
-    Tcp {
-        /// A host name or address.
-        host: String,
-        /// The port.
-        port: u16,
-    },
-}
-
-impl Url {
-    /// Reads `tcp://HOST[:PORT]`.
-    ///
-    /// # Errors
-    ///
-    /// A sentence for a person.
-    pub fn parse(text: &str) -> Result<Url, String> {
-        let Some((scheme, rest)) = text.split_once("://") else {
-            return Err(format!("{text:?} is not a URL such as \"tcp://192.168.1.50:502\""));
-        };
-        match scheme {
-            "tcp" => {
-                let (host, port) = split_port(rest.strip_suffix('/').unwrap_or(rest))
-                    .ok_or_else(|| format!("{text:?} is not a URL such as \"tcp://192.168.1.50:502\""))?;
-                Ok(Url::Tcp { host, port })
-            }
-            "rtu" | "rtu-tcp" => Err(format!("{scheme}:// comes with a later version; tcp:// is there today")),
-            _ => Err(format!("{scheme:?} is not tcp, rtu or rtu-tcp{}", hint(scheme, &["tcp", "rtu", "rtu-tcp"]))),
-        }
-    }
-}
-
-impl fmt::Display for Url {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Url::Tcp { host, port } if host.contains(':') => write!(f, "tcp://[{host}]:{port}"),
-            Url::Tcp { host, port } => write!(f, "tcp://{host}:{port}"),
-        }
-    }
-}
-
-/// `host`, `host:port`, `[::1]` or `[::1]:port`.
-fn split_port(text: &str) -> Option<(String, u16)> {
-    let (host, port) = match text.strip_prefix('[') {
-        Some(rest) => {
-            let (host, after) = rest.split_once(']')?;
-            (host, if after.is_empty() { None } else { Some(after.strip_prefix(':')?) })
-        }
-        None => match text.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (text, None),
-        },
-    };
-    let port = port.map_or(Some(DEFAULT_PORT), |p| p.parse().ok().filter(|p| *p > 0))?;
-    let unfit = |c: char| c.is_whitespace() || matches!(c, '/' | '?' | '#' | '@');
-    (!host.is_empty() && !host.contains(unfit)).then(|| (host.to_owned(), port))
 }
 
 /// One value of one machine and where it is found.
@@ -136,6 +74,24 @@ impl Config {
         Config { name: name.into(), url, unit, timeout, limits, pause, signals }
     }
 
+    /// Reads every `[[source.modbus]]`. Those on the same line have to agree on how it is set.
+    pub fn read_all(section: &Section<'_>) -> Vec<Config> {
+        let sections = section.sections("modbus");
+        let all: Vec<Config> = sections.iter().map(Config::read).collect();
+        for (i, (own, config)) in sections.iter().zip(&all).enumerate() {
+            let Some(line) = config.url.line() else { continue };
+            let same = all[..i].iter().filter(|other| other.url.line().as_ref() == Some(&line));
+            for other in same {
+                if other.url != config.url {
+                    let message =
+                        format_args!("{:?} uses {line} as {}, and a line has one setting", &*other.name, other.url);
+                    own.problem("url", message);
+                }
+            }
+        }
+        all
+    }
+
     /// The machines and signals it delivers, in the order of the config.
     pub fn delivers(&self) -> impl Iterator<Item = (&Name, &Name)> {
         self.signals.iter().map(|s| (&s.machine, &s.name))
@@ -157,7 +113,7 @@ fn read_url(section: &Section<'_>) -> Url {
         Err(e) if section.has("url") => section.problem("url", e),
         Err(_) => {}
     }
-    Url::Tcp { host: "localhost".into(), port: DEFAULT_PORT }
+    Url::Tcp(Host { host: "localhost".into(), port: DEFAULT_PORT })
 }
 
 fn positive(section: &Section<'_>, key: &str) -> Option<Duration> {
@@ -230,7 +186,7 @@ fn read_signal(section: &Section<'_>, defaults: &Defaults) -> Option<Signal> {
 fn read_type(section: &Section<'_>, address: Option<Address>) -> Option<Type> {
     let word = section.string("type");
     if word.as_deref().is_some_and(|w| w.starts_with("string")) {
-        section.problem("type", "strings are not supported yet");
+        section.problem("type", "a signal is a number; strings can be looked at with `andon modbus read`");
         return None;
     }
     let kind = word.and_then(|_| section.choice("type", &Type::NAMES));

@@ -1,19 +1,22 @@
 //! One connection to a device: a time limit on everything, and no trust in what comes back.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_modbus::client::{Client, Context, tcp};
-use tokio_modbus::{Request as Wire, Response, Slave};
 
-use super::config::Url;
+use super::frame::{self, TCP_HEADER};
+use super::line::{Line, Lines};
 use super::plan::Span;
-use super::registers::Table;
+use super::trace::{Tap, Way, Wrap, line};
+use super::url::{Host, Url};
 
 /// Why a request brought nothing.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Failure {
     /// No answer in time. The connection is of no more use: the answer may still come.
     #[error("no answer within {0:?}")]
@@ -53,23 +56,50 @@ impl Failure {
 /// A connection to one unit of a device. After a [`Failure`] that does not spare it, drop it: a
 /// late answer must never be taken for a fresh one.
 pub struct Connection {
-    context: Context,
+    link: Link,
+    unit: u8,
     limit: Duration,
+    tap: Option<Tap>,
 }
 
+enum Link {
+    Tcp(Tcp),
+    /// Shared with the other units on it; it guards against late answers by itself.
+    Line(Arc<Line>),
+}
+
+/// A connection of our own, whose answers are numbered.
+struct Tcp {
+    stream: BufReader<TcpStream>,
+}
+
+/// The number of the last request. One count for all connections: there are gateways that send what
+/// they owe through the next connection, where a count from the start would meet the same numbers.
+static TRANSACTION: AtomicU16 = AtomicU16::new(0);
+
 impl Connection {
-    /// Connects, within `limit`; each request on it has the same limit.
+    /// Connects, within `limit`; each request on it has the same limit. A serial line, or a gateway
+    /// to one, is shared with all who take it from the same `lines`.
     ///
     /// # Errors
     ///
     /// [`Failure::Timeout`] or [`Failure::Broken`].
-    pub async fn dial(url: &Url, unit: u8, limit: Duration) -> Result<Connection, Failure> {
-        let Url::Tcp { host, port } = url;
-        let stream = timeout(limit, TcpStream::connect((host.as_str(), *port))).await;
-        let stream = stream.map_err(|_| Failure::Timeout(limit))?.map_err(|e| Failure::Broken(e.to_string()))?;
-        // Requests are small and wait for their answer: Nagle's algorithm would only hold them back.
-        stream.set_nodelay(true).map_err(|e| Failure::Broken(e.to_string()))?;
-        Ok(Connection { context: tcp::attach_slave(stream, Slave(unit)), limit })
+    pub async fn dial(lines: &Lines, url: &Url, unit: u8, limit: Duration) -> Result<Connection, Failure> {
+        let link = match (lines.get(url), url) {
+            (Some(line), _) => {
+                line.open(limit).await?;
+                Link::Line(line)
+            }
+            (None, Url::Tcp(to) | Url::RtuTcp(to)) => Link::Tcp(Tcp::dial(to, limit).await?),
+            (None, Url::Rtu(serial)) => return Err(Failure::Broken(format!("{} is no line", serial.path))),
+        };
+        Ok(Connection { link, unit, limit, tap: None })
+    }
+
+    /// Tells every frame to `tap` from now on.
+    pub fn traced(mut self, tap: Option<Tap>) -> Connection {
+        self.tap = tap;
+        self
     }
 
     /// Reads `span`: a word for each register, or 0 or 1 for each bit; exactly as many as asked for.
@@ -78,46 +108,53 @@ impl Connection {
     ///
     /// See [`Failure`].
     pub async fn read(&mut self, span: Span) -> Result<Vec<u16>, Failure> {
-        let request = match span.table {
-            Table::Coil => Wire::ReadCoils(span.start, span.count),
-            Table::Discrete => Wire::ReadDiscreteInputs(span.start, span.count),
-            Table::Input => Wire::ReadInputRegisters(span.start, span.count),
-            Table::Holding => Wire::ReadHoldingRegisters(span.start, span.count),
-        };
-        // `call` and not the typed readers: those hold the length of the answer with an assertion only.
-        match timeout(self.limit, self.context.call(request)).await {
-            Err(_) => Err(Failure::Timeout(self.limit)),
-            Ok(Err(e)) => Err(Failure::Broken(describe(&e))),
-            Ok(Ok(Err(code))) => Err(Failure::Exception(code.into(), code.to_string())),
-            Ok(Ok(Ok(response))) => values(response, span),
+        let (unit, limit, tap) = (self.unit, self.limit, self.tap);
+        match &mut self.link {
+            Link::Line(line) => line.read(unit, span, limit, tap).await,
+            Link::Tcp(tcp) => {
+                timeout(limit, tcp.exchange(unit, span, tap)).await.unwrap_or(Err(Failure::Timeout(limit)))
+            }
         }
     }
 }
 
-fn values(response: Response, span: Span) -> Result<Vec<u16>, Failure> {
-    let (values, enough) = match response {
-        Response::ReadInputRegisters(words) | Response::ReadHoldingRegisters(words) => {
-            let enough = words.len() == usize::from(span.count);
-            (words, enough)
+impl Tcp {
+    async fn dial(to: &Host, limit: Duration) -> Result<Tcp, Failure> {
+        let stream = timeout(limit, TcpStream::connect((to.host.as_str(), to.port))).await;
+        let stream = stream.map_err(|_| Failure::Timeout(limit))?.map_err(|e| Failure::Broken(e.to_string()))?;
+        // Requests are small and wait for their answer: Nagle's algorithm would only hold them back.
+        stream.set_nodelay(true).map_err(|e| Failure::Broken(e.to_string()))?;
+        Ok(Tcp { stream: BufReader::new(stream) })
+    }
+
+    async fn exchange(&mut self, unit: u8, span: Span, tap: Option<Tap>) -> Result<Vec<u16>, Failure> {
+        let tell = |way, frame: &[u8]| tap.into_iter().for_each(|tap| tap(&line(way, Wrap::Tcp, frame)));
+        let transaction = TRANSACTION.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        let request = frame::tcp_request(transaction, unit, span);
+        tell(Way::Out, &request);
+        self.stream.write_all(&request).await.map_err(|e| lost(&e))?;
+        let mut header = [0; TCP_HEADER];
+        self.stream.read_exact(&mut header).await.map_err(|e| lost(&e))?;
+        let length = frame::tcp_length(&header).map_err(|e| {
+            tell(Way::In, &header);
+            Failure::Broken(format!("the answer cannot be read: {e}"))
+        })?;
+        let mut answer = header.to_vec();
+        answer.resize(length, 0);
+        self.stream.read_exact(&mut answer[TCP_HEADER..]).await.map_err(|e| lost(&e))?;
+        tell(Way::In, &answer);
+        if answer[..2] != request[..2] || answer[TCP_HEADER - 1] != unit {
+            return Err(Failure::Broken("the answer belongs to another request".into()));
         }
-        Response::ReadCoils(bits) | Response::ReadDiscreteInputs(bits) => {
-            // Bits come in whole bytes, so the last few mean nothing.
-            let enough = bits.len() == usize::from(span.count).next_multiple_of(8);
-            (bits.into_iter().take(span.count.into()).map(u16::from).collect(), enough)
-        }
-        _ => return Err(Failure::Broken("the answer is to another function".into())),
-    };
-    if enough { Ok(values) } else { Err(Failure::Length { asked: span.count, got: values.len() }) }
+        frame::values(&answer[TCP_HEADER..], span)
+    }
 }
 
-fn describe(error: &tokio_modbus::Error) -> String {
-    match error {
-        tokio_modbus::Error::Protocol(_) => "the answer belongs to another request".into(),
-        // At the end of the stream the library reports whatever error number was last set.
-        tokio_modbus::Error::Transport(e) if e.kind() == std::io::ErrorKind::InvalidData => {
-            format!("the answer cannot be read: {e}")
-        }
-        tokio_modbus::Error::Transport(_) => "the device closed the connection".into(),
+/// A broken stream in words.
+fn lost(error: &std::io::Error) -> Failure {
+    match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => Failure::Broken("the device closed the connection".into()),
+        _ => Failure::Broken(error.to_string()),
     }
 }
 
@@ -126,30 +163,11 @@ pub const ILLEGAL_ADDRESS: u8 = 2;
 
 #[cfg(test)]
 mod tests {
-    use tokio_modbus::ExceptionCode;
-
     use super::*;
-
-    fn span(table: Table, count: u16) -> Span {
-        Span { table, start: 0, count }
-    }
-
-    #[test]
-    fn an_answer_of_another_length_is_refused() {
-        let registers = |n| Response::ReadHoldingRegisters(vec![7; n]);
-        assert_eq!(values(registers(2), span(Table::Holding, 2)), Ok(vec![7, 7]));
-        for got in [0, 1, 3] {
-            assert_eq!(values(registers(got), span(Table::Holding, 2)), Err(Failure::Length { asked: 2, got }));
-        }
-        let bits = |n| Response::ReadCoils(vec![true; n]);
-        assert_eq!(values(bits(16), span(Table::Coil, 9)), Ok(vec![1; 9]));
-        assert_eq!(values(bits(8), span(Table::Coil, 9)), Err(Failure::Length { asked: 9, got: 8 }));
-        assert!(values(bits(24), span(Table::Coil, 9)).is_err());
-    }
 
     #[test]
     fn only_an_answer_to_this_very_request_spares_the_connection() {
-        assert!(Failure::Exception(ExceptionCode::IllegalDataAddress.into(), String::new()).spares_connection());
+        assert!(Failure::Exception(ILLEGAL_ADDRESS, String::new()).spares_connection());
         assert!(Failure::Length { asked: 1, got: 2 }.spares_connection());
         assert!(!Failure::Timeout(Duration::ZERO).spares_connection());
         assert!(!Failure::Broken(String::new()).spares_connection());

@@ -12,6 +12,7 @@ use tracing::debug;
 
 use super::config::Config;
 use super::connection::{Connection, Failure, ILLEGAL_ADDRESS};
+use super::line::Lines;
 use super::plan::{Advice, Memory, Request, Span, plan, split};
 use super::report::Report;
 use crate::backoff::Backoff;
@@ -43,6 +44,7 @@ enum Link {
 /// See the top of this file.
 pub struct Poller {
     config: Arc<Config>,
+    lines: Lines,
     report: Report,
     spans: Vec<Span>,
     memory: Memory,
@@ -79,7 +81,7 @@ struct Round {
 
 impl Poller {
     /// Knows nothing of the device yet.
-    pub fn new(config: Arc<Config>, shared: Shared) -> Poller {
+    pub fn new(config: Arc<Config>, lines: Lines, shared: Shared) -> Poller {
         let count = config.signals.len();
         Poller {
             report: Report::new(&config, shared),
@@ -90,6 +92,7 @@ impl Poller {
             troubled: vec![false; count],
             causes: vec![Cause::None; count],
             silences: 0,
+            lines,
             config,
         }
     }
@@ -142,8 +145,8 @@ impl Poller {
     }
 
     fn dial(&self) -> Dialing {
-        let config = self.config.clone();
-        Box::pin(async move { Connection::dial(&config.url, config.unit, config.timeout).await })
+        let (config, lines) = (self.config.clone(), self.lines.clone());
+        Box::pin(async move { Connection::dial(&lines, &config.url, config.unit, config.timeout).await })
     }
 
     async fn reconnect(&mut self) {

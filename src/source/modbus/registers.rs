@@ -292,5 +292,13 @@ impl Decoder {
     }
 }
 
+/// The text in these registers: two bytes in each, the high one first unless `swapped`. It ends at
+/// the first zero byte; spaces behind it go. What is not UTF-8 is replaced.
+pub fn text(registers: &[u16], bytes: usize, swapped: bool) -> String {
+    let pair = |word: &u16| if swapped { word.to_le_bytes() } else { word.to_be_bytes() };
+    let all: Vec<u8> = registers.iter().flat_map(pair).take(bytes).take_while(|b| *b != 0).collect();
+    String::from_utf8_lossy(&all).trim_end_matches(' ').to_owned()
+}
+
 #[cfg(test)]
 mod tests;

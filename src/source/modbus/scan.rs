@@ -1,29 +1,56 @@
 //! What a device has: which of its addresses can be read, for `andon modbus scan`.
 
+use std::time::Duration;
+
+use tokio::time::sleep;
+
 use super::connection::{Connection, Failure, ILLEGAL_ADDRESS};
 use super::plan::Span;
+use super::registers::Table;
+
+/// Exceptions by which a gateway says that a unit is not there.
+const GATEWAY: std::ops::RangeInclusive<u8> = 10..=11;
+
+/// What a scan found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The stretches that the device answers for, in order.
+    pub readable: Vec<Span>,
+    /// Whether all was looked at.
+    pub complete: bool,
+    /// What ended the scan before that: a [`Failure`] after which the connection is of no more use.
+    pub failure: Option<Failure>,
+}
+
+/// How hard a scan may press.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// Registers or bits in one request, at most.
+    pub longest: u16,
+    /// Requests, at most.
+    pub requests: usize,
+    /// The rest before each of them.
+    pub pause: Duration,
+}
 
 /// The stretches of `within` that the device answers for, found by halving what it refuses.
 ///
-/// That costs up to two requests for each address that is not there. Requests are at most `longest`
-/// registers or bits long, and at most `requests` are made; what has not been looked at by then is
-/// left out, and the second value is false.
-///
-/// # Errors
-///
-/// Those [`Failure`]s after which the connection is of no more use.
+/// That costs up to two requests for each address that is not there. `progress` hears how many
+/// requests were made and how many are known to be left.
 pub async fn readable(
     connection: &mut Connection,
     within: Span,
-    longest: u16,
-    requests: usize,
-) -> Result<(Vec<Span>, bool), Failure> {
-    let mut found: Vec<Span> = Vec::new();
-    let mut todo = blocks(within, longest);
-    for _ in 0..requests {
+    pace: Pace,
+    mut progress: impl FnMut(usize, usize),
+) -> Found {
+    let mut found = Found::default();
+    let mut todo = blocks(within, pace.longest);
+    for made in 0..pace.requests {
+        progress(made, todo.len());
         let Some(span) = todo.pop() else { break };
+        sleep(pace.pause).await;
         match connection.read(span).await {
-            Ok(_) => add(&mut found, span),
+            Ok(_) => add(&mut found.readable, span),
             // Any other refusal is not about addresses: no part of the block would fare better.
             Err(Failure::Exception(ILLEGAL_ADDRESS, _) | Failure::Length { .. }) => {
                 let half = span.count / 2;
@@ -33,10 +60,26 @@ pub async fn readable(
                 }
             }
             Err(failure) if failure.spares_connection() => {}
-            Err(failure) => return Err(failure),
+            Err(failure) => return Found { failure: Some(failure), ..found },
         }
     }
-    Ok((found, todo.is_empty()))
+    found.complete = todo.is_empty();
+    found
+}
+
+/// Whether a unit is there: it answers, be it with a refusal.
+///
+/// # Errors
+///
+/// Why the connection is of no more use; a time-out is a unit that is not there.
+pub async fn answers(connection: &mut Connection) -> Result<bool, Failure> {
+    match connection.read(Span { table: Table::Holding, start: 0, count: 1 }).await {
+        Ok(_) => Ok(true),
+        // A gateway speaks for a unit that it does not reach.
+        Err(Failure::Exception(code, _)) => Ok(!GATEWAY.contains(&code)),
+        Err(Failure::Length { .. }) => Ok(true),
+        Err(failure) => Err(failure),
+    }
 }
 
 /// `within` in blocks, the first one last.
@@ -57,37 +100,5 @@ fn add(found: &mut Vec<Span>, next: Span) {
             last.count += next.count;
         }
         _ => found.push(next),
-    }
-}
-
-#[cfg(all(test, feature = "demo"))]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::simulator::plc::Plc;
-    use crate::source::modbus::Url;
-    use crate::source::modbus::registers::Table;
-
-    async fn scan(plc: &Plc, within: Span, requests: usize) -> (Vec<Span>, bool) {
-        let url = Url::Tcp { host: plc.address().ip().to_string(), port: plc.address().port() };
-        let mut connection = Connection::dial(&url, 1, Duration::from_secs(10)).await.expect("a connection");
-        readable(&mut connection, within, 100, requests).await.expect("answers")
-    }
-
-    #[tokio::test]
-    async fn the_readable_ranges_of_a_device_are_found() {
-        let plc = Plc::start("127.0.0.1:0".parse().expect("an address")).await.expect("a simulated PLC");
-        for hole in [0..7, 100..101, 250..1000, 65535..65536] {
-            plc.unmap(Table::Holding, hole);
-        }
-        let holding = |start, count| Span { table: Table::Holding, start, count };
-        let (found, complete) = scan(&plc, holding(0, 1200), 5000).await;
-        assert_eq!(found, [holding(7, 93), holding(101, 149), holding(1000, 200)]);
-        assert!(complete);
-        let (found, complete) = scan(&plc, holding(65500, 36), 1000).await;
-        assert_eq!((found, complete), (vec![holding(65500, 35)], true));
-        let (found, complete) = scan(&plc, holding(1000, 1000), 3).await;
-        assert_eq!((found, complete), (vec![holding(1000, 300)], false));
     }
 }

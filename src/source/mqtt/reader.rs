@@ -2,6 +2,7 @@
 //! payload and names what was in it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 
@@ -19,6 +20,8 @@ pub struct Reader {
     subscriptions: Vec<Subscription>,
     topics: Topics,
     found: Found,
+    /// The arrival time given last.
+    stamped: Time,
     good: Counter,
     uncertain: Counter,
     bad: Counter,
@@ -37,6 +40,7 @@ impl Reader {
             subscriptions: config.subscriptions.clone(),
             topics: Topics::default(),
             found: Found::default(),
+            stamped: Time(i64::MIN),
             good: readings(Quality::Good),
             uncertain: readings(Quality::Uncertain),
             bad: readings(Quality::Bad),
@@ -80,9 +84,10 @@ impl Reader {
         }
         subscriptions[place.subscription].payload.decode(&message.payload, &mut self.found)?;
         let mut complaint = self.found.complaint().map(str::to_owned);
+        let now = self.stamp(batch.arrived);
         for (name, value, at) in self.found.values() {
             match signal(&mut self.topics, &place, name) {
-                Some(signal) => batch.readings.push(reading(&place, signal, value, at, message, batch.arrived)),
+                Some(signal) => batch.readings.push(reading(&place, signal, value, at, message, now)),
                 None if name.is_empty() => {
                     complaint = complaint.or(Some("neither topic nor payload names the signal".into()))
                 }
@@ -90,6 +95,14 @@ impl Reader {
             }
         }
         complaint.map_or(Ok(()), Err)
+    }
+
+    /// The arrival time of one message. Two messages of a batch never share it: readings of one
+    /// signal with the same time count as repeats. A clock that was set back is followed.
+    fn stamp(&mut self, arrived: Time) -> Time {
+        let next = Time(self.stamped.0.saturating_add(1));
+        self.stamped = if next.since(arrived) < Duration::from_secs(1) { next.max(arrived) } else { arrived };
+        self.stamped
     }
 
     fn reject(&self, message: &Message, at: Time, reason: String) -> Reject {
@@ -144,4 +157,22 @@ fn reading(place: &Place, signal: Name, value: Option<f64>, at: Option<Time>, me
         reading.cause = Cause::Held;
     }
     reading
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_messages_arrive_at_the_same_time() {
+        let config = Config {
+            name: "shop".into(),
+            connection: crate::mqtt::Connection::new(Vec::new(), "x"),
+            subscriptions: Vec::new(),
+        };
+        let mut reader = Reader::new(&config, &Metrics::new());
+        let at: Vec<i64> = [100, 100, 50, 5_000_000_000, 4_999_999_999].map(|t| reader.stamp(Time(t)).0).to_vec();
+        assert_eq!(at, [100, 101, 102, 5_000_000_000, 5_000_000_001]);
+        assert_eq!(reader.stamp(Time(100)), Time(100), "a clock set back is followed");
+    }
 }

@@ -393,7 +393,7 @@ mod tests {
         ];
         let panel = Panel::of("x", dots.to_vec());
         let lengths: Vec<usize> =
-            runs(&dots, &Span::of(&[panel.clone()]), &Scale::of(&panel)).iter().map(Vec::len).collect();
+            runs(&dots, &Span::of(std::slice::from_ref(&panel)), &Scale::of(&panel)).iter().map(Vec::len).collect();
         assert_eq!(lengths, [2, 2, 1]);
     }
 }

@@ -59,7 +59,7 @@ fn everything_can_be_said() {
     let bool = Decoder::plain(Type::Bool);
     let expected = Config {
         name: "press-plc".into(),
-        url: Url::Tcp { host: "192.168.1.50".into(), port: 1502 },
+        url: Url::Tcp(Host { host: "192.168.1.50".into(), port: 1502 }),
         unit: 3,
         timeout: Duration::from_secs(2),
         limits: Limits { max_registers: 100, gap: 4 },
@@ -81,7 +81,7 @@ fn little_needs_to_be_said() {
         "[[modbus]]\nname = \"a\"\nurl = \"tcp://plc\"\nmachine = \"m\"\nsignal = [{ name = \"s\", at = \"input:0\", type = \"u16\" }]\n",
     );
     assert_eq!(problems, [] as [String; 0]);
-    assert_eq!(config.url, Url::Tcp { host: "plc".into(), port: 502 });
+    assert_eq!(config.url, Url::Tcp(Host { host: "plc".into(), port: 502 }));
     assert_eq!(config.limits, Limits { max_registers: 125, gap: 8 });
     let second = Duration::from_secs(1);
     assert_eq!((config.unit, config.timeout, config.pause), (1, second, Duration::ZERO));
@@ -105,7 +105,10 @@ fn mistakes_in_a_signal() {
             "8: at: a bool in a register needs its bit: \"holding:1.0\" to \"holding:1.15\"",
         ),
         (r#"at = "holding:1""#, "6: type: is missing: how is holding:1 to be read, as u16, i16, f32 …?"),
-        (r#"at = "holding:1", type = "string(8)""#, "9: type: strings are not supported yet"),
+        (
+            r#"at = "holding:1", type = "string(8)""#,
+            "9: type: a signal is a number; strings can be looked at with `andon modbus read`",
+        ),
         (
             r#"at = "holding:1", type = "f23""#,
             "9: type: \"f23\" is not one of bool, u16, i16, u32, i32, u64, i64, f32, f64; did you mean `f32`?",
@@ -132,14 +135,14 @@ fn mistakes_in_a_signal() {
 #[test]
 fn mistakes_in_a_source() {
     let (_, problems) = read(
-        "[[modbus]]\nname = \"\"\nurl = \"rtu:///dev/ttyUSB0\"\nunit = 256\ntimeout = \"0s\"\npoll = \"0s\"\nmax_registers = 4\ngap = 5\naddress_base = 2\n",
+        "[[modbus]]\nname = \"\"\nurl = \"rtu://ttyUSB0\"\nunit = 256\ntimeout = \"0s\"\npoll = \"0s\"\nmax_registers = 4\ngap = 5\naddress_base = 2\n",
     );
     assert_eq!(
         problems,
         [
             "1: modbus.signal: nothing to read: add a [[source.modbus.signal]]",
             "2: modbus.name: is empty",
-            "3: modbus.url: rtu:// comes with a later version; tcp:// is there today",
+            "3: modbus.url: \"rtu://ttyUSB0\" does not name a device such as \"rtu:///dev/ttyUSB0\"",
             "4: modbus.unit: 256 is not between 0 and 255",
             "5: modbus.timeout: should be 1ms or longer",
             "6: modbus.poll: should be 1ms or longer",
@@ -168,7 +171,7 @@ fn a_machine_is_needed_and_names_are_unique_within_it() {
 
 #[test]
 fn urls() {
-    let tcp = |host: &str, port| Ok(Url::Tcp { host: host.into(), port });
+    let tcp = |host: &str, port| Ok(Url::Tcp(Host { host: host.into(), port }));
     assert_eq!(Url::parse("tcp://10.0.0.1:503"), tcp("10.0.0.1", 503));
     assert_eq!(Url::parse("tcp://plc.line3/"), tcp("plc.line3", 502));
     assert_eq!(Url::parse("tcp://[::1]"), tcp("::1", 502));
@@ -189,5 +192,25 @@ fn urls() {
         assert!(Url::parse(text).expect_err(text).contains("is not a URL such as"), "{text}");
     }
     assert_eq!(Url::parse("tpc://a").expect_err("a typo"), "\"tpc\" is not tcp, rtu or rtu-tcp; did you mean `tcp`?");
-    assert!(Url::parse("rtu-tcp://a").expect_err("later").contains("comes with a later version"));
+}
+
+#[test]
+fn a_line_has_one_setting() {
+    let source = |name: &str, url: &str| {
+        format!(
+            "[[modbus]]\nname = \"{name}\"\nurl = \"{url}\"\nmachine = \"m\"\nsignal = [{{ name = \"s\", at = \"coil:1\" }}]\n"
+        )
+    };
+    let problems = |urls: [&str; 2]| {
+        let text = source("a", urls[0]) + &source("b", urls[1]);
+        let document = Document::parse(&text, Surroundings::default());
+        assert_eq!(Config::read_all(&document.root()).len(), 2);
+        document.into_problems().into_iter().map(|p| p.message).collect::<Vec<_>>()
+    };
+    assert_eq!(problems(["rtu:///dev/x?baud=9600", "rtu:///dev/x?baud=9600"]), [] as [String; 0]);
+    assert_eq!(problems(["rtu:///dev/x?baud=9600", "rtu:///dev/y"]), [] as [String; 0]);
+    assert_eq!(
+        problems(["rtu:///dev/x?baud=9600", "rtu:///dev/x"]),
+        ["modbus.url: \"a\" uses /dev/x as rtu:///dev/x?baud=9600&parity=even&stop=1, and a line has one setting"]
+    );
 }

@@ -156,7 +156,7 @@ fn may_share(group: &[Span], all: &[Span], limits: Limits, memory: &Memory) -> b
     let cut = |c: &(Table, u16)| c.0 == table && start < u32::from(c.1) && u32::from(c.1) < end && !straddled(c.1);
     group.iter().all(|s| s.table == table)
         && end - start <= u32::from(limits.max_registers)
-        && !memory.cuts.keys().any(|c| cut(c))
+        && !memory.cuts.keys().any(cut)
 }
 
 /// The fewest groups over every way to partition the spans.

@@ -190,3 +190,13 @@ proptest! {
         let _ = Decoder::plain(Type::NAMES[kind].1).decode(&registers);
     }
 }
+
+#[test]
+fn text_ends_at_the_first_zero_byte() {
+    let words = [0x4162, 0x6364, 0x2020, 0x0000, 0x5858];
+    assert_eq!(text(&words, 10, false), "Abcd");
+    assert_eq!(text(&words, 3, false), "Abc");
+    assert_eq!(text(&words, 4, true), "bAdc");
+    assert_eq!(text(&[0xC3A9, 0xFF41], 4, false), "é\u{FFFD}A");
+    assert_eq!(text(&[], 4, false), "");
+}

@@ -1,0 +1,226 @@
+//! `andon learn`: from recorded healthy running to a bundle, on the gateway, without Python.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use serde_json::json;
+use wildmatch::WildMatch;
+
+use super::ConfigFile;
+use super::table::Table;
+use crate::config::{Config, Machine, Needs};
+use crate::logging;
+use crate::model::fit::{self, Fitted, Stretch};
+use crate::model::{Model, write};
+use crate::pipeline::{self, Due, Layout};
+use crate::types::{Name, Reading, Time};
+
+/// Share of the data that is held back to judge what was learnt.
+const HELD_BACK: f64 = 0.2;
+/// More flagged windows than this on held-back healthy data, and the data was not alike throughout.
+const RESTLESS: f64 = 0.2;
+
+/// See `andon learn --help`.
+#[derive(Args)]
+pub struct Options {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Recorded healthy running, one row per time, one column per signal
+    #[arg(long, value_name = "CSV")]
+    input: PathBuf,
+    /// The machine it is of: finds its [[machine]] block
+    #[arg(long, value_name = "ID")]
+    machine: String,
+    /// Where the bundle goes; its last part is the model's name
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// The column with the time
+    #[arg(long, value_name = "COL")]
+    time: Option<String>,
+    /// The column that names the machine; other machines' rows are left out
+    #[arg(long, value_name = "COL")]
+    machine_column: Option<String>,
+    /// Columns that are no signals, such as labels
+    #[arg(long, value_name = "COL,…", value_delimiter = ',')]
+    ignore: Vec<String>,
+    /// Only the first rows
+    #[arg(long, value_name = "N")]
+    rows: Option<usize>,
+    /// Steps in a window
+    #[arg(long, value_name = "STEPS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    window: u16,
+    /// Write the bundle even if the data held back looks different
+    #[arg(long)]
+    force: bool,
+}
+
+/// What was read.
+struct Recorded {
+    channels: Vec<String>,
+    readings: Vec<Reading>,
+    rate: Duration,
+}
+
+/// Learns, judges, writes, loads what was written, and says how far to trust it.
+pub fn run(options: &Options) -> Result<()> {
+    let config = options.file.load(Needs::default())?;
+    logging::start(&config.log)?;
+    let matches = |m: &&Machine| WildMatch::new(&m.matcher).matches(&options.machine);
+    let block = config.machines.iter().find(matches);
+    let block = block.with_context(|| format!("no [[machine]] of the config matches {:?}", options.machine))?;
+    let recorded = read(options, block)?;
+    let steps = usize::from(options.window);
+    let stretches = align(&config, block, &recorded)?;
+    let fitted = fit::fit(&stretches, &recorded.channels, steps)?;
+    let (train, held) = split(&stretches, steps);
+    let flagged = flagged(&fit::fit(&train, &recorded.channels, steps)?, &held);
+    if flagged > RESTLESS && !options.force {
+        bail!(
+            "{:.0} % of the last windows look unlike those before them, so this is not one steady, healthy state; give \
+             data of healthy running only, or more of it (--force learns all the same)",
+            flagged * 100.0
+        );
+    }
+    let name = options.out.file_name().and_then(|n| n.to_str()).context("--out has to name a directory")?;
+    let rows: usize = stretches.iter().map(Vec::len).sum();
+    let about = write::About {
+        name: name.to_owned(),
+        version: "1".into(),
+        channels: recorded.channels.clone(),
+        rate: recorded.rate,
+        source: options.input.file_name().map_or("data".into(), |n| n.to_string_lossy().into_owned()),
+        at: Time(Time::now().0 / 1_000_000_000 * 1_000_000_000),
+        metrics: json!({ "rows": rows, "held_back_windows_flagged": flagged }),
+    };
+    write::bundle(&options.out, &about, &fitted, &samples(&stretches, steps))
+        .with_context(|| format!("writing {}", options.out.display()))?;
+    let model = Model::load(&options.out)?;
+    tell(&options.out, &about, &fitted, &model, flagged);
+    Ok(())
+}
+
+fn read(options: &Options, block: &Machine) -> Result<Recorded> {
+    let mut table = Table::open(&options.input, options.time.as_deref())?;
+    let machine = options.machine_column.as_deref().map(|c| table.column(c)).transpose()?;
+    let ignored: Vec<usize> = options.ignore.iter().map(|c| table.column(c)).collect::<Result<_>>()?;
+    let signal = |i: &usize| *i != table.time && Some(*i) != machine && !ignored.contains(i);
+    let columns: Vec<(usize, Name)> =
+        (0..table.headers.len()).filter(signal).map(|i| (i, table.headers[i].as_str().into())).collect();
+    let name: Name = options.machine.as_str().into();
+    let (mut readings, mut times) = (Vec::new(), Vec::new());
+    while let Some((line, at, record)) = table.next_row()? {
+        if machine.is_some_and(|c| record.get(c) != Some(&options.machine)) {
+            continue;
+        }
+        if options.rows.is_some_and(|n| times.len() >= n) {
+            break;
+        }
+        times.push(at);
+        for (column, signal) in &columns {
+            let Some(text) = record.get(*column).filter(|t| !t.is_empty()) else { continue };
+            let value = text.parse();
+            let value = value.with_context(|| {
+                format!("line {line}: {signal} is {text:?}, not a number; leave the column out with --ignore {signal}")
+            })?;
+            readings.push(Reading::good(name.clone(), signal.clone(), at, value));
+        }
+    }
+    ensure!(times.len() > 1, "{} has no rows of {}", options.input.display(), options.machine);
+    let rate = block.pipeline.rate.unwrap_or_else(|| usual_step(&times));
+    let channels = channels(&columns, block);
+    Ok(Recorded { channels, readings, rate })
+}
+
+/// The signals to learn: those that `[machine.channels]` names, else all columns but those that
+/// only tell whether the machine runs.
+fn channels(columns: &[(usize, Name)], block: &Machine) -> Vec<String> {
+    if !block.channels.is_empty() {
+        return block.channels.iter().map(|(_, signal)| signal.clone()).collect();
+    }
+    columns.iter().map(|(_, name)| name.to_string()).collect()
+}
+
+fn usual_step(times: &[Time]) -> Duration {
+    let mut gaps: Vec<Duration> = times.windows(2).map(|w| w[1].since(w[0])).filter(|d| !d.is_zero()).collect();
+    gaps.sort_unstable();
+    gaps.get(gaps.len() / 2).copied().unwrap_or(Duration::from_secs(1))
+}
+
+/// The rows as the running agent would see them: aligned, gated, and cut where the machine is off
+/// or a signal is bad.
+fn align(config: &Config, block: &Machine, recorded: &Recorded) -> Result<Vec<Stretch>> {
+    let names: Vec<Name> = recorded.channels.iter().map(|c| c.as_str().into()).collect();
+    let layout = Layout::new(&block.pipeline, names, 1, 1, recorded.rate);
+    let rate = layout.rate;
+    let mut machine = pipeline::Machine::new(config.agent.id.as_str().into(), layout.into());
+    let mut stretches: Vec<Stretch> = Vec::new();
+    let mut last: Option<Time> = None;
+    for reading in &recorded.readings {
+        machine.push(reading, reading.at);
+        while let Some(step) = machine.pop() {
+            let Some(Due::Window(w)) = step.due else { continue };
+            let follows = last.is_some_and(|t| w.end.0 - t.0 <= rate);
+            last = Some(w.end);
+            let row = w.data.iter().map(|v| f64::from(*v)).collect();
+            match stretches.last_mut().filter(|_| follows) {
+                Some(stretch) => stretch.push(row),
+                None => stretches.push(vec![row]),
+            }
+        }
+    }
+    ensure!(!stretches.is_empty(), "no row has good values for all of {}", recorded.channels.join(", "));
+    Ok(stretches)
+}
+
+/// The last fifth, with a window's length between.
+fn split(stretches: &[Stretch], steps: usize) -> (Vec<Stretch>, Vec<Stretch>) {
+    let total: usize = stretches.iter().map(Vec::len).sum();
+    let mut left = total - (total as f64 * HELD_BACK) as usize;
+    let (mut train, mut held) = (Vec::new(), Vec::new());
+    for stretch in stretches {
+        let cut = left.min(stretch.len());
+        left -= cut;
+        train.push(stretch[..cut].to_vec());
+        held.push(stretch[(cut + if cut > 0 { steps } else { 0 }).min(stretch.len())..].to_vec());
+    }
+    (train, held)
+}
+
+/// Share of windows that score above all but the highest hundredth of the reference.
+fn flagged(fitted: &Fitted, held: &[Stretch]) -> f64 {
+    let mut reference = fitted.reference.clone();
+    reference.sort_by(f64::total_cmp);
+    let limit = reference.last().copied().unwrap_or(f64::MAX) * 1.5;
+    let (mut over, mut all) = (0.0, 0.0);
+    for window in held.iter().flat_map(|s| s.windows(fitted.steps)) {
+        all += 1.0;
+        over += f64::from(u8::from(fitted.score(&window.concat()).0 > limit));
+    }
+    if all > 0.0 { over / all } else { 0.0 }
+}
+
+fn samples(stretches: &[Stretch], steps: usize) -> Vec<Vec<f64>> {
+    stretches.iter().flat_map(|s| s.chunks_exact(steps)).map(<[Vec<f64>]>::concat).collect()
+}
+
+fn tell(out: &Path, about: &write::About, fitted: &Fitted, model: &Model, flagged: f64) {
+    let independent = fitted.reference.len() / fitted.steps;
+    let seconds = about.rate.as_secs_f64() * fitted.steps as f64;
+    println!(
+        "{}: learnt {} channels, windows of {} steps ({seconds:.1} s)",
+        out.display(),
+        about.channels.len(),
+        fitted.steps
+    );
+    println!("  {:<24} {:>12} {:>12}", "channel", "mean", "deviation");
+    for (i, channel) in about.channels.iter().enumerate() {
+        println!("  {channel:<24} {:>12.4} {:>12.4}", fitted.mean[i], fitted.std[i]);
+    }
+    println!("  held back: {:.1} % of the windows flagged", flagged * 100.0);
+    println!("  self-test passed, sha256 {}", model.digest());
+    println!("  {} reference scores, worth about {independent} independent windows:", fitted.reference.len());
+    let shortest = Duration::from_secs_f64(seconds * independent.max(1) as f64);
+    println!("  a budget of one false alarm per {shortest:.0?} is counted; longer ones rest on a fitted tail");
+}

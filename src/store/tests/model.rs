@@ -1,0 +1,286 @@
+//! Random histories against a plain model: commits of all sizes, reads, acknowledgements, dead
+//! letters, clean stops and kills. Nothing acknowledged may be missing, nothing may be there twice.
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[derive(Clone, Debug)]
+enum Op {
+    /// Commits of these shapes, sent together and awaited.
+    Commit(Vec<Step>),
+    /// The same, but nobody waits for the receipts before the kill that follows.
+    CommitAndKill(Vec<Step>),
+    /// Read up to so many, acknowledge this share of them.
+    Deliver {
+        sink: usize,
+        records: usize,
+        bytes: usize,
+        share: f64,
+    },
+    /// Set the next record aside.
+    DeadLetter {
+        sink: usize,
+    },
+    Reopen,
+    Kill,
+}
+
+/// What one entry holds; the model engine turns each into the same records every time.
+#[derive(Clone, Debug)]
+struct Step {
+    kinds: Vec<u8>,
+    padding: usize,
+    checkpoint: Option<usize>,
+    reject: bool,
+}
+
+const SINKS: [&str; 2] = ["cloud", "publish"];
+
+fn step() -> impl Strategy<Value = Step> {
+    let padding = prop_oneof![6 => 0..300usize, 1 => 100_000..400_000usize];
+    let checkpoint =
+        prop_oneof![4 => Just(None), 1 => (0..200usize).prop_map(Some), 1 => (130_000..300_000usize).prop_map(Some)];
+    (proptest::collection::vec(0..6u8, 0..5), padding, checkpoint, proptest::bool::weighted(0.1))
+        .prop_map(|(kinds, padding, checkpoint, reject)| Step { kinds, padding, checkpoint, reject })
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let steps = || proptest::collection::vec(step(), 1..6);
+    let deliver = (0..2usize, 1..30usize, prop_oneof![Just(usize::MAX), 20..200usize], 0.0..1.2f64);
+    prop_oneof![
+        6 => steps().prop_map(Op::Commit),
+        1 => steps().prop_map(Op::CommitAndKill),
+        6 => deliver.prop_map(|(sink, records, bytes, share)| Op::Deliver { sink, records, bytes, share }),
+        1 => (0..2usize).prop_map(|sink| Op::DeadLetter { sink }),
+        1 => Just(Op::Reopen),
+        1 => Just(Op::Kill),
+    ]
+}
+
+/// The engine and what it knows it has sent.
+#[derive(Default)]
+struct Model {
+    entries: Vec<(u64, Vec<u8>)>,
+    /// Record numbers (their ordinals) by lane.
+    lanes: [Vec<u64>; 2],
+    /// How many records each sink has delivered in each lane.
+    delivered: [[usize; 2]; 2],
+    sequences: BTreeMap<u64, u64>,
+    ordinal: u64,
+    dead: u64,
+}
+
+fn entry_of(step: &Step) -> Vec<u8> {
+    let mut entry = vec![step.kinds.len() as u8];
+    entry.extend(&step.kinds);
+    entry.extend((0..step.padding).map(|i| (i * 31 % 251) as u8));
+    entry
+}
+
+fn records_of(entry: &[u8], ordinal: u64) -> Vec<Record> {
+    let kinds = &entry[1..=usize::from(entry[0])];
+    // Half of all are verdicts.
+    let kind = |k: u8| if k.is_multiple_of(2) { Kind::Verdict } else { Kind::ALL[usize::from(k)] };
+    kinds.iter().zip(ordinal..).map(|(k, n)| record(kind(*k), n)).collect()
+}
+
+fn lane_of(record: &Record) -> usize {
+    usize::from(record.kind == Kind::Verdict)
+}
+
+impl Model {
+    fn apply(&mut self, entry: Vec<u8>) -> Vec<Record> {
+        let records = records_of(&entry, self.ordinal);
+        self.entries.push((self.ordinal, entry));
+        for r in &records {
+            self.lanes[lane_of(r)].push(r.at.0 as u64);
+        }
+        self.ordinal += records.len() as u64;
+        records
+    }
+
+    fn commit(&mut self, step: &Step) -> Commit {
+        let first_ordinal = self.ordinal;
+        let entry = entry_of(step);
+        let records = self.apply(entry.clone());
+        let checkpoint = step.checkpoint.map(|padding| self.checkpoint(padding));
+        let reject = Reject {
+            at: Time(1),
+            source: "shop".into(),
+            origin: "t".into(),
+            reason: "no".into(),
+            payload: vec![1, 2, 3],
+        };
+        self.dead += u64::from(step.reject);
+        let rejects = if step.reject { vec![reject] } else { Vec::new() };
+        Commit { entry: Some(entry), checkpoint, records, first_ordinal, rejects, receipts: Vec::new() }
+    }
+
+    /// The engine's state is how many entries it has seen.
+    fn checkpoint(&self, padding: usize) -> Vec<u8> {
+        let mut bytes = (self.entries.len() as u64).to_le_bytes().to_vec();
+        bytes.extend((0..padding).map(|i| (i * i % 253) as u8));
+        bytes
+    }
+
+    /// Forgets the entries that were never acknowledged and are not there.
+    fn truncate(&mut self, entries: usize) {
+        let keep = std::mem::take(&mut self.entries);
+        let (delivered, sequences, dead) = (self.delivered, std::mem::take(&mut self.sequences), self.dead);
+        *self = Model { delivered, sequences, dead, ..Model::default() };
+        for (_, entry) in keep.into_iter().take(entries) {
+            self.apply(entry);
+        }
+    }
+
+    /// Holds what is recovered against what was sent, and sends its records again.
+    fn replay(&mut self, store: &Store, recovered: Recovered, acknowledged: usize) {
+        let seen = recovered.checkpoint.as_ref().map_or(0, |c| u64::from_le_bytes(c[..8].try_into().unwrap()) as usize);
+        let entries: Vec<Entry> = recovered.entries.map(Result::unwrap).collect();
+        let total = seen + entries.len();
+        assert!(total >= acknowledged, "{acknowledged} entries were acknowledged, {total} are there");
+        assert!(total <= self.entries.len());
+        self.truncate(total);
+        assert!(recovered.next_ordinal <= self.ordinal);
+        let ordinal_at = self.entries.get(seen).map_or(self.ordinal, |(o, _)| *o);
+        if seen > 0 {
+            assert_eq!(recovered.checkpoint_ordinal, ordinal_at);
+        }
+        for (entry, (ordinal, data)) in entries.iter().zip(&self.entries[seen..]) {
+            assert_eq!((entry.first_ordinal, &entry.data), (*ordinal, data));
+            let records = records_of(data, *ordinal);
+            commit(store, Commit { records, first_ordinal: *ordinal, ..Commit::default() });
+        }
+    }
+
+    /// After a kill cursors may be older than they were, never newer.
+    fn compare_cursors(&mut self, outboxes: &[Outbox; 2], exact: bool) {
+        for (sink, outbox) in outboxes.iter().enumerate() {
+            for (lane, (depth, _)) in outbox.depths().into_iter().enumerate() {
+                let at = self.lanes[lane].len() - depth as usize;
+                let was = self.delivered[sink][lane];
+                assert!(at == was || (!exact && at < was), "sink {sink} lane {lane}: {was} delivered, cursor at {at}");
+                self.delivered[sink][lane] = at;
+            }
+        }
+    }
+
+    /// What a read must give, and what it gives.
+    fn compare_read(&mut self, sink: usize, read: &[Stored]) {
+        let waiting: Vec<&[u64]> = (0..2).map(|l| &self.lanes[l][self.delivered[sink][l]..]).collect();
+        let expected = if waiting[0].is_empty() { waiting[1] } else { waiting[0] };
+        assert_eq!(numbers(read), expected[..read.len()]);
+        assert_eq!(read.is_empty(), expected.is_empty());
+        for stored in read {
+            let number = stored.record.at.0 as u64;
+            assert_eq!(*self.sequences.entry(number).or_insert(stored.sequence), stored.sequence, "record {number}");
+        }
+    }
+}
+
+struct Run {
+    dir: tempfile::TempDir,
+    model: Model,
+    store: Option<(Store, [Outbox; 2])>,
+}
+
+impl Run {
+    fn new() -> Run {
+        let mut run = Run { dir: fast_dir(), model: Model::default(), store: None };
+        run.open(0, true);
+        run
+    }
+
+    fn open(&mut self, acknowledged: usize, exact: bool) {
+        let (store, recovered) = Store::open(&small(), self.dir.path(), &SINKS, Shared::new()).unwrap();
+        assert!(recovered.quarantined.is_empty(), "{:?}", recovered.quarantined);
+        let outboxes = SINKS.map(|s| store.outbox(s).unwrap());
+        self.model.replay(&store, recovered, acknowledged);
+        self.model.compare_cursors(&outboxes, exact);
+        self.store = Some((store, outboxes));
+    }
+
+    fn step(&mut self, op: &Op) {
+        let (store, outboxes) = self.store.as_ref().unwrap();
+        match op {
+            Op::Commit(steps) => {
+                let waiters: Vec<_> = steps.iter().map(|s| send(store, self.model.commit(s))).collect();
+                waiters.into_iter().for_each(|w| w.blocking_recv().unwrap());
+            }
+            Op::CommitAndKill(steps) => {
+                let before = self.model.entries.len();
+                let waiters: Vec<_> = steps.iter().map(|s| send(store, self.model.commit(s))).collect();
+                drop(self.store.take());
+                let done = waiters.into_iter().map_while(|mut w| w.try_recv().ok()).count();
+                self.open(before + done, false);
+            }
+            Op::Deliver { sink, records, bytes, share } => {
+                let read = outboxes[*sink].read(*records, *bytes).unwrap();
+                self.model.compare_read(*sink, &read);
+                let acked = &read[..((read.len() as f64 * share) as usize).min(read.len())];
+                outboxes[*sink].ack(acked);
+                if let Some(first) = acked.first() {
+                    self.model.delivered[*sink][lane_of(&first.record)] += acked.len();
+                }
+            }
+            Op::DeadLetter { sink } => {
+                let read = outboxes[*sink].read(1, 0).unwrap();
+                if let Some(stored) = read.into_iter().next() {
+                    self.model.delivered[*sink][lane_of(&stored.record)] += 1;
+                    self.model.dead += 1;
+                    block_on(outboxes[*sink].dead_letter(stored, "poison")).unwrap();
+                }
+            }
+            Op::Reopen => {
+                self.store.take().unwrap().0.close().unwrap();
+                self.open(self.model.entries.len(), true);
+            }
+            Op::Kill => {
+                drop(self.store.take());
+                self.open(self.model.entries.len(), false);
+            }
+        }
+    }
+
+    fn finish(&mut self) {
+        let (store, outboxes) = self.store.as_ref().unwrap();
+        for (sink, outbox) in outboxes.iter().enumerate() {
+            loop {
+                let read = outbox.read(17, usize::MAX).unwrap();
+                self.model.compare_read(sink, &read);
+                let Some(first) = read.first() else { break };
+                self.model.delivered[sink][lane_of(&first.record)] += read.len();
+                outbox.ack(&read);
+            }
+            assert_eq!(outbox.depth(), (0, 0));
+        }
+        let mut sequences: Vec<u64> = self.model.sequences.values().copied().collect();
+        sequences.sort_unstable();
+        sequences.dedup();
+        assert_eq!(sequences.len(), self.model.sequences.len(), "a sequence was used twice");
+        for lane in &self.model.lanes {
+            let in_order = lane.iter().filter_map(|n| self.model.sequences.get(n)).is_sorted();
+            assert!(in_order, "sequences fall within a lane");
+        }
+        assert!(store.status().lanes["dead"].records <= self.model.dead);
+        // All but the segments in use is deleted.
+        wait_for("delivered segments are deleted", || {
+            let lanes = ["priority", "routine"].map(|l| self.dir.path().join("queue").join(l));
+            lanes.iter().all(|l| view::list(l).unwrap().len() <= 2)
+        });
+        self.store.take().unwrap().0.close().unwrap();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 60, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn behaves_like_the_model(ops in proptest::collection::vec(op(), 1..40)) {
+        let mut run = Run::new();
+        for op in &ops {
+            run.step(op);
+        }
+        run.finish();
+    }
+}
