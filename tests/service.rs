@@ -105,8 +105,8 @@ async fn sigterm_drains() {
         std::thread::sleep(Duration::from_millis(500));
         cloud.stats().received == before && daemon.status()["records_waiting"].as_f64() == Some(0.0)
     });
-    // mosquitto may drop acks it has not read when the next connection comes at once; those come again.
-    assert!(daemon.metric("andon_readings_dropped_total", "duplicate") <= 1000.0, "acked messages came again");
+    // mosquitto may drop acks it has not read when the next connection comes at once; what comes
+    // again then is recognised.
     assert_eq!(cloud.stats().duplicates, 0);
     assert!(daemon.terminate().success());
 }
