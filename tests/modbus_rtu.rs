@@ -81,41 +81,6 @@ async fn every_type_and_order_that_pymodbus_serves_over_a_serial_line() {
     source.stop().await;
 }
 
-#[tokio::test]
-async fn units_on_one_line_share_it_and_a_dead_one_costs_little() {
-    let pair = Pair::new();
-    let server = Pymodbus::on_line(&pair.theirs());
-    let lines = Lines::default();
-    let keys = |unit: u8| format!("unit = {unit}\npoll = \"20ms\"\ntimeout = \"300ms\"");
-    let source = |unit: u8| config(&source_at("plc", &pair.url(), &keys(unit), &registers([3000, 3029])));
-    let mut alive = [Running::on(source(1), &lines), Running::on(source(2), &lines)];
-    for running in &mut alive {
-        running.until(all_good).await;
-    }
-    let mut dead = Running::on(source(9), &lines);
-    dead.until(|r| r.iter().any(|r| r.cause == Cause::Timeout)).await;
-    let timeouts = |dead: &Running| dead.metric("andon_modbus_requests_total{source=\"plc\",outcome=\"timeout\"}");
-    // The dead one is tried again and again, and no value of the others is lost or mixed up.
-    let mut rounds = 0;
-    while timeouts(&dead) < 4 {
-        let _ = tokio::time::timeout(Duration::from_millis(1), dead.batches.recv()).await;
-        for running in &mut alive {
-            let readings = running.next().await;
-            assert!(all_good(&readings), "{readings:?}");
-            assert_eq!((of(&readings, "r3000").value, of(&readings, "r3029").value), (3000.0, 3029.0));
-            rounds += 1;
-        }
-    }
-    // Four time-outs of 300 ms, with pauses of some 250, 500 and 1000 ms between them, are hardly
-    // half of the time: without turns there would be a handful of rounds.
-    assert!(rounds > 20, "{rounds} rounds");
-    drop(server);
-    for running in alive {
-        running.stop().await;
-    }
-    dead.stop().await;
-}
-
 #[test]
 fn the_command_reads_a_serial_line() {
     let pair = Pair::new();

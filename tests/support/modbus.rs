@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 /// What the tests wait for comes within a fraction of this, or never.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Reads the one `[[modbus]]` of a file.
 pub fn config(text: &str) -> Config {

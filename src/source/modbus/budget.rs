@@ -142,7 +142,7 @@ mod tests {
 
     fn read(text: &str) -> Vec<Config> {
         let document = Document::parse(text, Surroundings::default());
-        let all = Config::read_all(&document.root());
+        let all: Vec<Config> = document.root().sections("modbus").iter().map(Config::read).collect();
         assert_eq!(document.into_problems(), []);
         all
     }
