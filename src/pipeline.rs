@@ -271,7 +271,7 @@ impl Machine {
         let next = *self.state.next.get_or_insert(step);
         let range = self.layout.range_of(&reading.signal);
         let jump = self.layout.lateness.max(8 * self.layout.rate);
-        match self.state.tracks[index].push(reading, range, step < next, jump) {
+        match self.state.tracks[index].push(reading, arrived, range, step < next, jump) {
             Ok(()) => Taken::Yes,
             Err(Refused::Duplicate) => Taken::Duplicate,
             Err(Refused::Late) => {

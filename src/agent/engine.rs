@@ -19,7 +19,7 @@ use crate::types::{
 };
 
 /// Version of the snapshot; another one is not restored.
-const SNAPSHOT_VERSION: u32 = 1;
+const SNAPSHOT_VERSION: u32 = 2;
 
 /// One `[[machine]]` block met with its model.
 pub struct Block {

@@ -7,10 +7,15 @@ use serde::{Deserialize, Serialize};
 use super::Layout;
 use crate::types::{Cause, Name, Quality, Reading, Time};
 
-/// Times remembered to tell a repeat from a straggler; covers a broker's whole redelivery.
+/// Times remembered to tell a repeat from a straggler; covers a broker's whole redelivery, as long
+/// as `receive_maximum` is not raised beyond it.
 const RECENT_TIMES: usize = 1024;
-/// How long (ns of event time) they are remembered.
+/// How long (ns) they are remembered. It counts by the arrivals, not by the readings' own time: a
+/// backlog of hours is unacked for moments.
 const RECENT_AGE: i64 = 10_000_000_000;
+/// A pause between arrivals counts as no more than this (ns): what was unacked when the link or the
+/// agent went down comes again when it is back, whenever that is.
+const RECENT_PAUSE: i64 = 1_000_000_000;
 /// Readings of one signal waiting for their step; beyond this the oldest step is overdue anyway.
 const MAX_PENDING: usize = 65_536;
 
@@ -40,8 +45,12 @@ pub struct Track {
     signal: Name,
     /// Not yet in a step, by time.
     pending: VecDeque<Point>,
-    /// Times taken of late, rising.
-    recent: VecDeque<i64>,
+    /// Times taken of late, rising, and when on `clock` that was.
+    recent: VecDeque<(i64, i64)>,
+    /// Nanoseconds in which this signal arrived, pauses cut short.
+    clock: i64,
+    /// When it last arrived, by the wall clock.
+    arrived: Time,
     /// The last usable value and when it was measured.
     last: Option<(Time, f64)>,
     /// When anything at all was last taken into a step, usable or not.
@@ -69,6 +78,8 @@ impl Track {
             signal,
             pending: VecDeque::new(),
             recent: VecDeque::new(),
+            clock: 0,
+            arrived: Time(0),
             last: None,
             heard: None,
             frontier: None,
@@ -97,16 +108,23 @@ impl Track {
         self.pending.front().map(|p| p.at)
     }
 
-    /// Takes a reading. `closed`: its step is closed already. `jump` (ns): how far ahead of the
+    /// Takes a reading that arrived at `arrived`. `closed`: its step is closed already. `jump` (ns): how far ahead of the
     /// frontier one reading alone is not believed, so that a single wild clock closes no steps.
-    pub fn push(&mut self, r: &Reading, range: Option<[f64; 2]>, closed: bool, jump: i64) -> Result<(), Refused> {
-        if self.recent.binary_search(&r.at.0).is_ok() {
+    pub fn push(
+        &mut self,
+        r: &Reading,
+        arrived: Time,
+        range: Option<[f64; 2]>,
+        closed: bool,
+        jump: i64,
+    ) -> Result<(), Refused> {
+        if self.recent.binary_search_by_key(&r.at.0, |(at, _)| *at).is_ok() {
             return Err(Refused::Duplicate);
         }
         if closed || self.pending.len() >= MAX_PENDING {
             return Err(Refused::Late);
         }
-        self.remember(r.at.0);
+        self.remember(r.at.0, arrived);
         self.advance(r.at, jump);
         let (quality, cause) = gate(r, range);
         let at = self.pending.partition_point(|p| p.at <= r.at);
@@ -153,11 +171,13 @@ impl Track {
         }
     }
 
-    fn remember(&mut self, at: i64) {
-        let place = self.recent.partition_point(|t| *t < at);
-        self.recent.insert(place, at);
-        let newest = self.recent.back().copied().unwrap_or(at);
-        while self.recent.len() > RECENT_TIMES || self.recent.front().is_some_and(|t| newest - t > RECENT_AGE) {
+    fn remember(&mut self, at: i64, arrived: Time) {
+        self.clock += arrived.0.saturating_sub(self.arrived.0).clamp(0, RECENT_PAUSE);
+        self.arrived = arrived;
+        let place = self.recent.partition_point(|(t, _)| *t < at);
+        self.recent.insert(place, (at, self.clock));
+        let old = self.clock - RECENT_AGE;
+        while self.recent.len() > RECENT_TIMES || self.recent.front().is_some_and(|(_, taken)| *taken < old) {
             self.recent.pop_front();
         }
     }

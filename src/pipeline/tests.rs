@@ -95,6 +95,39 @@ fn out_of_range_and_not_finite_are_bad() {
     assert_eq!(reasons(&steps), [None, Some(Reason::InputBad), Some(Reason::InputBad)]);
 }
 
+/// A thousand readings an hour apart arrive within a second, as after an outage; then the agent is
+/// away for a day.
+#[test]
+fn a_repeat_is_known_however_old_the_reading_is() {
+    const HOUR: i64 = 3_600_000;
+    let mut m = machine(Layout { rate: HOUR * MS, ..layout(&["flow"], 1) });
+    let backlog: Vec<Reading> = (1..=1000).map(|i| at(i * HOUR, "flow", i as f64)).collect();
+    let arrival = |i: usize| Time((2000 * HOUR + i as i64) * MS);
+    for (i, r) in backlog.iter().enumerate() {
+        assert_eq!(m.push(r, arrival(i)), Taken::Yes);
+        while m.pop().is_some() {}
+    }
+    let (state, tomorrow) = (m.state().clone(), Time((2024 * HOUR) * MS));
+    let mut m = Machine::restore("m".into(), Arc::new(m.layout().clone()), state);
+    let again: Vec<Taken> = backlog.iter().map(|r| m.push(r, tomorrow)).collect();
+    assert!(again.iter().all(|t| *t == Taken::Duplicate), "{again:?}");
+    assert_eq!(m.push(&at(HOUR + 1, "flow", 1.0), tomorrow), Taken::Late, "a straggler is not a repeat");
+}
+
+/// What was acked long ago is forgotten, or state would grow with every machine.
+#[test]
+fn times_are_remembered_for_seconds_of_arrivals() {
+    let mut m = machine(layout(&["flow"], 1));
+    for i in 1..=1000 {
+        let r = at(i * 100, "flow", i as f64);
+        assert_eq!(m.push(&r, r.at), Taken::Yes);
+        while m.pop().is_some() {}
+    }
+    let now = Time(100_000 * MS);
+    assert_eq!(m.push(&at(95_000, "flow", 950.0), now), Taken::Duplicate);
+    assert_eq!(m.push(&at(85_000, "flow", 850.0), now), Taken::Late);
+}
+
 #[test]
 fn a_resting_value_is_stuck() {
     let mut m = machine(Layout { stuck_after: Some(1000 * MS), ..layout(&["flow"], 1) });
