@@ -98,7 +98,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::metrics::{Shared, lock};
 use crate::settings::Section;
@@ -109,27 +109,33 @@ mod cursors;
 mod fault;
 mod group;
 mod house;
+mod items;
 mod journal;
 mod lane;
 mod limits;
 mod lock;
 mod manifest;
+mod offline;
 mod opening;
 mod outbox;
 mod pack;
 mod record;
+mod rescue;
 mod segment;
 mod slots;
+mod view;
 mod writer;
 
+pub use items::{DeadLetters, Records};
 pub use journal::{Entries, Entry};
+pub use offline::Offline;
 pub use opening::OpenError;
 pub use outbox::{Outbox, ReadError};
 pub use record::DeadLetter;
 
 use house::Figures;
-use lane::{LaneId, LaneView};
-use outbox::Shelf;
+use outbox::{Aside, AsideWhat, Shelf};
+use view::{LaneId, LaneView};
 use writer::Order;
 
 /// Commits on their way to the writer. Each holds a few batches of readings at most; with more,
@@ -413,6 +419,32 @@ impl Store {
     /// What the journal recorded since then, for learning.
     pub fn journal_since(&self, since: Time) -> Entries {
         Entries::new(self.lanes[LaneId::Journal as usize].clone(), 1, since)
+    }
+
+    /// What was set aside, oldest first, with the number of each.
+    pub fn dead_letters(&self) -> DeadLetters {
+        DeadLetters::new(self.lanes[LaneId::Dead as usize].clone())
+    }
+
+    /// Sends the records among the dead letters once more, each once; how many. They get new
+    /// sequences and keep their ids. Blocks.
+    pub fn requeue(&self) -> Result<u64, ReadError> {
+        let from = self.shelf.requeued.load(Ordering::Acquire);
+        let mut sent = 0;
+        for letter in self.dead_letters().starting_at(from) {
+            let (number, letter) = letter?;
+            if let DeadLetter::Record { record, .. } = letter {
+                let (done, durable) = oneshot::channel();
+                let what = AsideWhat::Again(record);
+                self.shelf.aside.blocking_send(Aside { what, done }).map_err(|_| ReadError::Closed)?;
+                durable.blocking_recv().map_err(|_| ReadError::Closed)?;
+                sent += 1;
+            }
+            self.shelf.requeued.store(number + 1, Ordering::Release);
+            self.shelf.moved.store(true, Ordering::Release);
+        }
+        self.shelf.wake.notify_one();
+        Ok(sent)
     }
 
     /// Writes and syncs all that was sent, saves the cursors and ends the writer. Drop all

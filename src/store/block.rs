@@ -27,7 +27,7 @@ const CARVE_WINDOW: usize = 256 << 10;
 /// A block's header, decoded.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(super) struct Head {
-    /// Which lane it was written for, as [`super::lane::LaneId`] numbers them.
+    /// Which lane it was written for, as [`super::view::LaneId`] numbers them.
     pub lane: u8,
     /// The block holds (the first part of) an engine checkpoint.
     pub checkpoint: bool,
@@ -77,14 +77,14 @@ impl Draft {
     }
 
     /// Size of the value that [`Draft::encode`] gives.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         HEADER + self.payload.len()
     }
 
     /// The value for this slot.
     pub fn encode(&self, slot: u32) -> Vec<u8> {
         let h = &self.head;
-        let mut out = Vec::with_capacity(self.len());
+        let mut out = Vec::with_capacity(self.size());
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&[h.lane, self.codec, if h.checkpoint { FLAG_CHECKPOINT } else { 0 }, 0]);
         out.extend_from_slice(&slot.to_le_bytes());

@@ -29,6 +29,8 @@ pub(super) struct Cursor {
 pub(super) struct Saved {
     /// Sequences below this are taken.
     pub sequence: u64,
+    /// Dead letters below this have been queued again.
+    pub requeued: u64,
     /// By sink: its places in the priority and the routine lane.
     pub sinks: BTreeMap<String, [Cursor; 2]>,
 }
@@ -46,10 +48,18 @@ impl CursorFile {
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).open(path);
         let file = file.map_err(Fault::io("open", path))?;
-        let newest =
-            [0, 1].into_iter().filter_map(|page| read_page(&file, page)).max_by_key(|(generation, _)| *generation);
+        let newest = newest(&file);
         let generation = newest.as_ref().map_or(0, |(g, _)| *g);
         Ok((CursorFile { file, path: path.to_owned(), generation }, newest.map(|(_, saved)| saved)))
+    }
+
+    /// What the file says, if there is one.
+    pub fn look(path: &Path) -> Result<Option<Saved>, Fault> {
+        match File::open(path) {
+            Ok(file) => Ok(newest(&file).map(|(_, saved)| saved)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Fault::io("open", path)(e)),
+        }
     }
 
     /// Writes the page whose turn it is. Not synced unless asked: until then a power cut may bring
@@ -83,6 +93,10 @@ fn checksum(generation: u64, json: &[u8]) -> u32 {
     crc.finalize()
 }
 
+fn newest(file: &File) -> Option<(u64, Saved)> {
+    [0, 1].into_iter().filter_map(|page| read_page(file, page)).max_by_key(|(generation, _)| *generation)
+}
+
 fn read_page(file: &File, page: u64) -> Option<(u64, Saved)> {
     let mut head = [0; PAGE_HEAD];
     file.read_exact_at(&mut head, page * PAGE as u64).ok()?;
@@ -106,7 +120,7 @@ mod tests {
 
     fn saved(n: u64) -> Saved {
         let place = [Cursor { sequence: n, position: n }, Cursor { sequence: 2 * n, position: n }];
-        Saved { sequence: 3 * n, sinks: BTreeMap::from([("cloud".to_owned(), place)]) }
+        Saved { sequence: 3 * n, requeued: 0, sinks: BTreeMap::from([("cloud".to_owned(), place)]) }
     }
 
     #[test]

@@ -63,6 +63,11 @@ impl Fault {
             .is_some_and(|k| matches!(k, StorageFull | QuotaExceeded | ReadOnlyFilesystem | PermissionDenied))
     }
 
+    /// What was to be read is not there any more.
+    pub fn is_gone(&self) -> bool {
+        self.error_kind() == Some(io::ErrorKind::NotFound)
+    }
+
     /// Another holder has not let go of the segment yet.
     pub fn is_locked(&self) -> bool {
         matches!(self, Fault::Sled { source: sled::Error::Io(e), .. } if e.to_string().contains("acquire lock"))

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use crate::types::{Kind, Record, RecordId, Time};
 
 use super::Commit;
-use super::lane::{Lane, LaneId};
-use super::outbox::Aside;
+use super::lane::Lane;
+use super::outbox::{Aside, AsideWhat};
 use super::pack::Item;
 use super::record::{self, DeadLetter, JournalItem};
 use super::segment::Loss;
+use super::view::LaneId;
 
 /// Data that is missing, and why; becomes a gap record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,9 +119,17 @@ impl Group {
         *self.counts.entry(record.kind).or_default() += 1;
     }
 
-    /// A record a sink refused for good.
+    /// A record that a sink refused for good, or one that is sent once more.
     pub fn add_aside(&mut self, aside: Aside) {
-        self.push(LaneId::Dead, record::encode(&aside.letter), aside.letter.at(), None, false);
+        match &aside.what {
+            AsideWhat::Letter(letter) => {
+                self.push(LaneId::Dead, record::encode(letter), letter.at(), None, false);
+            }
+            AsideWhat::Again(record) => {
+                self.push(LaneId::of(record.kind), record::encode(record), record.at, None, false);
+                *self.counts.entry(record.kind).or_default() += 1;
+            }
+        }
         self.asides.push(aside);
     }
 

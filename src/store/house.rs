@@ -1,5 +1,6 @@
 //! Keeping house: saving cursors, deleting what is delivered, holding the limits, telling figures.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,10 +14,11 @@ use super::Commit;
 use super::cursors::{Cursor, CursorFile, Saved};
 use super::fault::Fault;
 use super::group::Gap;
-use super::lane::{Lane, LaneId};
+use super::lane::Lane;
 use super::limits::{Limits, Usage};
 use super::outbox::Shelf;
 use super::segment::{Loss, Summary};
+use super::view::LaneId;
 
 /// Cursors are saved at most this often.
 const SAVE_EVERY: Duration = Duration::from_millis(100);
@@ -36,6 +38,8 @@ pub(super) struct Figures {
     pub disk: [u64; 4],
     /// Items given up, by lane.
     pub dropped: [u64; 4],
+    /// Items found damaged since the store was opened.
+    pub damaged: u64,
     /// Segments set aside since the store was opened.
     pub quarantined: u64,
     /// Why nothing can be written at present.
@@ -69,6 +73,8 @@ pub(super) struct House {
     /// Sequences below this are taken.
     pub next_record: u64,
     since_checkpoint: u64,
+    /// The slowest cursor of each outgoing lane that is on the medium for sure.
+    synced: [u64; 2],
     saved_at: Option<Instant>,
     looked_at: Option<Instant>,
     telling: Option<Telling>,
@@ -84,6 +90,7 @@ impl House {
             checkpoint_after: 0,
             next_record: 0,
             since_checkpoint: 0,
+            synced: [0; 2],
             saved_at: None,
             looked_at: None,
             telling: None,
@@ -123,6 +130,14 @@ impl House {
         lock(&self.figures).fault = fault;
     }
 
+    /// What somebody should look at, although the store works.
+    pub fn troubles(&self) -> Option<String> {
+        let figures = lock(&self.figures);
+        let lost = figures.damaged;
+        (figures.quarantined > 0 || lost > 0)
+            .then(|| format!("{} damaged segments are in the quarantine; {lost} items were lost", figures.quarantined))
+    }
+
     /// Does what is due; gaps to be told.
     pub fn keep(&mut self, shelf: &Shelf, lanes: &mut [Lane; 4], shared: &Shared, now: Time) -> Vec<Gap> {
         let due = |at: Option<Instant>, every| at.is_none_or(|t| t.elapsed() >= every);
@@ -149,10 +164,16 @@ impl House {
     /// Saves all cursors.
     pub fn save(&mut self, shelf: &Shelf, sync: bool) -> Result<(), Fault> {
         shelf.moved.store(false, Ordering::Release);
-        let sinks = shelf.sinks.iter().map(|(name, sink)| (name.clone(), sink.cursors())).collect();
-        let result = self.cursors.write(&Saved { sequence: self.next_record, sinks }, sync);
-        if result.is_err() {
-            shelf.moved.store(true, Ordering::Release);
+        let sinks: BTreeMap<_, _> = shelf.sinks.iter().map(|(name, sink)| (name.clone(), sink.cursors())).collect();
+        let slowest = [0, 1].map(|lane| sinks.values().map(|c| c[lane].sequence).min().unwrap_or(0));
+        let result = self.cursors.write(
+            &Saved { sequence: self.next_record, requeued: shelf.requeued.load(Ordering::Acquire), sinks },
+            sync,
+        );
+        match &result {
+            Ok(()) if sync => self.synced = slowest,
+            Ok(()) => {}
+            Err(_) => shelf.moved.store(true, Ordering::Release),
         }
         result
     }
@@ -160,17 +181,16 @@ impl House {
     /// Deletes segments that every sink is past. The cursors are on the medium before that, so a
     /// segment that is gone and not behind all cursors is known to be lost.
     fn remove_delivered(&mut self, shelf: &Shelf, lanes: &mut [Lane; 4]) {
-        let mut saved = false;
         for (i, id) in LaneId::OUT.into_iter().enumerate() {
             let lane = &mut lanes[id as usize];
             while let (Some(oldest), Some(slowest)) = (lane.oldest_sealed(), shelf.slowest(i)) {
                 if slowest.sequence <= oldest.last {
                     break;
                 }
-                if !saved && self.save(shelf, true).is_err() {
+                // Cursors move on while this runs: what counts is where they were when synced.
+                if self.synced[i] <= oldest.last && self.save(shelf, true).is_err() {
                     return;
                 }
-                saved = true;
                 lane.remove_oldest();
             }
         }
@@ -269,6 +289,7 @@ impl House {
             let Some(id) = LaneId::ALL.into_iter().find(|l| *l as u8 == loss.lane) else { continue };
             tracing::error!("{} items of the {} lane are damaged and lost", loss.records, id.name());
             self.dropped(shared, id, DAMAGED, loss.records);
+            lock(&self.figures).damaged += loss.records;
             match lanes[id as usize].set_aside(loss.segment) {
                 Ok(true) => self.set_aside(lanes),
                 Ok(false) => {}

@@ -1,14 +1,15 @@
 //! Reading the journal back: for recovery, and for learning from what was recorded.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::types::Time;
 
 use super::fault::Fault;
-use super::lane::LaneView;
+use super::items::Items;
 use super::outbox::ReadError;
 use super::record::JournalItem;
+use super::segment::Segment;
+use super::view::LaneView;
 
 /// An entry as it was committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,35 +26,16 @@ pub struct Entry {
 
 /// Entries in order, read from disk as they are asked for.
 pub struct Entries {
-    lane: Arc<LaneView>,
-    next: u64,
-    last: u64,
+    items: Items,
     since: Time,
-    ready: VecDeque<Entry>,
 }
 
 impl Entries {
+    /// From this index on, those committed at `since` or later, up to what is there now.
     pub(super) fn new(lane: Arc<LaneView>, from: u64, since: Time) -> Entries {
-        let last = lane.last();
-        Entries { lane, next: from, last, since, ready: VecDeque::new() }
-    }
-
-    fn fill(&mut self) -> Result<bool, Fault> {
-        while self.ready.is_empty() && self.next <= self.last {
-            let Some(chunk) = self.lane.chunk_from(self.next)? else { break };
-            for (index, bytes) in chunk.items {
-                if index < self.next || index > self.last {
-                    continue;
-                }
-                if let Some(JournalItem::Entry { at, first_ordinal, data }) = JournalItem::decode(&bytes)
-                    && at >= self.since
-                {
-                    self.ready.push_back(Entry { index, at, first_ordinal, data });
-                }
-            }
-            self.next = chunk.last + 1;
-        }
-        Ok(!self.ready.is_empty())
+        let recent = |s: &Arc<Segment>| s.summary().written >= since;
+        let first = lane.segments().iter().find(|s| recent(s)).map_or(0, |s| s.summary().name);
+        Entries { items: Items::new(lane, from.max(first)), since }
     }
 }
 
@@ -61,12 +43,16 @@ impl Iterator for Entries {
     type Item = Result<Entry, ReadError>;
 
     fn next(&mut self) -> Option<Result<Entry, ReadError>> {
-        match self.fill() {
-            Ok(true) => self.ready.pop_front().map(Ok),
-            Ok(false) => None,
-            Err(fault) => {
-                self.next = u64::MAX;
-                Some(Err(ReadError::Disk(fault.to_string())))
+        loop {
+            let (index, bytes) = match self.items.next()? {
+                Ok(item) => item,
+                Err(e) => return Some(Err(e)),
+            };
+            match JournalItem::decode(&bytes) {
+                Some(JournalItem::Entry { at, first_ordinal, data }) if at >= self.since => {
+                    return Some(Ok(Entry { index, at, first_ordinal, data }));
+                }
+                _ => {}
             }
         }
     }

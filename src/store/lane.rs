@@ -1,56 +1,23 @@
-//! A lane: an ordered run of items in rotating segments. [`Lane`] is the writer's end, owned by one
+//! A lane: an ordered run of items in rotating segments. This is the writer's end, owned by one
 //! thread; [`LaneView`] is what readers share.
 
 use std::collections::VecDeque;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use crate::metrics::lock;
-use crate::types::{Kind, Time};
+use crate::types::Time;
 
 use super::block::Head;
 use super::fault::Fault;
 use super::manifest::Manifest;
 use super::pack::{Counters, Item, Unit, pack};
-use super::segment::{Chunk, Loss, Losses, Segment, Summary};
+use super::segment::{Loss, Losses, Segment, Summary};
 use super::slots::{self, SlotWriter};
-
-/// The lanes, as blocks number them.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub(super) enum LaneId {
-    Journal = 0,
-    Priority = 1,
-    Routine = 2,
-    Dead = 3,
-}
-
-impl LaneId {
-    /// In the order they become durable.
-    pub const ALL: [LaneId; 4] = [LaneId::Journal, LaneId::Priority, LaneId::Routine, LaneId::Dead];
-    /// Those that sinks read, in the order they read them.
-    pub const OUT: [LaneId; 2] = [LaneId::Priority, LaneId::Routine];
-
-    /// Where records of this kind go.
-    pub fn of(kind: Kind) -> LaneId {
-        match kind {
-            Kind::Verdict => LaneId::Routine,
-            Kind::Alarm | Kind::Gap | Kind::Model | Kind::Usage | Kind::Audit => LaneId::Priority,
-        }
-    }
-
-    /// The name of its directory, in metrics and in gap records.
-    pub fn name(self) -> &'static str {
-        match self {
-            LaneId::Journal => "journal",
-            LaneId::Priority => "priority",
-            LaneId::Routine => "routine",
-            LaneId::Dead => "dead",
-        }
-    }
-}
+use super::view::{LaneId, LaneView, list, segment_name};
+use super::{rescue, segment};
 
 /// What a segment takes besides its blocks: sled's settings file and two directories.
 const SEGMENT_OVERHEAD: u64 = 12 << 10;
@@ -64,64 +31,6 @@ pub(super) struct Shape {
     pub bytes: u64,
     /// Keep the next segment ready. Not worth its room where rolls are rare.
     pub spare: bool,
-}
-
-/// The segments of a lane, oldest first, as readers see them: durable blocks only.
-pub(super) struct LaneView {
-    segments: Mutex<VecDeque<Arc<Segment>>>,
-    /// Position and sequence after the segments that are gone.
-    floor: Mutex<(u64, u64)>,
-}
-
-impl LaneView {
-    fn raise_floor(&self, position: u64, next: u64) {
-        let mut floor = lock(&self.floor);
-        *floor = (floor.0.max(position), floor.1.max(next));
-    }
-
-    /// All segments at present.
-    pub fn segments(&self) -> Vec<Arc<Segment>> {
-        lock(&self.segments).iter().cloned().collect()
-    }
-
-    /// The first chunk that ends at this sequence or later.
-    pub fn chunk_from(&self, sequence: u64) -> Result<Option<Chunk>, Fault> {
-        let from: Vec<Arc<Segment>> = {
-            let segments = lock(&self.segments);
-            let start = segments.partition_point(|s| s.last() < sequence);
-            segments.iter().skip(start).cloned().collect()
-        };
-        for segment in from {
-            if let Some(chunk) = segment.chunk_from(sequence)? {
-                return Ok(Some(chunk));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Position and sequence that the oldest item still held has, or that the next will have.
-    pub fn start(&self) -> (u64, u64) {
-        let first = lock(&self.segments).front().map(|s| s.summary());
-        first.map_or_else(|| *lock(&self.floor), |s| (s.position, s.name))
-    }
-
-    /// Items ever made durable in this lane.
-    pub fn end(&self) -> u64 {
-        let last = lock(&self.segments).back().map(|s| s.summary().end());
-        last.unwrap_or_else(|| lock(&self.floor).0)
-    }
-
-    /// Items and bytes held.
-    pub fn held(&self) -> (u64, u64) {
-        let segments = lock(&self.segments);
-        segments.iter().map(|s| s.summary()).fold((0, 0), |(n, b), s| (n + s.records, b + s.bytes))
-    }
-
-    /// Sequence of the last durable item, or of a later one that is gone.
-    pub fn last(&self) -> u64 {
-        let last = lock(&self.segments).back().map(|s| s.last());
-        last.unwrap_or_else(|| lock(&self.floor).1.saturating_sub(1))
-    }
 }
 
 struct Active {
@@ -165,24 +74,6 @@ pub(super) struct Findings {
     pub quarantined: Vec<String>,
 }
 
-fn segment_name(name: u64) -> String {
-    format!("seg-{name:020}")
-}
-
-/// The segments in a lane's directory, oldest first.
-pub(super) fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, Fault> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).map_err(Fault::io("list", dir))?.flatten() {
-        let file_name = entry.file_name();
-        let name = file_name.to_string_lossy();
-        if let Some(number) = name.strip_prefix("seg-").and_then(|n| n.parse().ok()) {
-            found.push((number, entry.path()));
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
 /// Removes what an interrupted roll or deletion left behind.
 fn sweep(dir: &Path) -> Result<(), Fault> {
     rescue::finish(dir)?;
@@ -207,7 +98,7 @@ impl Lane {
         sweep(&dir)?;
         let mut lane = Lane {
             id,
-            view: Arc::new(LaneView { segments: Mutex::default(), floor: Mutex::default() }),
+            view: Arc::new(LaneView::new()),
             counters: Counters::default(),
             dir,
             quarantine,
@@ -282,7 +173,7 @@ impl Lane {
     fn survey(&self, name: u64, dir: &Path, findings: &mut Findings) -> Result<Summary, Fault> {
         let (heads, _) = rescue::blocks(dir, self.id as u8, false)?;
         let summary = self.summarise(name, &heads);
-        findings.losses.extend(super::segment::holes(self.id as u8, &summary, &rescue::heads(&heads)));
+        findings.losses.extend(segment::holes(self.id as u8, &summary, &rescue::heads(&heads)));
         Ok(summary)
     }
 
@@ -302,7 +193,7 @@ impl Lane {
         let heads = rescue::heads(&reopened.blocks);
         let expected = Summary { position: self.counters.position.min(summary.position), ..summary.clone() };
         let expected = Summary { records: summary.end() - expected.position, ..expected };
-        findings.losses.extend(super::segment::holes(id, &expected, &heads));
+        findings.losses.extend(segment::holes(id, &expected, &heads));
         findings
             .quarantined
             .extend(reopened.trouble.map(|t| format!("{}/{}: {t}", self.id.name(), segment_name(name))));
@@ -359,9 +250,9 @@ impl Lane {
             for draft in self.in_flight.last().into_iter().flatten() {
                 debug_assert_eq!(draft.head.lane, id);
                 active.writer.put(active.next_slot, draft.encode(active.next_slot))?;
-                self.unsynced.push((Head { slot: active.next_slot, ..draft.head }, draft.len()));
+                self.unsynced.push((Head { slot: active.next_slot, ..draft.head }, draft.size()));
                 active.next_slot += 1;
-                active.bytes += draft.len() as u64;
+                active.bytes += draft.size() as u64;
                 active.opened.get_or_insert(draft.head.written);
             }
         }
@@ -562,6 +453,3 @@ impl Lane {
         }
     }
 }
-
-#[path = "rescue.rs"]
-mod rescue;

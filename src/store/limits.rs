@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use crate::types::Time;
 
-use super::lane::{LaneId, Shape};
+use super::lane::Shape;
 use super::segment::Summary;
+use super::view::LaneId;
 
 /// Dead letters are for looking at; beyond this the oldest go.
 pub(super) const DEAD_BYTES: u64 = 16 << 20;
@@ -15,6 +16,10 @@ const JOURNAL_SHARE: u64 = 4;
 const SEGMENTS: u64 = 64;
 /// Below this, most of a segment would be sled's own.
 const SEGMENT_MIN: u64 = 2 << 20;
+
+/// 2020: what is dated earlier was written before the clock was set, as happens on gateways without
+/// a battery. Its age is not known, and it is not given up for it.
+const CLOCK_SET: Time = Time(1_577_836_800 * 1_000_000_000);
 
 /// Why a segment is given up.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -59,7 +64,7 @@ impl Limits {
     pub fn next_eviction(&self, lanes: &[Usage; 4], now: Time) -> Option<(LaneId, Why)> {
         let [journal, priority, routine, dead] = lanes;
         let order = [(LaneId::Journal, journal), (LaneId::Routine, routine), (LaneId::Priority, priority)];
-        let too_old = |s: &Summary| s.written < now.minus(self.max_age);
+        let too_old = |s: &Summary| s.written >= CLOCK_SET && s.written < now.minus(self.max_age);
         for (id, lane) in order {
             if lane.oldest.as_ref().is_some_and(too_old) {
                 return Some((id, Why::MaxAge));
@@ -96,7 +101,17 @@ mod tests {
     use proptest::prelude::*;
 
     fn usage(disk: u64, written: Option<i64>) -> Usage {
-        Usage { disk, oldest: written.map(|w| Summary { written: Time(w), ..Summary::default() }) }
+        Usage { disk, oldest: written.map(|w| Summary { written: since_set(w), ..Summary::default() }) }
+    }
+
+    fn since_set(nanos: i64) -> Time {
+        Time(CLOCK_SET.0 + nanos)
+    }
+
+    #[test]
+    fn what_was_written_before_the_clock_was_set_has_no_age() {
+        let lanes = [usage(0, None), usage(10, Some(-5)), usage(10, Some(-1)), usage(0, None)];
+        assert_eq!(LIMITS.next_eviction(&lanes, since_set(1 << 60)), None);
     }
 
     const LIMITS: Limits = Limits { max_bytes: 1000, max_age: Duration::from_nanos(100) };
@@ -104,15 +119,15 @@ mod tests {
     #[test]
     fn verdicts_go_before_alarms_and_the_journal_keeps_its_quarter() {
         let lanes = [usage(200, Some(950)), usage(400, Some(950)), usage(500, Some(950)), usage(0, None)];
-        assert_eq!(LIMITS.next_eviction(&lanes, Time(1000)), Some((LaneId::Routine, Why::MaxBytes)));
+        assert_eq!(LIMITS.next_eviction(&lanes, since_set(1000)), Some((LaneId::Routine, Why::MaxBytes)));
         let lanes = [usage(200, Some(950)), usage(801, Some(950)), usage(0, None), usage(0, None)];
-        assert_eq!(LIMITS.next_eviction(&lanes, Time(1000)), Some((LaneId::Priority, Why::MaxBytes)));
+        assert_eq!(LIMITS.next_eviction(&lanes, since_set(1000)), Some((LaneId::Priority, Why::MaxBytes)));
         let lanes = [usage(251, Some(950)), usage(1, Some(950)), usage(1, Some(950)), usage(0, None)];
-        assert_eq!(LIMITS.next_eviction(&lanes, Time(1000)), Some((LaneId::Journal, Why::MaxBytes)));
+        assert_eq!(LIMITS.next_eviction(&lanes, since_set(1000)), Some((LaneId::Journal, Why::MaxBytes)));
         let lanes = [usage(250, Some(950)), usage(250, Some(950)), usage(500, Some(950)), usage(0, None)];
-        assert_eq!(LIMITS.next_eviction(&lanes, Time(1000)), None);
-        assert_eq!(LIMITS.next_eviction(&lanes, Time(1050)), None);
-        assert_eq!(LIMITS.next_eviction(&lanes, Time(1051)), Some((LaneId::Journal, Why::MaxAge)));
+        assert_eq!(LIMITS.next_eviction(&lanes, since_set(1000)), None);
+        assert_eq!(LIMITS.next_eviction(&lanes, since_set(1050)), None);
+        assert_eq!(LIMITS.next_eviction(&lanes, since_set(1051)), Some((LaneId::Journal, Why::MaxAge)));
     }
 
     proptest! {
@@ -125,9 +140,9 @@ mod tests {
             loop {
                 let lanes = segments.each_ref().map(|s| Usage {
                     disk: s.iter().map(|(disk, _)| disk).sum(),
-                    oldest: s.first().map(|(_, w)| Summary { written: Time(*w), ..Summary::default() }),
+                    oldest: s.first().map(|(_, w)| Summary { written: since_set(*w), ..Summary::default() }),
                 });
-                let Some((lane, _)) = LIMITS.next_eviction(&lanes, Time(1500)) else { break };
+                let Some((lane, _)) = LIMITS.next_eviction(&lanes, since_set(1500)) else { break };
                 segments[lane as usize].remove(0);
                 steps += 1;
                 prop_assert!(steps <= 80);

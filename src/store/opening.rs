@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -17,13 +17,14 @@ use super::fault::Fault;
 use super::group::{Group, Next};
 use super::house::House;
 use super::journal::{Entries, last_checkpoint};
-use super::lane::{Findings, Lane, LaneId, LaneView};
+use super::lane::{Findings, Lane};
 use super::limits::{Limits, shape};
 use super::lock::Lock;
 use super::outbox::{Shelf, Sink};
 use super::segment::{Loss, Losses, Summary};
+use super::view::{LaneId, LaneView};
 use super::writer::{Order, Writer};
-use super::{COMMITS, Config, Recovered, Sender, Store};
+use super::{COMMITS, Config, Recovered, Sender, Store, slots};
 
 /// The version of everything below `queue/`.
 const FORMAT: u32 = 1;
@@ -117,6 +118,8 @@ pub(super) fn open(
         findings.push(found);
     }
     let lanes: [Lane; 4] = lanes.try_into().map_err(|_| OpenError::Failed("lanes".to_owned()))?;
+    slots::sync_dir(&queue)?;
+    slots::sync_dir(data_dir)?;
     let (cursor_file, saved) = CursorFile::open(&queue.join("cursors"))?;
     let views = lanes.each_ref().map(|l| l.view.clone());
     let sinks = place_sinks(sinks, saved.as_ref(), &views);
@@ -127,7 +130,8 @@ pub(super) fn open(
     lock(&house.figures).quarantined = findings.iter().map(|f| f.quarantined.len() as u64).sum();
     let next = next_numbers(&views, &findings, saved.as_ref());
     house.next_record = next.record;
-    let (store, writer) = assemble(config, lanes, views, sinks, house, next, losses, shared, data_lock)?;
+    let requeued = saved.map_or(0, |s| s.requeued);
+    let (store, writer) = assemble(config, lanes, views, sinks, requeued, house, next, losses, shared, data_lock)?;
     start(store, writer).map(|store| (store, recovered))
 }
 
@@ -213,6 +217,7 @@ fn assemble(
     lanes: [Lane; 4],
     views: [Arc<LaneView>; 4],
     sinks: BTreeMap<String, Arc<Sink>>,
+    requeued: u64,
     house: House,
     next: Next,
     losses: Arc<Losses>,
@@ -230,6 +235,7 @@ fn assemble(
         moved: AtomicBool::new(true),
         wake: Notify::new(),
         aside,
+        requeued: AtomicU64::new(requeued),
         losses,
         closed: AtomicBool::new(false),
     });

@@ -10,9 +10,9 @@ use crate::metrics::lock;
 use crate::types::{Name, Record, Stored, Time};
 
 use super::cursors::Cursor;
-use super::lane::{LaneId, LaneView};
 use super::record::{self, DeadLetter};
 use super::segment::{Loss, Losses};
+use super::view::{LaneId, LaneView};
 
 /// Why nothing could be read.
 #[derive(Debug, thiserror::Error)]
@@ -25,10 +25,18 @@ pub enum ReadError {
     Disk(String),
 }
 
-/// What a sink wants set aside.
+/// What comes to the writer from others than the engine.
 pub(super) struct Aside {
-    pub letter: DeadLetter,
+    pub what: AsideWhat,
+    /// Told when it is durable.
     pub done: oneshot::Sender<()>,
+}
+
+pub(super) enum AsideWhat {
+    /// A sink sets a record aside.
+    Letter(DeadLetter),
+    /// A record is sent once more.
+    Again(Record),
 }
 
 /// A sink's places.
@@ -89,6 +97,8 @@ pub(super) struct Shelf {
     /// Tells the writer of that.
     pub wake: Notify,
     pub aside: mpsc::Sender<Aside>,
+    /// Dead letters below this have been queued again.
+    pub requeued: AtomicU64,
     pub losses: Arc<Losses>,
     pub closed: AtomicBool,
 }
@@ -181,7 +191,7 @@ impl Outbox {
     fn read_lane(&self, lane: usize, max_records: usize, max_bytes: usize) -> Result<Vec<Stored>, ReadError> {
         let view = &self.shelf.lanes[lane];
         let start = self.sink.cursors()[lane];
-        let (end, last) = (view.end(), view.last());
+        let (last, end) = view.tip();
         let (mut out, mut handed, mut bytes, mut sequence) = (Vec::new(), Vec::new(), 0, start.sequence);
         if self.is_fenced(lane, start) {
             return Ok(out);
@@ -272,7 +282,8 @@ impl Outbox {
             sequence: stored.sequence,
             record: stored.record.clone(),
         };
-        self.shelf.aside.send(Aside { letter, done }).await.map_err(|_| ReadError::Closed)?;
+        let what = AsideWhat::Letter(letter);
+        self.shelf.aside.send(Aside { what, done }).await.map_err(|_| ReadError::Closed)?;
         safe.await.map_err(|_| ReadError::Closed)?;
         self.ack(&[stored]);
         Ok(())

@@ -144,7 +144,7 @@ mod tests {
             let blocks: Vec<(Head, Vec<u8>)> = (unit.iter().enumerate())
                 .map(|(slot, d)| {
                     let bytes = d.encode(slot as u32);
-                    assert!(bytes.len() <= VALUE_MAX && bytes.len() == d.len());
+                    assert!(bytes.len() <= VALUE_MAX && bytes.len() == d.size());
                     (parse(&bytes).unwrap(), payload(&bytes).unwrap())
                 })
                 .collect();

@@ -6,9 +6,10 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::super::block::{self, Head};
-use super::super::fault::Fault;
-use super::super::slots::{self, SlotWriter};
+use super::block::{self, Head};
+use super::fault::Fault;
+use super::segment::Summary;
+use super::slots::{self, SlotWriter};
 
 /// A segment that was reopened.
 pub(super) struct Reopened {
@@ -47,6 +48,15 @@ pub(super) fn blocks(dir: &Path, lane: u8, keep: bool) -> Result<Found, Fault> {
         heads.push((found.head, found.len));
     }
     Ok((heads, values))
+}
+
+/// Makes up the summary of a segment that no manifest lists.
+pub(super) fn survey(name: u64, dir: &Path, lane: u8, position: u64) -> Result<Summary, Fault> {
+    let (heads, _) = blocks(dir, lane, false)?;
+    let mut summary = Summary::empty(name, position, 0);
+    heads.iter().for_each(|(head, len)| summary.add(head, *len));
+    summary.disk = fs::metadata(slots::data_file(dir)).map_or(0, |m| slots::on_disk(&m));
+    Ok(summary)
 }
 
 /// Opens the segment in `dir` for writing, rebuilding it if need be.

@@ -164,7 +164,7 @@ pub(super) struct Chunk {
     /// Sequence and encoding of each.
     pub items: Vec<(u64, Vec<u8>)>,
     /// While this lives, the next chunk need not look for the segment's blocks again.
-    _hold: Option<Arc<Sealed>>,
+    pub hold: Option<Arc<Sealed>>,
 }
 
 impl Segment {
@@ -252,16 +252,12 @@ impl Segment {
 
     /// The blocks of the first unit that ends at this sequence or later, and the way to them.
     fn access(&self, sequence: u64) -> Result<Option<Access>, Fault> {
-        let mut inner = lock(&self.inner);
-        if let Some((slots, heads)) = &inner.live {
+        if let Some((slots, heads)) = &lock(&self.inner).live {
             let start = heads.partition_point(|h| h.last < sequence);
             let unit = unit_from(heads[start..].iter().copied(), |h| *h);
             return Ok((!unit.is_empty()).then(|| Access::Live(slots.clone(), unit)));
         }
-        let sealed = match inner.file.upgrade() {
-            Some(sealed) => sealed,
-            None => self.load(&mut inner)?,
-        };
+        let sealed = self.sealed_file()?;
         let start = sealed.found.partition_point(|f| f.head.last < sequence);
         let unit = unit_from(sealed.found[start..].iter().copied(), |f| f.head);
         Ok((!unit.is_empty()).then(|| Access::Sealed(sealed, unit)))
@@ -270,18 +266,25 @@ impl Segment {
     /// Finds the blocks of a sealed segment, and tells once which of them are missing. sled is not
     /// asked: it writes when it opens, needs room for that, and has been seen to panic, to hang
     /// and to leave blocks out without a word.
-    fn load(&self, inner: &mut Inner) -> Result<Arc<Sealed>, Fault> {
-        let path = slots::data_file(&inner.dir);
+    fn sealed_file(&self) -> Result<Arc<Sealed>, Fault> {
+        let (path, summary) = {
+            let inner = lock(&self.inner);
+            if let Some(sealed) = inner.file.upgrade() {
+                return Ok(sealed);
+            }
+            (slots::data_file(&inner.dir), inner.summary.clone())
+        };
+        // Not under the lock: the writer asks for the summary, and a slow disk takes its time here.
         let file = File::open(&path).map_err(Fault::io("open", &path))?;
         let mut found = block::carve(&file, self.lane).map_err(Fault::io("read", &path))?;
-        found.retain(|f| f.head.slot < inner.summary.blocks);
-        found.sort_by_key(|f| f.head.slot);
-        if !std::mem::replace(&mut inner.checked, true) {
-            let heads: Vec<Head> = found.iter().map(|f| f.head).collect();
-            self.losses.report(holes(self.lane, &inner.summary, &heads));
-        }
+        found.retain(|f| f.head.slot < summary.blocks);
+        let heads: Vec<Head> = found.iter().map(|f| f.head).collect();
         let sealed = Arc::new(Sealed { file, found });
+        let mut inner = lock(&self.inner);
         inner.file = Arc::downgrade(&sealed);
+        if !std::mem::replace(&mut inner.checked, true) {
+            self.losses.report(holes(self.lane, &summary, &heads));
+        }
         Ok(sealed)
     }
 
@@ -312,7 +315,7 @@ impl Segment {
             Access::Sealed(sealed, _) => Some(sealed.clone()),
         };
         let (position, last) = (head.position, head.last);
-        Ok(items.map(|items| Chunk { position, last, items, _hold: hold }))
+        Ok(items.map(|items| Chunk { position, last, items, hold }))
     }
 
     /// A block that was there is not readable any more.
@@ -334,15 +337,10 @@ impl Segment {
 
     /// The slot-ordered heads of all blocks, for recovery and the like.
     pub fn heads(&self) -> Result<Vec<Head>, Fault> {
-        let mut inner = lock(&self.inner);
-        if let Some((_, heads)) = &inner.live {
+        if let Some((_, heads)) = &lock(&self.inner).live {
             return Ok(heads.clone());
         }
-        let sealed = match inner.file.upgrade() {
-            Some(sealed) => sealed,
-            None => self.load(&mut inner)?,
-        };
-        Ok(sealed.found.iter().map(|f| f.head).collect())
+        Ok(self.sealed_file()?.found.iter().map(|f| f.head).collect())
     }
 }
 

@@ -7,6 +7,7 @@ mod damage;
 mod faults;
 mod limits;
 mod model;
+mod offline;
 
 /// Small segments, so that everything happens often.
 pub(super) fn small() -> Config {
@@ -104,4 +105,27 @@ fn what_is_committed_is_read_acknowledged_and_gone() {
     sequences.sort_unstable();
     assert_eq!(sequences, (1..=50).collect::<Vec<_>>());
     store.close().unwrap();
+}
+
+#[test]
+fn settings_are_read_and_mistakes_told() {
+    let read = |text: &str| {
+        let document = crate::settings::Document::parse(text, Default::default());
+        let config = Config::read(&document.root());
+        (config, document.into_problems().into_iter().map(|p| p.message).collect::<Vec<_>>())
+    };
+    assert_eq!(read(""), (Config::default(), vec![]));
+    let (config, problems) =
+        read("max_bytes = \"1GiB\"\nmax_age = \"3d\"\ncommit_interval = \"50ms\"\nwhen_full = \"drop_oldest\"");
+    assert_eq!(problems, Vec::<String>::new());
+    assert_eq!((config.max_bytes, config.max_age), (1 << 30, Duration::from_hours(72)));
+    assert_eq!(config.commit_interval, Duration::from_millis(50));
+    let (_, problems) =
+        read("max_bytes = \"1MiB\"\nmax_age = \"1s\"\ncommit_interval = \"1m\"\nwhen_full = \"drop_oldst\"");
+    insta::assert_snapshot!(problems.join("\n"), @r#"
+    max_bytes: is less than 64MiB, which the segments in use alone can take
+    max_age: is less than a minute
+    commit_interval: is more than 10s; brokers would wait that long for each answer
+    when_full: "drop_oldst" is not one of drop_oldest; did you mean `drop_oldest`?
+    "#);
 }

@@ -101,7 +101,7 @@ impl Gathered {
 impl Writer {
     /// Works until told to end. `Err` when what was sent could not be written before that.
     pub fn run(mut self, runtime: &Runtime) -> Result<(), Fault> {
-        self.shared.board.set("store", Health::Up, "");
+        self.say_well();
         loop {
             let gathered = runtime.block_on(self.gather());
             if self.order.is_abandon() {
@@ -191,6 +191,9 @@ impl Writer {
             self.group.add_aside(aside);
         }
         let gaps = self.house.losses(self.shelf.losses.take(), &mut self.lanes, &self.shared);
+        if !gaps.is_empty() {
+            self.say_well();
+        }
         self.group.add_gaps(gaps);
         receipts
     }
@@ -219,8 +222,8 @@ impl Writer {
         }
         if backoff.failures() > 0 {
             tracing::info!("the store writes again");
-            self.shared.board.set("store", Health::Up, "");
             self.house.fault(None);
+            self.say_well();
         }
         self.tell(first.unwrap_or(started));
         Ok(())
@@ -250,6 +253,13 @@ impl Writer {
         self.shelf.horizon.send_modify(|n| *n += 1);
         self.settle();
         self.shared.board.good("store");
+    }
+
+    fn say_well(&self) {
+        match self.house.troubles() {
+            None => self.shared.board.set("store", Health::Up, ""),
+            Some(troubles) => self.shared.board.set("store", Health::Degraded, troubles),
+        }
     }
 
     fn hand_over(&mut self) {

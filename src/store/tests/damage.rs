@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use super::*;
+use crate::metrics::Health;
 
 /// 40 routine records in several segments; nothing delivered.
 fn filled(dir: &Path) {
@@ -17,13 +18,14 @@ fn filled(dir: &Path) {
 }
 
 fn segments(dir: &Path, lane: &str) -> Vec<PathBuf> {
-    lane::list(&dir.join("queue").join(lane)).unwrap().into_iter().map(|(_, path)| path).collect()
+    view::list(&dir.join("queue").join(lane)).unwrap().into_iter().map(|(_, path)| path).collect()
 }
 
 /// Opens, drains, and returns the verdicts' numbers and the gaps, as (reason, lane, records).
 fn survivors(dir: &Path) -> (Vec<u64>, Vec<(String, String, u64)>) {
-    let (store, recovered) = open(&small(), dir);
-    assert_eq!(recovered.entries.map(Result::unwrap).count() + lost_entries(dir), 40);
+    let shared = Shared::new();
+    let (store, recovered) = Store::open(&small(), dir, &["cloud"], shared.clone()).unwrap();
+    assert_eq!(recovered.entries.map(Result::unwrap).count(), 40);
     let outbox = store.outbox("cloud").unwrap();
     let (mut verdicts, mut gaps) = (Vec::new(), Vec::new());
     wait_for("all is delivered or told", || {
@@ -36,6 +38,10 @@ fn survivors(dir: &Path) -> (Vec<u64>, Vec<(String, String, u64)>) {
         let lost: u64 = gaps.iter().filter(|g| g.1 == "routine").map(|g| g.2).sum();
         verdicts.len() as u64 + lost >= 40
     });
+    let health = if gaps.is_empty() { Health::Up } else { Health::Degraded };
+    if !recovered.quarantined.iter().any(|q| q.contains("manifest")) {
+        assert_eq!(shared.board.components()["store"].health, health);
+    }
     // It goes on working, with sequences that were never used.
     commit_one(&store, Kind::Alarm, 40);
     assert_eq!(numbers(&drain(&outbox, 7)), [40]);
@@ -44,10 +50,6 @@ fn survivors(dir: &Path) -> (Vec<u64>, Vec<(String, String, u64)>) {
     assert!(drain(&store.outbox("cloud").unwrap(), 7).iter().all(|s| s.record.kind == Kind::Gap));
     store.close().unwrap();
     (verdicts, gaps)
-}
-
-fn lost_entries(_dir: &Path) -> usize {
-    0
 }
 
 pub(super) fn gap_of(record: &Record) -> (String, String, u64) {
@@ -241,4 +243,36 @@ fn lost_cursors_only_repeat() {
     let next = drain(&store.outbox("cloud").unwrap(), 7);
     assert_eq!(next[0].sequence, 21);
     store.close().unwrap();
+}
+
+/// A kill between the parts of a split item leaves some behind. It was never acknowledged, so it is
+/// not there, and what comes later is not in its way.
+#[test]
+fn the_first_parts_of_a_split_entry_are_passed_over() {
+    let dir = fast_dir();
+    let (store, _) = open(&small(), dir.path());
+    commit_one(&store, Kind::Verdict, 0);
+    store.close().unwrap();
+    let active = segments(dir.path(), "journal").pop().unwrap();
+    let item = pack::Item { seq: 2, bytes: vec![7; 300_000], at: Time(0), engine_upto: 9, checkpoint: true };
+    let mut counters = pack::Counters { position: 1, engine_upto: 1 };
+    let mut zstd = zstd::bulk::Compressor::new(1).unwrap();
+    let units = pack::pack(LaneId::Journal as u8, vec![item], &mut counters, Time(0), &mut zstd);
+    let (writer, heads) = slots::open(&active).unwrap();
+    assert_eq!((units[0].len(), heads.len()), (3, 1));
+    for (slot, draft) in (1..).zip(&units[0][..2]) {
+        writer.put(slot, draft.encode(slot)).unwrap();
+    }
+    writer.sync().unwrap();
+    writer.close_untrimmed().unwrap().join().unwrap();
+    for n in 1..20 {
+        let (store, recovered) = open(&small(), dir.path());
+        assert_eq!(recovered.checkpoint, None);
+        assert_eq!(recovered.next_ordinal, n);
+        let ordinals: Vec<u64> = recovered.entries.map(|e| e.unwrap().first_ordinal).collect();
+        assert_eq!(ordinals, (0..n).collect::<Vec<_>>());
+        commit_one(&store, Kind::Verdict, n);
+        assert_eq!(store.outbox("cloud").unwrap().depths()[1].0, n + 1);
+        store.close().unwrap();
+    }
 }

@@ -145,3 +145,58 @@ fn bytes_written_stay_near_bytes_given() {
 fn written(segment: &Path) -> u64 {
     slots::on_disk(&std::fs::metadata(slots::data_file(segment)).unwrap())
 }
+
+/// On a filesystem of a few dozen megabytes that is nobody else's, e.g. a tmpfs:
+/// `ANDON_TEST_SMALL_DISK=/mnt/small cargo test --lib really_full -- --ignored`
+#[test]
+#[ignore = "needs a small filesystem"]
+fn a_really_full_disk_is_survived() {
+    let Some(disk) = std::env::var_os("ANDON_TEST_SMALL_DISK") else { return };
+    let dir = tempfile::tempdir_in(&disk).unwrap();
+    let ballast = dir.path().join("ballast");
+    let fill = || {
+        let mut file = std::fs::File::create(&ballast).unwrap();
+        while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+    };
+    let (mut ordinal, mut delivered) = (0, Vec::new());
+    for round in 0..6 {
+        let (store, recovered) = open(&small(), dir.path());
+        assert_eq!(recovered.entries.map(Result::unwrap).count() as u64, ordinal);
+        let outbox = store.outbox("cloud").unwrap();
+        let mut waiters = Vec::new();
+        for n in ordinal..ordinal + 40 {
+            if n == ordinal + 13 {
+                fill();
+            }
+            let entry = Some((0..3000).map(|_| fastrand::u8(..)).collect());
+            let c = Commit { entry, records: vec![record(Kind::Verdict, n)], first_ordinal: n, ..Commit::default() };
+            waiters.push(send(&store, c));
+        }
+        wait_for("the store says so", || store.status().fault.is_some());
+        // What is stored can be delivered although nothing can be written.
+        delivered.extend(numbers(&drain(&outbox, 7)));
+        if round % 2 == 0 {
+            // A start on the full disk, after a crash: what was acknowledged is there.
+            let acknowledged = waiters.iter_mut().map_while(|w| w.try_recv().ok()).count() as u64;
+            drop(store);
+            let (store, recovered) = open(&small(), dir.path());
+            let entries: Vec<Entry> = recovered.entries.map(Result::unwrap).collect();
+            assert!(entries.len() as u64 >= ordinal + acknowledged);
+            std::fs::remove_file(&ballast).unwrap();
+            ordinal = entries.len() as u64;
+            let records = (0..ordinal).map(|n| record(Kind::Verdict, n)).collect();
+            commit(&store, Commit { records, ..Commit::default() });
+            delivered.extend(numbers(&drain(&store.outbox("cloud").unwrap(), 7)));
+            store.close().unwrap();
+        } else {
+            std::fs::remove_file(&ballast).unwrap();
+            waiters.into_iter().for_each(|w| w.blocking_recv().unwrap());
+            ordinal += 40;
+            delivered.extend(numbers(&drain(&outbox, 7)));
+            store.close().unwrap();
+        }
+        delivered.sort_unstable();
+        delivered.dedup();
+        assert_eq!(delivered, (0..ordinal).collect::<Vec<_>>());
+    }
+}

@@ -267,7 +267,7 @@ impl Run {
         // All but the segments in use is deleted.
         wait_for("delivered segments are deleted", || {
             let lanes = ["priority", "routine"].map(|l| self.dir.path().join("queue").join(l));
-            lanes.iter().all(|l| lane::list(l).unwrap().len() <= 2)
+            lanes.iter().all(|l| view::list(l).unwrap().len() <= 2)
         });
         self.store.take().unwrap().0.close().unwrap();
     }

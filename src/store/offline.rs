@@ -1,0 +1,82 @@
+//! Looking into a data directory without opening the store: for `outbox` commands and `learn`.
+//! Read-only, so it may be used while an agent runs there.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::types::Time;
+
+use super::cursors::{CursorFile, Saved};
+use super::fault::Fault;
+use super::items::{DeadLetters, Records};
+use super::journal::Entries;
+use super::outbox::ReadError;
+use super::view::{LaneId, LaneView, look};
+use super::{LaneStatus, StoreStatus};
+
+/// A store as its files show it at one moment.
+pub struct Offline {
+    /// In the order of [`LaneId::ALL`].
+    lanes: [Arc<LaneView>; 4],
+    saved: Saved,
+}
+
+impl From<Fault> for ReadError {
+    fn from(fault: Fault) -> ReadError {
+        ReadError::Disk(fault.to_string())
+    }
+}
+
+impl Offline {
+    /// Looks below this data directory. `Err` when there is no store or it cannot be read.
+    pub fn look(data_dir: &Path) -> Result<Offline, ReadError> {
+        let queue = data_dir.join("queue");
+        if !queue.is_dir() {
+            return Err(ReadError::Disk(format!("there is no store in {}", data_dir.display())));
+        }
+        let saved = CursorFile::look(&queue.join("cursors"))?.unwrap_or_default();
+        let [journal, priority, routine, dead] = LaneId::ALL.map(|id| look(id, &queue));
+        Ok(Offline { lanes: [journal?, priority?, routine?, dead?].map(Arc::new), saved })
+    }
+
+    /// The sinks that have a cursor there.
+    pub fn sinks(&self) -> Vec<String> {
+        self.saved.sinks.keys().cloned().collect()
+    }
+
+    /// How full it is, and how much the slowest sink has to deliver.
+    pub fn status(&self) -> StoreStatus {
+        let mut lanes = BTreeMap::new();
+        for (id, lane) in LaneId::ALL.into_iter().zip(&self.lanes) {
+            let (held, bytes) = lane.held();
+            let place = LaneId::OUT.iter().position(|o| *o == id);
+            let delivered = place.and_then(|p| self.saved.sinks.values().map(|c| c[p].position).min());
+            let records = delivered.map_or(held, |d| lane.end().saturating_sub(d.max(lane.start().0)));
+            let segments = lane.segments();
+            let oldest = segments.iter().map(|s| s.summary()).find(|s| s.blocks > 0).map(|s| s.opened);
+            let disk_bytes = segments.iter().map(|s| s.summary().disk).sum();
+            let bytes = (u128::from(bytes) * u128::from(records) / u128::from(held.max(1))) as u64;
+            lanes.insert(id.name(), LaneStatus { records, bytes, oldest, disk_bytes, dropped: 0 });
+        }
+        StoreStatus { lanes, ..StoreStatus::default() }
+    }
+
+    /// The records that this sink has not delivered, or all on disk for `None`: the priority lane's,
+    /// then the routine lane's.
+    pub fn records(&self, sink: Option<&str>) -> impl Iterator<Item = <Records as Iterator>::Item> + use<> {
+        let cursors = sink.and_then(|s| self.saved.sinks.get(s)).copied().unwrap_or_default();
+        let lane = |id: LaneId, place: usize| Records::new(self.lanes[id as usize].clone(), cursors[place].sequence);
+        lane(LaneId::Priority, 0).chain(lane(LaneId::Routine, 1))
+    }
+
+    /// What was set aside, oldest first, with the number of each.
+    pub fn dead_letters(&self) -> DeadLetters {
+        DeadLetters::new(self.lanes[LaneId::Dead as usize].clone())
+    }
+
+    /// What the journal recorded since then.
+    pub fn journal_since(&self, since: Time) -> Entries {
+        Entries::new(self.lanes[LaneId::Journal as usize].clone(), 1, since)
+    }
+}
