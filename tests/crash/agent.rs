@@ -1,9 +1,5 @@
 //! A crash changes nothing: `andon run` is killed with kill -9 again and again while numbered
 //! messages come in, and in the end the cloud has exactly what it has from a run that was left alone.
-//!
-//! `ANDON_CRASH_MESSAGES`, `ANDON_CRASH_KILLS` and `ANDON_CRASH_SEED` change size and course.
-
-#![allow(missing_docs)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::BufRead;
@@ -13,11 +9,11 @@ use std::time::{Duration, Instant};
 use andon::simulator::cloud::{Cloud, Fault, Options, Stats, Storm};
 use andon::types::Time;
 use serde_json::Value;
-use support::daemon::{Daemon, until};
-use support::mosquitto::Mosquitto;
-use support::publisher::publish;
 
-mod support;
+use super::setting;
+use super::support::daemon::{Daemon, until};
+use super::support::mosquitto::Mosquitto;
+use super::support::publisher::publish;
 
 /// Time of the first message: 2025-01-01T00:00:00Z.
 const EPOCH_MS: i64 = 1_735_689_600_000;
@@ -265,10 +261,6 @@ fn wait_for_all(daemon: &Daemon, cloud: &Cloud, work: Work) -> bool {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-}
-
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().map_or(default, |v| v.parse().expect("a number"))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,5 @@
 //! kill -9 again and again: a child process commits numbered records and delivers them; whatever it
 //! had acknowledged has to be there in the next life, once.
-#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -138,7 +137,7 @@ fn say(line: std::fmt::Arguments<'_>) {
 
 fn spawn(dir: &Path) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--ignored", "--exact", "child", "--nocapture"]).env(DIR, dir);
+    command.args(["--ignored", "--exact", "store::child", "--nocapture"]).env(DIR, dir);
     command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap()
 }
 
