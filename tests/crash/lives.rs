@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -55,15 +56,20 @@ impl Life {
         }
     }
 
-    /// Kills it after a while; all it said.
-    pub fn kill_after(mut self, pause: Duration) -> Vec<String> {
+    /// Kills it after a while; all it said. It must not have ended by itself.
+    pub fn kill_after(self, pause: Duration) -> Vec<String> {
         std::thread::sleep(pause);
-        self.end()
+        self.kill()
     }
 
-    /// Kills it now; all it said.
+    /// The same, now.
     pub fn kill(mut self) -> Vec<String> {
-        self.end()
+        let _ = self.child.kill();
+        let status = self.child.wait().unwrap();
+        let heard = self.end();
+        let last = &heard[heard.len().saturating_sub(5)..];
+        assert_eq!(status.signal(), Some(9), "the child had ended by itself with {status}; it said last: {last:?}");
+        heard
     }
 
     /// Waits for its end; how it ended and all it said.
