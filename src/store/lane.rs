@@ -96,6 +96,8 @@ impl Lane {
             fs::create_dir_all(d).map_err(Fault::io("create", d))?;
         }
         sweep(&dir)?;
+        // A process that was killed may have left names that are in memory only.
+        slots::sync_dir(&dir)?;
         let mut lane = Lane {
             id,
             view: Arc::new(LaneView::new()),
@@ -260,7 +262,8 @@ impl Lane {
     }
 
     fn is_full(&self, active: &Active, more: u32) -> bool {
-        active.next_slot > 0 && (active.next_slot + more > self.shape.slots || active.bytes >= self.shape.bytes)
+        let slots = self.shape.slots.min(active.writer.room());
+        active.next_slot > 0 && (active.next_slot + more > slots || active.bytes >= self.shape.bytes)
     }
 
     fn sync(&mut self) -> Result<(), Fault> {

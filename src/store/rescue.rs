@@ -67,9 +67,13 @@ pub(super) fn reopen(
     lane_dir: &Path,
     aside: impl FnOnce() -> PathBuf,
 ) -> Result<Reopened, Fault> {
+    // What a process left that was killed may be in memory only. The engine's replay builds on it, and
+    // what follows from it becomes durable in other lanes: it has to be on the medium first.
+    let unsure = slots::sync_file(dir).err();
     // Before sled opens it: sled zeroes what it does not recognise. At most one segment's worth.
     let (mut blocks, values) = blocks(dir, lane, true)?;
-    let trouble = match slots::open(dir) {
+    let opened = unsure.map_or_else(|| slots::open(dir), Err);
+    let trouble = match opened {
         Ok((writer, known)) => match difference(&known, &heads(&blocks)) {
             None => return Ok(Reopened { writer: Some(writer), blocks, trouble: None }),
             Some(difference) => {
@@ -99,9 +103,8 @@ fn difference(known: &[Head], seen: &[Head]) -> Option<String> {
 }
 
 /// Writes the blocks to the first slots of a fresh segment and puts that in the place of the old
-/// one. Interrupted
-/// before the first rename, it is done again at the next start; between the renames, the lane has
-/// no such segment and `rescue` is complete.
+/// one. Interrupted before the first rename, it is done again at the next start; between the
+/// renames, the lane has no such segment and `rescue` is complete.
 fn rebuild(
     dir: &Path,
     slots: u32,

@@ -15,16 +15,16 @@ use super::powercut::{Disk, Knob, Taste};
 use super::setting;
 
 const DIR: &str = "ANDON_TEST_STORE_DIR";
+const LARGE: &str = "ANDON_TEST_STORE_LARGE";
 /// How long one life may last, in milliseconds from its very start.
 const LIFE: std::ops::Range<u64> = 5..600;
 
+/// Small segments, so that they are rolled often; with `LARGE` in the environment larger ones, so that
+/// more time goes into filling them.
 fn config() -> Config {
-    Config {
-        segment_bytes: 128 << 10,
-        segment_slots: 24,
-        commit_interval: Duration::from_millis(4),
-        ..Config::default()
-    }
+    let large = std::env::var_os(LARGE).is_some_and(|v| v != "0");
+    let (segment_bytes, segment_slots) = if large { (4 << 20, 200) } else { (128 << 10, 24) };
+    Config { segment_bytes, segment_slots, commit_interval: Duration::from_millis(4), ..Config::default() }
 }
 
 /// The engine: its whole state is how many entries it has seen and how many records they caused.
@@ -42,7 +42,9 @@ impl Engine {
 
     fn bytes(self, padding: usize) -> Vec<u8> {
         let mut bytes = [self.entries.to_le_bytes(), self.ordinal.to_le_bytes()].concat();
-        bytes.extend((0..padding).map(|i| (i * 31 % 251) as u8));
+        // Nothing that could be packed: a block shall be many sectors.
+        let mut noise = fastrand::Rng::with_seed(self.entries);
+        bytes.extend(std::iter::repeat_with(|| noise.u8(..)).take(padding));
         bytes
     }
 
@@ -104,7 +106,7 @@ fn child() {
     say(format_args!("opened {}", engine.entries));
     loop {
         let before = engine;
-        let padding = (engine.entries * 7919 % 3000) as usize * if engine.entries.is_multiple_of(101) { 90 } else { 1 };
+        let padding = (engine.entries * 7919 % 6000) as usize * if engine.entries.is_multiple_of(101) { 90 } else { 1 };
         let records = engine.step();
         let checkpoint = engine.entries.is_multiple_of(40).then(|| engine.bytes(padding));
         let (receipt, waiter) = Receipt::new();
@@ -198,13 +200,15 @@ fn power_cuts_lose_nothing_and_double_nothing() {
     for n in 0..cuts {
         // The slower a sync, the more is under way when the power goes.
         disk.set(Knob::SyncDelayUs, [0, 1_000, 5_000, 20_000][random.usize(..4)]);
-        let environment = disk.environment().into_iter().chain([(DIR, dir.clone())]);
+        let large = if random.bool() { "1" } else { "0" };
+        let environment = disk.environment().into_iter().chain([(DIR, dir.clone()), (LARGE, large.into())]);
         let life = Life::start("store::child", environment);
         let said = life.kill_after(Duration::from_millis(random.u64(LIFE)));
         said.iter().for_each(|line| world.hear(line));
         // Now and then only the process dies: the next one must not trust what was not synced.
         if random.u8(..5) == 0 {
             println!("cut {n} of seed {seed}: left out, only killed");
+            keep(place.path(), n);
             continue;
         }
         let cut = disk.cut(Taste::any(&mut random));
