@@ -249,8 +249,9 @@ impl Lane {
             }
             let (Some(active), Some(unit)) = (&mut self.active, self.pending.pop_front()) else { break };
             self.in_flight.push(unit);
-            for draft in self.in_flight.last().into_iter().flatten() {
+            for draft in self.in_flight.last_mut().into_iter().flatten() {
                 debug_assert_eq!(draft.head.lane, id);
+                draft.head.after_sync = self.unsynced.is_empty();
                 active.writer.put(active.next_slot, draft.encode(active.next_slot))?;
                 self.unsynced.push((Head { slot: active.next_slot, ..draft.head }, draft.size()));
                 active.next_slot += 1;

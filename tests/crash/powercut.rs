@@ -148,7 +148,7 @@ impl Taste {
 
     /// One of many.
     pub fn any(random: &mut fastrand::Rng) -> Taste {
-        let part = [0.1, 0.5, 0.9, 0.99][random.usize(..4)];
+        let part = [0.1, 0.5, 0.9, 0.99, 0.999][random.usize(..5)];
         let contents = match random.u8(..10) {
             0..3 => Contents::Nothing,
             3..5 => Contents::Everything,

@@ -17,7 +17,7 @@ use super::setting;
 const DIR: &str = "ANDON_TEST_STORE_DIR";
 const LARGE: &str = "ANDON_TEST_STORE_LARGE";
 /// How long one life may last, in milliseconds from its very start.
-const LIFE: std::ops::Range<u64> = 5..600;
+const LIFE: std::ops::Range<u64> = 5..400;
 
 /// Small segments, so that they are rolled often; with `LARGE` in the environment larger ones, so that
 /// more time goes into filling them.
@@ -106,7 +106,7 @@ fn child() {
     say(format_args!("opened {}", engine.entries));
     loop {
         let before = engine;
-        let padding = (engine.entries * 7919 % 6000) as usize * if engine.entries.is_multiple_of(101) { 90 } else { 1 };
+        let padding = (engine.entries * 7919 % 6000) as usize * if engine.entries.is_multiple_of(13) { 60 } else { 1 };
         let records = engine.step();
         let checkpoint = engine.entries.is_multiple_of(40).then(|| engine.bytes(padding));
         let (receipt, waiter) = Receipt::new();
@@ -198,11 +198,15 @@ fn power_cuts_lose_nothing_and_double_nothing() {
     let mut random = fastrand::Rng::with_seed(seed);
     let (cuts, mut undone, mut bites) = (setting("ANDON_CRASH_CUTS", 15), 0, 0);
     for n in 0..cuts {
-        // The slower a sync, the more is under way when the power goes.
-        disk.set(Knob::SyncDelayUs, [0, 1_000, 5_000, 20_000][random.usize(..4)]);
-        let large = if random.bool() { "1" } else { "0" };
+        let large = if random.u8(..4) > 0 { "1" } else { "0" };
         let environment = disk.environment().into_iter().chain([(DIR, dir.clone()), (LARGE, large.into())]);
-        let life = Life::start("store::child", environment);
+        disk.set(Knob::SyncDelayUs, 0);
+        let mut life = Life::start("store::child", environment);
+        if random.u8(..4) > 0 {
+            life.wait_for("the store to open", |l| l.starts_with("opened"));
+            // The slower a sync, the more is under way when the power goes.
+            disk.set(Knob::SyncDelayUs, [0, 5_000, 30_000, 60_000][random.usize(..4)]);
+        }
         let said = life.kill_after(Duration::from_millis(random.u64(LIFE)));
         said.iter().for_each(|line| world.hear(line));
         // Now and then only the process dies: the next one must not trust what was not synced.
