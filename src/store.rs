@@ -242,7 +242,8 @@ pub struct Commit {
 }
 
 impl Commit {
-    fn size(&self) -> usize {
+    /// About how many bytes it holds.
+    pub fn size(&self) -> usize {
         let records: usize = self.records.iter().map(|r| r.data.len() + 64).sum();
         let rejects: usize = self.rejects.iter().map(|r| r.payload.len() + 64).sum();
         [&self.entry, &self.checkpoint].into_iter().flatten().map(Vec::len).sum::<usize>() + records + rejects

@@ -5,9 +5,12 @@
 //! |---|---|---|
 //! | `ANDON_CRASH_SEED` | 7 | what chance starts from |
 //! | `ANDON_CRASH_CUTS` | 15 | power cuts under the store |
-//! | `ANDON_CRASH_AGENT_CUTS` | 3 | power cuts under the whole agent |
+//! | `ANDON_CRASH_AGENT_CUTS` | 4 | power cuts under the whole agent |
+//! | `ANDON_CRASH_STORE_KILLS` | 30 | kill -9 of the store |
+//! | `ANDON_CRASH_TROUBLES` | 8 | times a disk fails under the whole agent |
 //! | `ANDON_CRASH_KILLS` | 10 | kill -9 of the whole agent |
 //! | `ANDON_CRASH_MESSAGES` | 10,000; optimised 100,000 | messages for the whole agent |
+//! | `ANDON_CRASH_KEEP` | | a directory for copies of what the last cuts left |
 //! | `ANDON_BIN` | what cargo built | the daemon to torment |
 //!
 //! For example `ANDON_CRASH_CUTS=1000 ANDON_CRASH_SEED=$RANDOM cargo test --release --test crash
@@ -16,6 +19,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod agent;
+mod disk;
 mod lives;
 mod powercut;
 mod proofs;
