@@ -52,7 +52,7 @@
 //! | at | size | |
 //! |---|---|---|
 //! | 0 | 8 | magic `B7 "andonb" 01`; the last byte is the version |
-//! | 8 | 4 | lane, codec (0 plain, 1 zstd), flags (1: holds a checkpoint), 0 |
+//! | 8 | 4 | lane, codec (0 plain, 1 zstd), flags (1: holds a checkpoint, 2: follows a sync), 0 |
 //! | 12 | 4 | slot |
 //! | 16 | 4 | items that are complete with this block |
 //! | 20 | 2+2 | part, parts: an item larger than a block is split |
@@ -80,6 +80,10 @@
 //!   then sled opens it, on a thread that may panic or hang. Where sled and file agree, it is
 //!   written on. Otherwise it is rebuilt from the blocks found, and the original goes to the
 //!   quarantine.
+//! * After a power cut the blocks of the last group may be there in part, in any order. What comes
+//!   after a hole behind the last block that follows a sync was never acknowledged and is dropped:
+//!   it comes again, in order. A hole before that is damage.
+//! * What a killed process left is synced before anything is built on it.
 //! * A sealed segment is never opened by sled again: opening writes, needs free space, and has been
 //!   seen to panic, to hang and to drop blocks silently. Readers search its file for blocks and hold
 //!   what they find against the manifest. A segment with a hole goes to the quarantine, is read
@@ -238,7 +242,8 @@ pub struct Commit {
 }
 
 impl Commit {
-    fn size(&self) -> usize {
+    /// About how many bytes it holds.
+    pub fn size(&self) -> usize {
         let records: usize = self.records.iter().map(|r| r.data.len() + 64).sum();
         let rejects: usize = self.rejects.iter().map(|r| r.payload.len() + 64).sum();
         [&self.entry, &self.checkpoint].into_iter().flatten().map(Vec::len).sum::<usize>() + records + rejects

@@ -1,9 +1,11 @@
 //! The engine's thread: takes batches in, steps the engine, hands the store what has to last and
 //! the dashboards what is live.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc};
+use tokio::task::JoinHandle;
 
 use super::engine::{Engine, Outcome};
 use super::input::{Group, Input};
@@ -18,6 +20,13 @@ const GROUP_BATCHES: usize = 16;
 const CHECKPOINT_READINGS: usize = 200_000;
 /// ... and at least so often while anything comes in.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
+/// The store goes on asking for one until it has it, which takes long when it cannot write.
+const CHECKPOINT_PAUSE: Duration = Duration::from_secs(1);
+/// What the engine has made of its input and a store that cannot write has not taken yet, in KiB: so
+/// far watching goes on, with live results and alarms, and nothing is acknowledged. Then input waits.
+const HELD_KIB: usize = 32 << 10;
+/// The same, in steps of the engine; each holds a batch of readings at least.
+const N_HELD: usize = 8_192;
 /// How often the engine looks at the clock when nothing comes.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -25,6 +34,9 @@ const TICK: Duration = Duration::from_millis(500);
 pub struct Feed {
     engine: Engine,
     commits: store::Sender,
+    held: mpsc::Sender<(Commit, OwnedSemaphorePermit)>,
+    room: Arc<Semaphore>,
+    carrier: JoinHandle<()>,
     live: broadcast::Sender<Live>,
     shared: Shared,
     pulse: Pulse,
@@ -33,10 +45,14 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// Ready to run.
+    /// Ready to run, within a runtime.
     pub fn new(engine: Engine, commits: store::Sender, live: broadcast::Sender<Live>, shared: Shared) -> Feed {
         let pulse = shared.board.pulse("engine");
-        Feed { engine, commits, live, shared, pulse, since_checkpoint: 0, checkpointed: Instant::now() }
+        let (held, waiting) = mpsc::channel(N_HELD);
+        let carrier = tokio::spawn(carry(waiting, commits.clone()));
+        let room = Arc::new(Semaphore::new(HELD_KIB));
+        let (since_checkpoint, checkpointed) = (0, Instant::now());
+        Feed { engine, commits, held, room, carrier, live, shared, pulse, since_checkpoint, checkpointed }
     }
 
     /// Runs until the sources have gone and all they sent is handed on, then keeps a last snapshot.
@@ -60,6 +76,11 @@ impl Feed {
         if self.since_checkpoint > 0 {
             let checkpoint = Some(self.engine.snapshot());
             self.send(Commit { checkpoint, first_ordinal: self.engine.ordinal(), ..Commit::default() }).await;
+        }
+        drop(self.held);
+        let mut carrier = self.carrier;
+        while tokio::time::timeout(Duration::from_secs(1), &mut carrier).await.is_err() {
+            self.pulse.beat();
         }
     }
 
@@ -116,7 +137,7 @@ impl Feed {
         self.since_checkpoint += readings;
         let due = self.since_checkpoint >= CHECKPOINT_READINGS
             || self.checkpointed.elapsed() >= CHECKPOINT_EVERY
-            || self.commits.wants_checkpoint();
+            || (self.commits.wants_checkpoint() && self.checkpointed.elapsed() >= CHECKPOINT_PAUSE);
         let checkpoint = (due && readings > 0).then(|| {
             self.since_checkpoint = 0;
             self.checkpointed = Instant::now();
@@ -126,22 +147,23 @@ impl Feed {
         self.send(Commit { entry, checkpoint, records, first_ordinal, rejects, receipts }).await;
     }
 
-    /// Waits for room in the store's queue without looking dead to the watchdog meanwhile: a full
-    /// disk is trouble, but no hang.
+    /// Waits for room among what the store has not taken yet, without looking dead to the watchdog
+    /// meanwhile: a full disk is trouble, but no hang.
     async fn send(&mut self, commit: Commit) {
-        let sending = self.commits.send(commit);
-        tokio::pin!(sending);
-        loop {
-            tokio::select! {
-                sent = &mut sending => {
-                    if sent.is_err() {
-                        tracing::error!("the store has ended; what comes in now is not acknowledged");
-                    }
-                    return;
-                }
-                () = tokio::time::sleep(Duration::from_secs(1)) => self.pulse.beat(),
+        let kib = (commit.size() >> 10).clamp(1, HELD_KIB) as u32;
+        let (held, room) = (self.held.clone(), self.room.clone());
+        let sending = async move {
+            // Neither is ever closed while this lives.
+            if let Ok(permit) = room.acquire_many_owned(kib).await {
+                let _ = held.send((commit, permit)).await;
             }
+        };
+        tokio::pin!(sending);
+        while tokio::time::timeout(Duration::from_secs(1), &mut sending).await.is_err() {
+            self.pulse.beat();
         }
+        // The carrier shares this thread.
+        tokio::task::yield_now().await;
     }
 
     fn count(&self, outcome: &Outcome) {
@@ -182,6 +204,15 @@ impl Feed {
         for condition in [Condition::Anomaly, Condition::Input] {
             let active = self.engine.active_alarms(condition) as i64;
             m.alarms_active.get_or_create(&[("condition", condition.as_str().into())]).set(active);
+        }
+    }
+}
+
+/// Hands commits to the store in order.
+async fn carry(mut waiting: mpsc::Receiver<(Commit, OwnedSemaphorePermit)>, commits: store::Sender) {
+    while let Some((commit, _room)) = waiting.recv().await {
+        if commits.send(commit).await.is_err() {
+            tracing::error!("the store has ended; what comes in now is not acknowledged");
         }
     }
 }

@@ -21,6 +21,7 @@ const CRC_AT: usize = HEADER - 4;
 const PLAIN: u8 = 0;
 const ZSTD: u8 = 1;
 const FLAG_CHECKPOINT: u8 = 1;
+const FLAG_AFTER_SYNC: u8 = 2;
 /// How much of a file is looked at in one go while carving.
 const CARVE_WINDOW: usize = 256 << 10;
 
@@ -31,6 +32,9 @@ pub(super) struct Head {
     pub lane: u8,
     /// The block holds (the first part of) an engine checkpoint.
     pub checkpoint: bool,
+    /// All blocks before it were on the medium when it was written. What follows the last such block
+    /// may never have been acknowledged, and may have holes after a power cut.
+    pub after_sync: bool,
     /// The slot it was written to.
     pub slot: u32,
     /// Items that are complete with this block: 0 for all but the last part of a split item.
@@ -86,7 +90,8 @@ impl Draft {
         let h = &self.head;
         let mut out = Vec::with_capacity(self.size());
         out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&[h.lane, self.codec, if h.checkpoint { FLAG_CHECKPOINT } else { 0 }, 0]);
+        let flags = if h.checkpoint { FLAG_CHECKPOINT } else { 0 } | if h.after_sync { FLAG_AFTER_SYNC } else { 0 };
+        out.extend_from_slice(&[h.lane, self.codec, flags, 0]);
         out.extend_from_slice(&slot.to_le_bytes());
         out.extend_from_slice(&h.count.to_le_bytes());
         out.extend_from_slice(&h.part.to_le_bytes());
@@ -144,6 +149,7 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Head> {
     Some(Head {
         lane: whole[8],
         checkpoint: whole[10] & FLAG_CHECKPOINT != 0,
+        after_sync: whole[10] & FLAG_AFTER_SYNC != 0,
         slot: u32_at(whole, 12)?,
         count: u32_at(whole, 16)?,
         part: u16_at(whole, 20)?,
@@ -261,6 +267,7 @@ mod tests {
         Head {
             lane: 2,
             checkpoint: slot.is_multiple_of(2),
+            after_sync: slot.is_multiple_of(3),
             slot,
             count: 3,
             part: 0,

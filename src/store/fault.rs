@@ -68,6 +68,12 @@ impl Fault {
         self.error_kind() == Some(io::ErrorKind::NotFound)
     }
 
+    /// The medium is full.
+    pub fn is_full(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        self.error_kind().is_some_and(|k| matches!(k, StorageFull | QuotaExceeded))
+    }
+
     /// Another holder has not let go of the segment yet.
     pub fn is_locked(&self) -> bool {
         matches!(self, Fault::Sled { source: sled::Error::Io(e), .. } if e.to_string().contains("acquire lock"))

@@ -210,6 +210,15 @@ impl House {
         summary.last <= self.checkpoint_after && journal.view.segments().iter().any(|s| later(&s.summary()))
     }
 
+    /// The disk is full, whoever filled it: lets go of the oldest journal segment that is only history.
+    /// What is owed to sinks stays; a gap record could not be written.
+    pub fn make_room(&mut self, lanes: &mut [Lane; 4]) {
+        let journal = &mut lanes[LaneId::Journal as usize];
+        if journal.oldest_sealed().is_some_and(|s| self.is_history(journal, &s)) {
+            journal.remove_oldest();
+        }
+    }
+
     /// Gives up what the limits ask for. What somebody still waits for is told first, and goes once
     /// that is durable.
     fn hold_limits(&mut self, shelf: &Shelf, lanes: &mut [Lane; 4], shared: &Shared, now: Time) -> Vec<Gap> {

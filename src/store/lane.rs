@@ -96,6 +96,8 @@ impl Lane {
             fs::create_dir_all(d).map_err(Fault::io("create", d))?;
         }
         sweep(&dir)?;
+        // A process that was killed may have left names that are in memory only.
+        slots::sync_dir(&dir)?;
         let mut lane = Lane {
             id,
             view: Arc::new(LaneView::new()),
@@ -247,8 +249,9 @@ impl Lane {
             }
             let (Some(active), Some(unit)) = (&mut self.active, self.pending.pop_front()) else { break };
             self.in_flight.push(unit);
-            for draft in self.in_flight.last().into_iter().flatten() {
+            for draft in self.in_flight.last_mut().into_iter().flatten() {
                 debug_assert_eq!(draft.head.lane, id);
+                draft.head.after_sync = self.unsynced.is_empty();
                 active.writer.put(active.next_slot, draft.encode(active.next_slot))?;
                 self.unsynced.push((Head { slot: active.next_slot, ..draft.head }, draft.size()));
                 active.next_slot += 1;
@@ -260,7 +263,8 @@ impl Lane {
     }
 
     fn is_full(&self, active: &Active, more: u32) -> bool {
-        active.next_slot > 0 && (active.next_slot + more > self.shape.slots || active.bytes >= self.shape.bytes)
+        let slots = self.shape.slots.min(active.writer.room());
+        active.next_slot > 0 && (active.next_slot + more > slots || active.bytes >= self.shape.bytes)
     }
 
     fn sync(&mut self) -> Result<(), Fault> {

@@ -118,9 +118,9 @@ pub(super) fn open(
         findings.push(found);
     }
     let lanes: [Lane; 4] = lanes.try_into().map_err(|_| OpenError::Failed("lanes".to_owned()))?;
+    let (cursor_file, saved) = CursorFile::open(&queue.join("cursors"))?;
     slots::sync_dir(&queue)?;
     slots::sync_dir(data_dir)?;
-    let (cursor_file, saved) = CursorFile::open(&queue.join("cursors"))?;
     let views = lanes.each_ref().map(|l| l.view.clone());
     let sinks = place_sinks(sinks, saved.as_ref(), &views);
     let limits = Limits { max_bytes: config.max_bytes, max_age: config.max_age };

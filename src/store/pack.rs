@@ -76,6 +76,7 @@ fn opening(lane: u8, item: &Item, counters: &Counters, written: Time) -> Head {
     Head {
         lane,
         checkpoint: false,
+        after_sync: false,
         slot: 0,
         count: 0,
         part: 0,

@@ -67,41 +67,67 @@ pub(super) fn reopen(
     lane_dir: &Path,
     aside: impl FnOnce() -> PathBuf,
 ) -> Result<Reopened, Fault> {
+    // What a process left that was killed may be in memory only. The engine's replay builds on it, and
+    // what follows from it becomes durable in other lanes: it has to be on the medium first.
+    let unsure = slots::sync_file(dir).err();
     // Before sled opens it: sled zeroes what it does not recognise. At most one segment's worth.
-    let (mut blocks, values) = blocks(dir, lane, true)?;
-    let trouble = match slots::open(dir) {
-        Ok((writer, known)) => match difference(&known, &heads(&blocks)) {
-            None => return Ok(Reopened { writer: Some(writer), blocks, trouble: None }),
-            Some(difference) => {
-                writer.close_untrimmed().map(std::thread::JoinHandle::join);
-                difference
-            }
-        },
+    let (mut blocks, mut values) = blocks(dir, lane, true)?;
+    let seen = heads(&blocks);
+    if let Some(end) = torn_tail(&seen) {
+        tracing::info!("{} blocks behind a hole were never acknowledged and are dropped", blocks.len() - end);
+        blocks.truncate(end);
+        values.truncate(end);
+    }
+    let opened = unsure.map_or_else(|| slots::open(dir), Err);
+    let trouble = match opened {
+        Ok((writer, known)) if known == seen && is_whole(&seen) => {
+            return Ok(Reopened { writer: Some(writer), blocks, trouble: None });
+        }
+        Ok((writer, known)) => {
+            writer.close_untrimmed().map(std::thread::JoinHandle::join);
+            difference(&known, &seen, &heads(&blocks))
+        }
         Err(fault) if fault.is_locked() => return Err(fault),
         Err(fault) if fault.no_room() => return Ok(Reopened { writer: None, blocks, trouble: None }),
-        Err(fault) => fault.to_string(),
+        Err(fault) => Some(fault.to_string()),
     };
+    // What power cuts leave is not worth a look.
+    let aside = || if trouble.is_some() { aside() } else { lane_dir.join("del-torn") };
     match rebuild(dir, slots, lane_dir, values, aside) {
         Ok(writer) => {
             (0..).zip(&mut blocks).for_each(|(slot, (head, _))| head.slot = slot);
-            Ok(Reopened { writer: Some(writer), blocks, trouble: Some(trouble) })
+            Ok(Reopened { writer: Some(writer), blocks, trouble })
         }
-        Err(fault) if fault.no_room() => Ok(Reopened { writer: None, blocks, trouble: Some(trouble) }),
+        Err(fault) if fault.no_room() => Ok(Reopened { writer: None, blocks, trouble }),
         Err(fault) => Err(fault),
     }
 }
 
-fn difference(known: &[Head], seen: &[Head]) -> Option<String> {
-    if seen.iter().enumerate().any(|(i, h)| h.slot as usize != i) {
+/// How many blocks come before the first hole that is not damage: one behind the last block that
+/// follows a sync, in what was being written when the power went.
+fn torn_tail(seen: &[Head]) -> Option<usize> {
+    let durable = seen.iter().rposition(|h| h.after_sync).map_or(0, |last| last + 1);
+    let follows = |i: usize| i.checked_sub(1).map_or(0, |before| seen[before].slot + 1);
+    (durable..seen.len()).find(|i| seen[*i].slot != follows(*i))
+}
+
+fn is_whole(seen: &[Head]) -> bool {
+    seen.iter().enumerate().all(|(i, h)| h.slot as usize == i)
+}
+
+/// What is wrong between what sled knows, what its file holds, and what of that counts; `None` when
+/// it is only the end that a power cut has torn.
+fn difference(known: &[Head], seen: &[Head], counted: &[Head]) -> Option<String> {
+    let torn = counted.len() < seen.len();
+    if !is_whole(counted) {
         return Some(format!("blocks are missing among {}", seen.len()));
     }
-    (known != seen).then(|| format!("sled knows {} blocks, its file holds {}", known.len(), seen.len()))
+    (!torn && known != seen).then(|| format!("sled knows {} blocks, its file holds {}", known.len(), seen.len()))
 }
 
 /// Writes the blocks to the first slots of a fresh segment and puts that in the place of the old
-/// one. Interrupted
-/// before the first rename, it is done again at the next start; between the renames, the lane has
-/// no such segment and `rescue` is complete.
+/// one. Interrupted before the first rename, it is done again at the next start; between the
+/// renames, the lane has no such segment and `rescue` is complete.
 fn rebuild(
     dir: &Path,
     slots: u32,

@@ -2,6 +2,7 @@
 //! Everything that touches sled is here.
 
 use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -40,6 +41,8 @@ pub(super) struct SlotWriter {
     /// Our own descriptor of sled's file: sled's flush does not reach the medium.
     file: File,
     path: PathBuf,
+    /// Slots that were laid out. Beyond them pages would be rewritten, into files sled never syncs.
+    room: u32,
 }
 
 fn config(dir: &Path) -> sled::Config {
@@ -71,7 +74,7 @@ pub(super) fn create(dir: &Path, slots: u32, preallocate: u64) -> Result<SlotWri
         }
         db.flush().map(drop)
     })?;
-    let writer = SlotWriter::new(db, dir)?;
+    let writer = SlotWriter::new(db, dir, slots)?;
     let reserved = fallocate(&writer.file, FallocateFlags::KEEP_SIZE, 0, preallocate);
     // Some filesystems cannot; then a full disk shows up later, at a write.
     if let Err(e @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) = reserved {
@@ -99,31 +102,33 @@ fn open_once(dir: &Path) -> Result<(SlotWriter, Vec<Head>), Fault> {
     let path = dir.to_owned();
     let spawned = thread::Builder::new().name("andon-open".into()).spawn(move || {
         let opened = guarded("open a segment", || config(&path).open())
-            .and_then(|db| guarded("read a segment", || heads(&db)).map(|heads| (db, heads)));
+            .and_then(|db| guarded("read a segment", || heads(&db)).map(|known| (db, known)));
         // The one who asked may have given up.
         let _ = done.send(opened);
     });
     spawned.map_err(Fault::io("start a thread for", dir))?;
     match result.recv_timeout(OPEN_TIMEOUT) {
         Ok(opened) => {
-            let (db, heads) = opened?;
-            Ok((SlotWriter::new(db, dir)?, heads))
+            let (db, (heads, keys)) = opened?;
+            Ok((SlotWriter::new(db, dir, keys.saturating_sub(SPARE_SLOTS))?, heads))
         }
         Err(_) => Err(Fault::Timeout { doing: "open a segment", seconds: OPEN_TIMEOUT.as_secs() }),
     }
 }
 
-/// The blocks sled still knows, in slot order. Slots whose value is damaged are left out.
-fn heads(db: &sled::Db) -> sled::Result<Vec<Head>> {
-    let mut heads = Vec::new();
+/// The blocks sled still knows, in slot order, and the number of its keys. Slots whose value is
+/// damaged are left out.
+fn heads(db: &sled::Db) -> sled::Result<(Vec<Head>, u32)> {
+    let (mut heads, mut keys) = (Vec::new(), 0);
     for item in db.iter() {
         let (key, value) = item?;
+        keys += 1;
         match block::parse(&value) {
             Some(head) if *key == head.slot.to_be_bytes() => heads.push(head),
             _ => {}
         }
     }
-    Ok(heads)
+    Ok((heads, keys))
 }
 
 /// Killed while it opens, sled leaves these behind and then calls the Db corrupt for ever.
@@ -144,10 +149,15 @@ impl Slots {
 }
 
 impl SlotWriter {
-    fn new(db: sled::Db, dir: &Path) -> Result<SlotWriter, Fault> {
+    fn new(db: sled::Db, dir: &Path, room: u32) -> Result<SlotWriter, Fault> {
         let path = data_file(dir);
         let file = OpenOptions::new().read(true).write(true).open(&path).map_err(Fault::io("open", &path))?;
-        Ok(SlotWriter { slots: Slots { db }, file, path })
+        Ok(SlotWriter { slots: Slots { db }, file, path, room })
+    }
+
+    /// How many slots may be written, which is not what is configured now when the segment is older.
+    pub fn room(&self) -> u32 {
+        self.room
     }
 
     /// For readers.
@@ -210,6 +220,15 @@ pub(super) fn on_disk(meta: &fs::Metadata) -> u64 {
 /// Makes the entries of a directory durable.
 pub(super) fn sync_dir(dir: &Path) -> Result<(), Fault> {
     File::open(dir).and_then(|d| d.sync_all()).map_err(Fault::io("sync", dir))
+}
+
+/// Makes what a segment's file holds durable, whoever wrote it.
+pub(super) fn sync_file(dir: &Path) -> Result<(), Fault> {
+    let path = data_file(dir);
+    match File::open(&path).and_then(|f| f.sync_data()) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(Fault::io("sync", &path)),
+    }
 }
 
 fn sync_tree(dir: &Path) -> Result<(), Fault> {

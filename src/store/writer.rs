@@ -216,6 +216,9 @@ impl Writer {
             if self.order.is_close() || self.order.is_abandon() {
                 return Err(fault);
             }
+            if fault.is_full() {
+                self.house.make_room(&mut self.lanes);
+            }
             let pause = backoff.after_failure(fastrand::f64());
             runtime.block_on(self.pause(pause));
             self.keep_house();

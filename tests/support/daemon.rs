@@ -1,6 +1,7 @@
 //! `andon run` as a process: started on a config, told apart from ready by what it tells systemd,
 //! killed or ended, started again on the same data, and asked over its own HTTP.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -78,6 +79,7 @@ pub struct Daemon {
     notify: UnixDatagram,
     watchdog: Option<Duration>,
     heard: Vec<String>,
+    environment: Vec<(OsString, OsString)>,
 }
 
 impl Daemon {
@@ -87,7 +89,15 @@ impl Daemon {
         let dir = tempfile::tempdir().expect("a directory");
         let notify = UnixDatagram::bind(dir.path().join("notify")).expect("a socket");
         notify.set_nonblocking(true).expect("a socket");
-        let daemon = Daemon { dir, web: free_port(), child: None, notify, watchdog: None, heard: Vec::new() };
+        let daemon = Daemon {
+            dir,
+            web: free_port(),
+            child: None,
+            notify,
+            watchdog: None,
+            heard: Vec::new(),
+            environment: Vec::new(),
+        };
         daemon.configure(config);
         daemon
     }
@@ -101,6 +111,11 @@ impl Daemon {
             .replace("@DATA@", &path(&repository("tests/data")))
             .replace("@MODELS@", &path(&repository("models")));
         std::fs::write(self.config(), text).expect("writing the config");
+    }
+
+    /// More environment for the next starts.
+    pub fn environment<K: Into<OsString>, V: Into<OsString>>(&mut self, more: impl IntoIterator<Item = (K, V)>) {
+        self.environment.extend(more.into_iter().map(|(k, v)| (k.into(), v.into())));
     }
 
     /// systemd's watchdog period for the next start.
@@ -124,6 +139,7 @@ impl Daemon {
         let log = File::options().create(true).append(true).open(self.log_path()).expect("a log");
         let mut command = Command::new(binary());
         clear(&mut command).arg("run").arg("-c").arg(self.config());
+        command.envs(self.environment.iter().map(|(k, v)| (k, v)));
         command.env("NOTIFY_SOCKET", self.dir.path().join("notify"));
         if let Some(period) = self.watchdog {
             command.env("WATCHDOG_USEC", period.as_micros().to_string());

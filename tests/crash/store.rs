@@ -1,11 +1,8 @@
-//! kill -9 again and again: a child process commits numbered records and delivers them; whatever it
-//! had acknowledged has to be there in the next life, once.
-#![allow(clippy::unwrap_used)]
+//! The store, killed and cut off from power again and again: a child process commits numbered records
+//! and delivers them; whatever it had acknowledged has to be there in the next life, once.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -13,18 +10,21 @@ use andon::metrics::Shared;
 use andon::store::{Commit, Config, Outbox, Recovered, Store};
 use andon::types::{Kind, Receipt, Record, RecordId, Time};
 
-const DIR: &str = "ANDON_TEST_STORE_DIR";
-const KILLS: usize = 30;
-/// Asks for another number of kills.
-const KILLS_VAR: &str = "ANDON_TEST_KILLS";
+use super::lives::{Life, say};
+use super::powercut::{Disk, Knob, Taste};
+use super::setting;
 
+const DIR: &str = "ANDON_TEST_STORE_DIR";
+const LARGE: &str = "ANDON_TEST_STORE_LARGE";
+/// How long one life may last, in milliseconds from its very start.
+const LIFE: std::ops::Range<u64> = 5..400;
+
+/// Small segments, so that they are rolled often; with `LARGE` in the environment larger ones, so that
+/// more time goes into filling them.
 fn config() -> Config {
-    Config {
-        segment_bytes: 128 << 10,
-        segment_slots: 24,
-        commit_interval: Duration::from_millis(4),
-        ..Config::default()
-    }
+    let large = std::env::var_os(LARGE).is_some_and(|v| v != "0");
+    let (segment_bytes, segment_slots) = if large { (4 << 20, 200) } else { (128 << 10, 24) };
+    Config { segment_bytes, segment_slots, commit_interval: Duration::from_millis(4), ..Config::default() }
 }
 
 /// The engine: its whole state is how many entries it has seen and how many records they caused.
@@ -42,7 +42,9 @@ impl Engine {
 
     fn bytes(self, padding: usize) -> Vec<u8> {
         let mut bytes = [self.entries.to_le_bytes(), self.ordinal.to_le_bytes()].concat();
-        bytes.extend((0..padding).map(|i| (i * 31 % 251) as u8));
+        // Nothing that could be packed: a block shall be many sectors.
+        let mut noise = fastrand::Rng::with_seed(self.entries);
+        bytes.extend(std::iter::repeat_with(|| noise.u8(..)).take(padding));
         bytes
     }
 
@@ -69,7 +71,6 @@ fn record(ordinal: u64) -> Record {
 
 /// Brings the engine back and sends again what it makes of the journal.
 fn replay(store: &Store, recovered: Recovered) -> Engine {
-    assert!(recovered.quarantined.is_empty(), "{:?}", recovered.quarantined);
     let mut engine = recovered.checkpoint.map(|c| Engine::read(&c)).unwrap_or_default();
     assert_eq!(recovered.checkpoint_ordinal, engine.ordinal);
     for entry in recovered.entries {
@@ -99,10 +100,13 @@ fn child() {
             say(format_args!("acked {entries}"));
         }
     });
+    let quarantined = recovered.quarantined.clone();
     let mut engine = replay(&store, recovered);
+    quarantined.iter().for_each(|q| say(format_args!("aside {q}")));
+    say(format_args!("opened {}", engine.entries));
     loop {
         let before = engine;
-        let padding = (engine.entries * 7919 % 3000) as usize * if engine.entries.is_multiple_of(101) { 90 } else { 1 };
+        let padding = (engine.entries * 7919 % 6000) as usize * if engine.entries.is_multiple_of(13) { 60 } else { 1 };
         let records = engine.step();
         let checkpoint = engine.entries.is_multiple_of(40).then(|| engine.bytes(padding));
         let (receipt, waiter) = Receipt::new();
@@ -130,22 +134,14 @@ fn deliver(outbox: &Outbox) {
     }
 }
 
-fn say(line: std::fmt::Arguments<'_>) {
-    // A whole line at a time, so that a kill cuts off at most the last one.
-    let line = format!("{line}\n");
-    std::io::stdout().write_all(line.as_bytes()).unwrap();
-}
-
-fn spawn(dir: &Path) -> Child {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--ignored", "--exact", "child", "--nocapture"]).env(DIR, dir);
-    command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap()
-}
-
 /// What the outside world has seen.
 #[derive(Default)]
 struct World {
     acked: u64,
+    /// Lives that got as far as having opened the store.
+    opened: usize,
+    /// Segments that were set aside.
+    aside: Vec<String>,
     /// Sequence by ordinal.
     got: BTreeMap<u64, u64>,
     repeats: usize,
@@ -157,6 +153,11 @@ impl World {
         let (verb, number) = (words.next(), words.next().and_then(|n| n.parse().ok()));
         match (verb, number, words.next().and_then(|n| n.parse().ok())) {
             (Some("acked"), Some(entries), None) => self.acked = self.acked.max(entries),
+            (Some("opened"), Some(entries), None) => {
+                self.opened += 1;
+                assert!(entries >= self.acked, "{} entries were acknowledged, {entries} are there", self.acked);
+            }
+            (Some("aside"), ..) => self.aside.push(line.to_owned()),
             (Some("got"), Some(ordinal), Some(sequence)) => self.get(ordinal, sequence),
             _ => {}
         }
@@ -170,38 +171,79 @@ impl World {
     }
 }
 
-/// Reads lines until the child is dead and all it said is heard.
-fn listen(stdout: ChildStdout) -> std::thread::JoinHandle<Vec<String>> {
-    std::thread::spawn(move || {
-        let mut lines = BufReader::new(stdout);
-        let mut heard = Vec::new();
-        let mut line = String::new();
-        // A line without its end was cut off by the kill.
-        while lines.read_line(&mut line).is_ok_and(|n| n > 0) && line.ends_with('\n') {
-            heard.push(line.trim_end().to_owned());
-            line.clear();
-        }
-        heard
-    })
-}
-
 #[test]
 fn thirty_kills_lose_nothing_and_double_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let mut world = World::default();
-    let mut rng = fastrand::Rng::with_seed(7);
-    let kills = std::env::var(KILLS_VAR).ok().and_then(|k| k.parse().ok()).unwrap_or(KILLS);
-    for _ in 0..kills {
-        let mut child = spawn(dir.path());
-        let heard = listen(child.stdout.take().unwrap());
+    let mut random = fastrand::Rng::with_seed(setting("ANDON_CRASH_SEED", 7));
+    for _ in 0..setting("ANDON_CRASH_STORE_KILLS", 30) {
+        let life = Life::start("store::child", [(DIR, dir.path())]);
         // Any moment will do, from within the start to well into the work.
-        std::thread::sleep(Duration::from_millis(rng.u64(5..400)));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        heard.join().unwrap().iter().for_each(|line| world.hear(line));
+        let said = life.kill_after(Duration::from_millis(random.u64(LIFE)));
+        said.iter().for_each(|line| world.hear(line));
     }
+    assert!(world.aside.is_empty(), "{:?}", world.aside);
     let (store, recovered) = Store::open(&config(), dir.path(), &["cloud"], Shared::new()).unwrap();
-    let engine = replay(&store, recovered);
+    settle(&store, recovered, &mut world);
+    store.close().unwrap();
+}
+
+#[test]
+fn power_cuts_lose_nothing_and_double_nothing() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path().join("data");
+    let disk = Disk::new(&dir, &place.path().join("beside"));
+    let mut world = World::default();
+    let seed = setting("ANDON_CRASH_SEED", 7);
+    let mut random = fastrand::Rng::with_seed(seed);
+    let (cuts, mut undone, mut bites) = (setting("ANDON_CRASH_CUTS", 15), 0, 0);
+    for n in 0..cuts {
+        let large = if random.u8(..4) > 0 { "1" } else { "0" };
+        let environment = disk.environment().into_iter().chain([(DIR, dir.clone()), (LARGE, large.into())]);
+        disk.set(Knob::SyncDelayUs, 0);
+        let mut life = Life::start("store::child", environment);
+        if random.u8(..4) > 0 {
+            life.wait_for("the store to open", |l| l.starts_with("opened"));
+            // The slower a sync, the more is under way when the power goes.
+            disk.set(Knob::SyncDelayUs, [0, 5_000, 30_000, 60_000][random.usize(..4)]);
+        }
+        let said = life.kill_after(Duration::from_millis(random.u64(LIFE)));
+        said.iter().for_each(|line| world.hear(line));
+        // Now and then only the process dies: the next one must not trust what was not synced.
+        if random.u8(..5) == 0 {
+            println!("cut {n} of seed {seed}: left out, only killed");
+            keep(place.path(), n);
+            continue;
+        }
+        let cut = disk.cut(Taste::any(&mut random));
+        println!("cut {n} of seed {seed}: {} acknowledged, took back {cut}", world.acked);
+        (undone, bites) = (undone + cut.sectors_undone, bites + usize::from(cut.sectors_undone > 0));
+        keep(place.path(), n);
+    }
+    let (store, recovered) = Store::open(&config(), &dir, &["cloud"], Shared::new()).unwrap();
+    settle(&store, recovered, &mut world);
+    store.close().unwrap();
+    let (opened, aside) = (world.opened, world.aside.len());
+    println!(
+        "{cuts} cuts, {bites} of them took back {undone} sectors; {opened} lives opened the store, {aside} segments were rebuilt"
+    );
+    assert!(bites as u64 > cuts / 5, "the cuts hit nothing");
+}
+
+/// A copy of what a cut left, for whoever looks into a failure: `ANDON_CRASH_KEEP` names a directory.
+fn keep(place: &Path, n: u64) {
+    if let Some(to) = std::env::var_os("ANDON_CRASH_KEEP").map(PathBuf::from) {
+        std::fs::create_dir_all(&to).unwrap();
+        let copy = to.join(format!("after-{n}"));
+        let _ = std::fs::remove_dir_all(to.join(format!("after-{}", n.saturating_sub(3))));
+        let done = std::process::Command::new("cp").arg("-a").arg(place).arg(copy).status().unwrap();
+        assert!(done.success());
+    }
+}
+
+/// All that was acknowledged is there, and each record once.
+fn settle(store: &Store, recovered: Recovered, world: &mut World) {
+    let engine = replay(store, recovered);
     assert!(world.acked > 0, "the child never got to work");
     assert!(engine.entries >= world.acked, "{} entries were acknowledged, {} are there", world.acked, engine.entries);
     let outbox = store.outbox("cloud").unwrap();
@@ -221,7 +263,6 @@ fn thirty_kills_lose_nothing_and_double_nothing() {
     sequences.sort_unstable();
     assert!(sequences.windows(2).all(|w| w[0] < w[1]), "a sequence was used twice");
     println!("{} entries, {} records, {} delivered again", engine.entries, engine.ordinal, world.repeats);
-    store.close().unwrap();
 }
 
 fn missing(got: &BTreeMap<u64, u64>, upto: u64) -> Vec<u64> {

@@ -1,9 +1,6 @@
-//! A crash changes nothing: `andon run` is killed with kill -9 again and again while numbered
-//! messages come in, and in the end the cloud has exactly what it has from a run that was left alone.
-//!
-//! `ANDON_CRASH_MESSAGES`, `ANDON_CRASH_KILLS` and `ANDON_CRASH_SEED` change size and course.
-
-#![allow(missing_docs)]
+//! A crash changes nothing: `andon run` is killed with kill -9, or loses its power, again and again while
+//! numbered messages come in, and in the end the cloud has exactly what it has from a run that was left
+//! alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::BufRead;
@@ -13,11 +10,12 @@ use std::time::{Duration, Instant};
 use andon::simulator::cloud::{Cloud, Fault, Options, Stats, Storm};
 use andon::types::Time;
 use serde_json::Value;
-use support::daemon::{Daemon, until};
-use support::mosquitto::Mosquitto;
-use support::publisher::publish;
 
-mod support;
+use super::powercut::{Disk, Knob, Taste};
+use super::setting;
+use super::support::daemon::{Daemon, until};
+use super::support::mosquitto::Mosquitto;
+use super::support::publisher::publish;
 
 /// Time of the first message: 2025-01-01T00:00:00Z.
 const EPOCH_MS: i64 = 1_735_689_600_000;
@@ -26,7 +24,7 @@ const LIMIT: f64 = 1_000_000.0;
 /// How long the cloud may take to get the last record, and how long nothing may move.
 const STALL: Duration = Duration::from_secs(60);
 
-const CONFIG: &str = r#"
+pub const CONFIG: &str = r#"
 [agent]
 site = "test/crash"
 id = "gw"
@@ -63,16 +61,16 @@ listen = "@WEB@"
 
 /// What is published: so many messages of each machine, as far apart as the grid.
 #[derive(Copy, Clone)]
-struct Work {
-    machines: u64,
-    per_machine: u64,
+pub struct Work {
+    pub machines: u64,
+    pub per_machine: u64,
     step_ms: i64,
     /// All of it waits at the broker before the daemon takes the first.
     backlog: bool,
 }
 
 impl Work {
-    fn of(messages: u64, machines: u64, step_ms: i64) -> Work {
+    pub fn of(messages: u64, machines: u64, step_ms: i64) -> Work {
         Work { machines, per_machine: messages.div_ceil(machines), step_ms, backlog: false }
     }
 
@@ -91,7 +89,7 @@ impl Work {
         EPOCH_MS + n as i64 * self.step_ms + pause
     }
 
-    fn all(self) -> impl Iterator<Item = (String, String)> {
+    pub fn all(self) -> impl Iterator<Item = (String, String)> {
         (0..self.per_machine).flat_map(move |n| {
             (0..self.machines).map(move |m| {
                 let payload = format!("{{\"value\":{},\"ts\":{}}}", Work::value(n), self.time_ms(m, n));
@@ -103,10 +101,10 @@ impl Work {
 
 /// Everything the cloud was sent, by id.
 #[derive(Debug, Default, PartialEq)]
-struct Taken(BTreeMap<String, Event>);
+pub struct Taken(BTreeMap<String, Event>);
 
 #[derive(Clone, Debug, PartialEq)]
-struct Event {
+pub struct Event {
     kind: String,
     subject: String,
     time: String,
@@ -116,7 +114,7 @@ struct Event {
 impl Taken {
     /// Reads the stand-in's log. The same id always comes with the same content and the same sequence,
     /// and no two ids share a sequence.
-    fn read(path: &Path) -> Taken {
+    pub fn read(path: &Path) -> Taken {
         let mut taken = Taken::default();
         let mut sequences: BTreeMap<String, String> = BTreeMap::new();
         let file = std::fs::File::open(path).expect("the cloud's log");
@@ -135,16 +133,21 @@ impl Taken {
         taken
     }
 
-    fn gaps(&self) -> Vec<&Event> {
-        self.0.values().filter(|e| e.kind.contains("gap")).collect()
+    pub fn len(&self) -> usize {
+        self.0.len()
     }
 
-    fn count(&self, kind: &str) -> usize {
+    /// What the gap records say.
+    pub fn gaps(&self) -> Vec<String> {
+        self.0.values().filter(|e| e.kind.contains("gap")).map(|e| e.data.to_string()).collect()
+    }
+
+    pub fn count(&self, kind: &str) -> usize {
         self.0.values().filter(|e| e.kind.contains(kind)).count()
     }
 
     /// Every message has its verdict, which holds its number, and there is no other.
-    fn check(&self, work: Work) {
+    pub fn check(&self, work: Work) {
         let mut scores: BTreeMap<(String, String), f64> = BTreeMap::new();
         for e in self.0.values().filter(|e| e.kind == "io.andon.verdict.v1") {
             let score = e.data["anomaly_score"].as_f64().expect("a score");
@@ -182,6 +185,14 @@ impl Taken {
     }
 }
 
+/// How a run ends again and again.
+#[derive(Copy, Clone, PartialEq)]
+enum End {
+    Kill,
+    /// A kill, and what the process had not synced is gone in part.
+    PowerCut,
+}
+
 /// What a run came to.
 struct Outcome {
     taken: Taken,
@@ -192,8 +203,8 @@ struct Outcome {
     redelivered: f64,
 }
 
-/// Runs the work through broker, daemon and cloud, killing the daemon `kills` times.
-async fn run(work: Work, kills: usize, seed: u64) -> Outcome {
+/// Runs the work through broker, daemon and cloud, ending the daemon `kills` times.
+async fn run(work: Work, end: End, kills: usize, seed: u64) -> Outcome {
     let mut random = fastrand::Rng::with_seed(seed);
     let broker = Mosquitto::start();
     let log = tempfile::NamedTempFile::new().expect("a file");
@@ -205,7 +216,10 @@ async fn run(work: Work, kills: usize, seed: u64) -> Outcome {
         .replace("@RATE@", &format!("{}ms", work.step_ms))
         .replace("@BROKER@", &broker.url())
         .replace("@CLOUD@", &cloud.url());
-    let mut daemon = Daemon::new(&config).ready();
+    let mut daemon = Daemon::new(&config);
+    let disk = (end == End::PowerCut).then(|| Disk::new(&daemon.dir().join("data"), &daemon.dir().join("beside")));
+    daemon.environment(disk.iter().flat_map(Disk::environment));
+    daemon.start_ready();
     // The session has to be there before anything is published for it.
     until("it has subscribed", || daemon.component("source/shop").0 == "up");
     let begun = Instant::now();
@@ -217,12 +231,12 @@ async fn run(work: Work, kills: usize, seed: u64) -> Outcome {
         publishing = tokio::spawn(async {});
         daemon.start_ready();
     }
-    let (kills_in_start, mut redelivered) = torment(&mut daemon, &cloud, work, kills, &mut random);
+    let (kills_in_start, mut redelivered) = torment(&mut daemon, disk.as_ref(), &cloud, work, kills, &mut random);
     publishing.await.expect("all is published");
     let waiting = wait_for_all(&daemon, &cloud, work);
     assert!(waiting, "the cloud has {:?} of {} messages\n{}", cloud.stats(), work.messages(), daemon.status());
     redelivered += recognised(&daemon);
-    assert!(daemon.terminate().success());
+    assert!(daemon.terminate().success(), "{}", daemon.log());
     let stats = cloud.stats();
     cloud.stop().await;
     let seconds = begun.elapsed().as_secs_f64();
@@ -236,19 +250,35 @@ fn recognised(daemon: &Daemon) -> f64 {
     daemon.metric("andon_readings_dropped_total", "duplicate")
 }
 
-/// Kills it at random moments spread over the work, some of them while it starts. Returns how many
+/// Ends it at random moments spread over the work, some of them while it starts. Returns how many
 /// of them were while it started, and how many messages came again.
-fn torment(daemon: &mut Daemon, cloud: &Cloud, work: Work, kills: usize, random: &mut fastrand::Rng) -> (usize, f64) {
+fn torment(
+    daemon: &mut Daemon,
+    disk: Option<&Disk>,
+    cloud: &Cloud,
+    work: Work,
+    kills: usize,
+    random: &mut fastrand::Rng,
+) -> (usize, f64) {
+    let slow_syncs = |us| disk.iter().for_each(|d| d.set(Knob::SyncDelayUs, us));
+    let end = |daemon: &mut Daemon, random: &mut fastrand::Rng| {
+        daemon.kill9();
+        // Now and then only the process dies, and the power goes later.
+        if let Some(disk) = disk.filter(|_| random.u8(..5) > 0) {
+            println!("power cut: took back {}", disk.cut(Taste::any(random)));
+        }
+        slow_syncs(0);
+    };
     let mut moments: Vec<u64> = (0..kills).map(|_| random.u64(1..work.messages() * 9 / 10)).collect();
     moments.sort_unstable();
     let (mut in_start, mut redelivered) = (0, 0.0);
     for moment in moments {
         if random.u8(0..4) == 0 && in_start < kills / 3 {
             in_start += 1;
-            daemon.kill9();
+            end(daemon, random);
             daemon.start();
             std::thread::sleep(Duration::from_millis(random.u64(0..150)));
-            daemon.kill9();
+            end(daemon, random);
         } else {
             if work.backlog {
                 // It is taken in long before the cloud has it: the moment is right after a commit.
@@ -259,15 +289,17 @@ fn torment(daemon: &mut Daemon, cloud: &Cloud, work: Work, kills: usize, random:
                 std::thread::sleep(Duration::from_millis(random.u64(0..60)));
             }
             redelivered += recognised(daemon);
-            daemon.kill9();
+            end(daemon, random);
         }
         daemon.start_ready();
+        // The slower a sync, the more is under way when the power goes.
+        slow_syncs([0, 2_000, 20_000, 60_000][random.usize(..4)]);
     }
     (in_start, redelivered)
 }
 
 /// Until everything has reached the cloud; `false` when nothing moves any more.
-fn wait_for_all(daemon: &Daemon, cloud: &Cloud, work: Work) -> bool {
+pub fn wait_for_all(daemon: &Daemon, cloud: &Cloud, work: Work) -> bool {
     let (mut seen, mut moved) = (0, Instant::now());
     loop {
         let stats = cloud.stats();
@@ -286,19 +318,18 @@ fn wait_for_all(daemon: &Daemon, cloud: &Cloud, work: Work) -> bool {
     }
 }
 
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().map_or(default, |v| v.parse().expect("a number"))
-}
-
-/// Kills it, leaves it alone, and compares. Returns how many messages came again.
-async fn compare(work: Work, kills: usize, seed: u64) -> f64 {
-    let killed = run(work, kills, seed).await;
+/// Under torment, then left alone: the same. Returns how many messages came again.
+async fn changes_nothing(work: Work, end: End, kills: usize) -> f64 {
+    let seed = setting("ANDON_CRASH_SEED", 7);
+    let killed = run(work, end, kills, seed).await;
     println!(
-        "{} messages of {} machines, {} kills and {} more while starting, {:.1} s: {} records at the cloud \
-         ({} verdicts, {} alarms, {} gaps); {} came more than once; {} messages came again and were known",
+        "{} messages of {} machines, {} {} and {} more while starting, {:.1} s: \
+         {} records at the cloud ({} verdicts, {} alarms, {} gaps); \
+         {} came more than once; {} messages came again and were known",
         work.messages(),
         work.machines,
         killed.kills,
+        if end == End::Kill { "kills" } else { "power cuts" },
         killed.kills_in_start,
         killed.seconds,
         killed.taken.0.len(),
@@ -311,7 +342,7 @@ async fn compare(work: Work, kills: usize, seed: u64) -> f64 {
     killed.taken.check(work);
     assert!(killed.taken.count("alarm") > 0, "the work has alarms in it");
     assert_eq!(killed.taken.count("gap"), 1, "and one gap: {:#?}", killed.taken.gaps());
-    let calm = run(work, 0, seed).await;
+    let calm = run(work, End::Kill, 0, seed).await;
     println!("left alone: {:.1} s, {} came more than once", calm.seconds, calm.stats.duplicates);
     calm.taken.check(work);
     assert!(killed.taken == calm.taken, "killed and left alone: {}", killed.taken.difference(&calm.taken));
@@ -319,12 +350,20 @@ async fn compare(work: Work, kills: usize, seed: u64) -> f64 {
     killed.redelivered
 }
 
+/// The usual work: many machines, a message of each in every step of the grid.
+fn usual() -> Work {
+    let messages = if cfg!(debug_assertions) { 10_000 } else { 100_000 };
+    Work::of(setting("ANDON_CRASH_MESSAGES", messages), 50, 100)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_kills_change_nothing() {
-    let usual = if cfg!(debug_assertions) { 10_000 } else { 100_000 };
-    let work = Work::of(setting("ANDON_CRASH_MESSAGES", usual), 50, 100);
-    let (kills, seed) = (setting("ANDON_CRASH_KILLS", 10) as usize, setting("ANDON_CRASH_SEED", 7));
-    compare(work, kills, seed).await;
+    changes_nothing(usual(), End::Kill, setting("ANDON_CRASH_KILLS", 10) as usize).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn power_cuts_change_nothing() {
+    changes_nothing(usual(), End::PowerCut, setting("ANDON_CRASH_AGENT_CUTS", 4) as usize).await;
 }
 
 /// Few machines that speak rarely: what the broker sends again after a kill then reaches back for
@@ -332,6 +371,6 @@ async fn ten_kills_change_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_again_is_known_however_far_it_reaches_back() {
     let work = Work { backlog: true, ..Work::of(20_000, 2, 1_000) };
-    let redelivered = compare(work, 10, setting("ANDON_CRASH_SEED", 7)).await;
+    let redelivered = changes_nothing(work, End::Kill, 10).await;
     assert!(redelivered > 0.0, "nothing came again: the kills were too early or too late to show anything");
 }
