@@ -59,6 +59,8 @@ pub struct Track {
     frontier: Option<Time>,
     /// A reading far ahead of the frontier: believed once a second one agrees.
     leap: Option<Time>,
+    /// Nanoseconds between the last two readings that agreed on a leap: how slow the signal is.
+    pace: i64,
     /// Since when the value has been the very same.
     resting_since: Option<Time>,
 }
@@ -84,6 +86,7 @@ impl Track {
             heard: None,
             frontier: None,
             leap: None,
+            pace: 0,
             resting_since: None,
         }
     }
@@ -108,8 +111,8 @@ impl Track {
         self.pending.front().map(|p| p.at)
     }
 
-    /// Takes a reading that arrived at `arrived`. `closed`: its step is closed already. `jump` (ns): how far ahead of the
-    /// frontier one reading alone is not believed, so that a single wild clock closes no steps.
+    /// Takes a reading that arrived at `arrived`. `closed`: its step is closed already. `jump` (ns): how far
+    /// ahead of the frontier one reading alone is not believed, so that a single wild clock closes no steps.
     pub fn push(
         &mut self,
         r: &Reading,
@@ -182,16 +185,29 @@ impl Track {
         }
     }
 
+    /// Moves the frontier. A reading far ahead of it is believed when the next one agrees: it is
+    /// near, or as far ahead again as at a slow signal's own pace.
     fn advance(&mut self, at: Time, jump: i64) {
-        let near = |a: Time, b: Time| (a.0.saturating_sub(b.0)).abs() <= jump;
-        match (self.frontier, self.leap) {
-            (None, _) => self.frontier = Some(at),
-            (Some(f), _) if at.0 <= f.0.saturating_add(jump) => self.frontier = Some(f.max(at)),
-            (Some(_), Some(leap)) if near(at, leap) && at != leap => {
+        let Some(frontier) = self.frontier else {
+            self.frontier = Some(at);
+            return;
+        };
+        let reach = jump.max(self.pace.saturating_mul(3));
+        if at.0 <= frontier.0.saturating_add(reach) {
+            self.frontier = Some(frontier.max(at));
+            self.leap = None;
+            return;
+        }
+        let agrees = |leap: &Time| {
+            let (first, second) = (leap.0.saturating_sub(frontier.0), at.0.saturating_sub(leap.0));
+            second != 0 && second.abs() <= jump || second > 0 && second <= first.saturating_mul(2)
+        };
+        match self.leap.take_if(|leap| agrees(leap)) {
+            Some(leap) => {
+                self.pace = at.0.saturating_sub(leap.0).max(0);
                 self.frontier = Some(at.max(leap));
-                self.leap = None;
             }
-            _ => self.leap = Some(at),
+            None => self.leap = Some(at),
         }
     }
 }

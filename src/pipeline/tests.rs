@@ -4,16 +4,19 @@ use super::*;
 
 const MS: i64 = 1_000_000;
 
-fn layout(channels: &[&str], steps: usize) -> Layout {
-    let settings = Settings {
+fn settings() -> Settings {
+    Settings {
         rate: Some(Duration::from_millis(100)),
         stale_after: Some(Duration::from_secs(1)),
         lateness: None,
         running: None,
         ranges: vec![("temp".into(), [-40.0, 200.0])],
         stuck_after: None,
-    };
-    Layout::new(&settings, channels.iter().map(|c| Name::from(*c)).collect(), steps, 1, Duration::from_secs(1))
+    }
+}
+
+fn layout(channels: &[&str], steps: usize) -> Layout {
+    Layout::new(&settings(), channels.iter().map(|c| Name::from(*c)).collect(), steps, 1, Duration::from_secs(1))
 }
 
 fn machine(layout: Layout) -> Machine {
@@ -178,6 +181,25 @@ fn one_wild_clock_makes_nobody_late() {
     let mut m2 = machine(layout(&["flow", "temp"], 1));
     let sane: Vec<_> = readings.iter().filter(|r| r.at < Time(10_000 * MS)).cloned().collect();
     assert_eq!(windows(&feed(&mut m, &readings)), windows(&feed(&mut m2, &sane)));
+}
+
+#[test]
+fn a_signal_slower_than_the_grid_moves_the_steps_on() {
+    let slow = Settings { stale_after: Some(Duration::from_secs(600)), ..settings() };
+    let layout = Layout::new(&slow, vec!["flow".into()], 2, 1, Duration::from_secs(1));
+    let mut m = machine(layout);
+    let each_minute: Vec<Reading> = (1..=6).map(|n| at(n * 60_000, "flow", n as f64)).collect();
+    let steps = feed(&mut m, &each_minute);
+    let last = windows(&steps).last().cloned();
+    assert_eq!(last, Some((360_000, vec![5.0, 6.0])), "judged when it came, not a minute later");
+}
+
+#[test]
+fn a_wild_clock_is_forgotten_when_the_right_time_goes_on() {
+    let mut m = machine(layout(&["flow"], 1));
+    feed(&mut m, &[at(100, "flow", 1.0), at(900_000, "flow", 9.0), at(200, "flow", 2.0)]);
+    let steps = feed(&mut m, &[at(901_000, "flow", 9.0), at(300, "flow", 3.0)]);
+    assert_eq!(windows(&steps), [(300, vec![3.0])], "two wild ones with right ones between them agree on nothing");
 }
 
 #[test]
