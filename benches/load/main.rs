@@ -16,6 +16,7 @@ mod agent;
 #[path = "../../tests/support/mosquitto.rs"]
 #[allow(dead_code)] // shared with the tests, which use more of it
 mod mosquitto;
+mod outage;
 mod publisher;
 mod run;
 mod sink;
@@ -67,7 +68,11 @@ fn main() -> Result<()> {
             continue;
         }
         println!("\n{}: {}", workload.name, workload.about);
-        measure(&workload, &options)?;
+        if workload.outage {
+            outage::run(&workload, &options.ours, options.time)?;
+        } else {
+            measure(&workload, &options)?;
+        }
     }
     Ok(())
 }

@@ -26,6 +26,10 @@ pub struct Talk {
     pub allowed: AtomicU64,
     /// It has published so many.
     pub published: AtomicU64,
+    /// Published before the agent began to count.
+    pub base: AtomicU64,
+    /// Readings in a message.
+    pub per_message: u64,
     pub stop: AtomicBool,
 }
 

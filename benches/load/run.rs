@@ -106,51 +106,73 @@ impl Figures {
     }
 }
 
+/// A broker, a sink and a config, in a directory of their own.
+pub struct Site {
+    pub broker: Mosquitto,
+    pub sink: Sink,
+    dir: tempfile::TempDir,
+    web: u16,
+}
+
+impl Site {
+    pub fn build(workload: &Workload) -> Result<Site> {
+        let dir = tempfile::tempdir()?;
+        let lines = "allow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 10000\nlog_type error\n";
+        let (broker, sink, web) = (Mosquitto::with(lines), Sink::start()?, free_port());
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+        let config = CONFIG
+            .replace("@DIR@", &dir.path().display().to_string())
+            .replace("@MODELS@", &models.display().to_string())
+            .replace("@BROKER@", &broker.port().to_string())
+            .replace("@SINK@", &sink.port.to_string())
+            .replace("@WEB@", &web.to_string())
+            .replace("@SUBSCRIBE@", workload.config)
+            .replace("@MODEL@", if workload.scored { MODEL } else { "" })
+            .replace("@RATE@", &format!("{}ms", workload.step_ms));
+        std::fs::write(dir.path().join("andon.toml"), config)?;
+        Ok(Site { broker, sink, dir, web })
+    }
+
+    pub fn start(&self, binary: &Path) -> Result<Agent> {
+        Agent::start(binary, &self.dir.path().join("andon.toml"), self.web)
+    }
+}
+
 /// Runs it.
 pub fn run(workload: &Workload, binary: &Path, time: Duration) -> Result<Figures> {
-    let dir = tempfile::tempdir()?;
-    let broker =
-        Mosquitto::with("allow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 10000\nlog_type error\n");
-    let sink = Sink::start()?;
-    let web = free_port();
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let config = CONFIG
-        .replace("@DIR@", &dir.path().display().to_string())
-        .replace("@MODELS@", &repository.join("tests/data").display().to_string())
-        .replace("@BROKER@", &broker.port().to_string())
-        .replace("@SINK@", &sink.port.to_string())
-        .replace("@WEB@", &web.to_string())
-        .replace("@SUBSCRIBE@", workload.config)
-        .replace("@MODEL@", if workload.scored { MODEL } else { "" })
-        .replace("@RATE@", &format!("{}ms", workload.step_ms));
-    let file = dir.path().join("andon.toml");
-    std::fs::write(&file, config)?;
-    let agent = Agent::start(binary, &file, web)?;
-    let talk = Talk::default();
+    let site = Site::build(workload)?;
+    let agent = site.start(binary)?;
+    let talk = Talk { per_message: workload.readings(), ..Talk::default() };
     thread::scope(|scope| {
-        let publishing = scope.spawn(|| publisher::publish(broker.port(), workload, &talk));
-        let figures = watch(workload, &agent, &sink, &talk, time);
+        let publishing = scope.spawn(|| publisher::publish(site.broker.port(), workload, &talk));
+        let figures = watch(workload, &agent, &site.sink, &talk, time);
         talk.stop.store(true, Ordering::Relaxed);
         publishing.join().map_err(|_| anyhow::anyhow!("the publisher panicked"))??;
         figures
     })
 }
 
+/// Lets the publisher go on as far as the agent has come, and returns how far that is.
+pub fn feed(agent: &Agent, talk: &Talk) -> Result<f64> {
+    let readings = agent.metric("andon_readings_total")?;
+    let taken = talk.base.load(Ordering::Relaxed) + readings as u64 / talk.per_message.max(1);
+    talk.allowed.store(taken + QUEUED, Ordering::Relaxed);
+    Ok(readings)
+}
+
 fn watch(workload: &Workload, agent: &Agent, sink: &Sink, talk: &Talk, time: Duration) -> Result<Figures> {
-    let per_message = workload.readings() as f64;
-    let readings = || agent.metric("andon_readings_total");
-    let feed = |until: Instant| -> Result<()> {
+    let feed_until = |until: Instant| -> Result<()> {
         while Instant::now() < until {
-            talk.allowed.store((readings()? / per_message) as u64 + QUEUED, Ordering::Relaxed);
+            feed(agent, talk)?;
             thread::sleep(Duration::from_millis(50));
         }
         Ok(())
     };
-    feed(Instant::now() + WARM_UP)?;
+    feed_until(Instant::now() + WARM_UP)?;
     sink.take();
-    let (start, before) = (Instant::now(), (readings()?, agent.cpu(), agent.written()));
-    feed(start + time)?;
-    let after = (readings()?, agent.cpu(), agent.written());
+    let (start, before) = (Instant::now(), (feed(agent, talk)?, agent.cpu(), agent.written()));
+    feed_until(start + time)?;
+    let after = (feed(agent, talk)?, agent.cpu(), agent.written());
     let (seconds, mut taken) = (start.elapsed().as_secs_f64(), sink.take());
     let read = after.0 - before.0;
     let (rss, pss) = agent.memory();

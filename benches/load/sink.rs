@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -23,20 +24,27 @@ pub struct Taken {
 pub struct Sink {
     pub port: u16,
     taken: Arc<Mutex<Taken>>,
+    closed: Arc<AtomicBool>,
 }
 
 impl Sink {
     pub fn start() -> Result<Sink> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let (port, taken) = (listener.local_addr()?.port(), Arc::<Mutex<Taken>>::default());
-        let all = taken.clone();
+        let closed = Arc::<AtomicBool>::default();
+        let (all, shut) = (taken.clone(), closed.clone());
         thread::spawn(move || {
             for socket in listener.incoming().flatten() {
-                let all = all.clone();
-                thread::spawn(move || serve(&socket, &all));
+                let (all, shut) = (all.clone(), shut.clone());
+                thread::spawn(move || serve(&socket, &all, &shut));
             }
         });
-        Ok(Sink { port, taken })
+        Ok(Sink { port, taken, closed })
+    }
+
+    /// From now on everything is answered with 503, or no more.
+    pub fn close(&self, closed: bool) {
+        self.closed.store(closed, Ordering::Relaxed);
     }
 
     /// What has come in since the last call.
@@ -46,7 +54,7 @@ impl Sink {
 }
 
 /// Until the client goes.
-fn serve(socket: &TcpStream, all: &Mutex<Taken>) -> Result<()> {
+fn serve(socket: &TcpStream, all: &Mutex<Taken>, shut: &AtomicBool) -> Result<()> {
     let mut from = BufReader::with_capacity(256 << 10, socket.try_clone()?);
     let mut to = socket;
     let (mut line, mut body) = (String::new(), Vec::new());
@@ -68,6 +76,10 @@ fn serve(socket: &TcpStream, all: &Mutex<Taken>) -> Result<()> {
         }
         body.resize(length.context("a length")?, 0);
         from.read_exact(&mut body)?;
+        if shut.load(Ordering::Relaxed) {
+            to.write_all(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n")?;
+            continue;
+        }
         let events = memchr::memmem::find_iter(&body, b"\"specversion\"").count() as u64;
         let age = oldest(&body).map(|ms| now_ms().saturating_sub(ms));
         {

@@ -15,6 +15,8 @@ pub struct Workload {
     pub step_ms: u64,
     /// Each message makes a window, and that a verdict.
     pub scored: bool,
+    /// The cloud is away for a while, and the agent is killed in the midst of it.
+    pub outage: bool,
     /// Messages a second; `None`: as many as are taken.
     pub pace: Option<f64>,
 }
@@ -116,6 +118,7 @@ pub fn all() -> Vec<Workload> {
         shape: Shape::Value { signals: 1 },
         step_ms: 100,
         scored: false,
+        outage: false,
         pace: None,
     };
     vec![
@@ -148,6 +151,13 @@ pub fn all() -> Vec<Workload> {
             step_ms: 10,
             scored: true,
             pace: Some(10_000.0),
+            ..usual
+        },
+        Workload {
+            name: "outage",
+            about: "like scored; the cloud is away and the agent is killed",
+            scored: true,
+            outage: true,
             ..usual
         },
         usual,
