@@ -4,6 +4,7 @@
 //! completes receipts, and forwarders read what is durable. Dashboards hear of things as they happen.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -111,7 +112,7 @@ impl Agent {
         self.start_publish(&config);
         self.engine = self.start_engine(engine, recovered, batches, commands)?;
         self.start_cloud(&config);
-        self.start_sources(config.source, &batches_tx);
+        self.start_sources(config.source, &config.agent.data_dir, &batches_tx);
         let (board, last) = (self.shared.board.clone(), self.last.clone());
         self.outlets.spawn(async move {
             systemd::watchdog(board, last).await;
@@ -120,7 +121,7 @@ impl Agent {
         Ok(())
     }
 
-    fn start_sources(&mut self, config: source::Config, batches: &mpsc::Sender<Batch>) {
+    fn start_sources(&mut self, config: source::Config, data_dir: &Path, batches: &mpsc::Sender<Batch>) {
         for mqtt in config.mqtt {
             let (shared, batches) = (self.shared.clone(), batches.clone());
             self.sources.spawn(async move {
@@ -129,7 +130,8 @@ impl Agent {
             });
         }
         let lines = source::modbus::Lines::default();
-        for modbus in config.modbus {
+        for mut modbus in config.modbus {
+            modbus.learnt = Some(data_dir.join("modbus"));
             let (lines, shared, batches) = (lines.clone(), self.shared.clone(), batches.clone());
             self.sources.spawn(async move {
                 source::modbus::run(modbus, lines, shared, batches).await;

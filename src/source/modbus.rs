@@ -15,6 +15,7 @@ mod config;
 mod connection;
 mod debts;
 mod frame;
+mod learnt;
 mod line;
 pub mod plan;
 mod poller;
@@ -39,18 +40,20 @@ use schedule::Schedule;
 /// One [`Batch`] per round holds a reading of every signal that was due, good or bad, stamped with
 /// the time its reply arrived. Nothing the device does ends this: while it cannot be reached, its
 /// signals are bad at their own rates, so that what is downstream sees bad quality, not silence.
-/// Sources that are given the same `lines` share serial lines and gateways. When `batches` is full, polling waits; rounds missed meanwhile are skipped.
+/// Sources that are given the same `lines` share serial lines and gateways. When `batches` is full,
+/// polling waits; rounds missed meanwhile are skipped.
 pub async fn run(config: Config, lines: Lines, shared: Shared, batches: mpsc::Sender<Batch>) {
+    let config = Arc::new(config);
     let stop = shared.stop.clone();
+    let mut poller = Poller::new(config.clone(), lines, shared);
     tokio::select! {
         () = stop.cancelled() => {}
-        () = poll(config, lines, shared, batches) => {}
+        () = poll(&config, &mut poller, batches) => {}
     }
+    poller.keep();
 }
 
-async fn poll(config: Config, lines: Lines, shared: Shared, batches: mpsc::Sender<Batch>) {
-    let config = Arc::new(config);
-    let mut poller = Poller::new(config.clone(), lines, shared);
+async fn poll(config: &Config, poller: &mut Poller, batches: mpsc::Sender<Batch>) {
     poller.first_dial().await;
     let mut schedule = Schedule::new(config.signals.iter().map(|s| s.poll), Instant::now());
     while let Some(next) = schedule.next() {

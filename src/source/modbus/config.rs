@@ -1,6 +1,7 @@
 //! `[[source.modbus]]`: what a device is asked, how and how often.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::plan::{Limits, Span};
@@ -34,6 +35,8 @@ pub struct Config {
     pub pause: Duration,
     /// What to read.
     pub signals: Vec<Signal>,
+    /// The directory in which what is learnt of the device is kept: no setting, the agent names it.
+    pub learnt: Option<PathBuf>,
 }
 
 /// One value of one machine and where it is found.
@@ -71,19 +74,19 @@ impl Config {
             max_registers: limits.max_registers,
         };
         let signals = read_signals(section, &defaults);
-        Config { name: name.into(), url, unit, timeout, limits, pause, signals }
+        Config { name: name.into(), url, unit, timeout, limits, pause, signals, learnt: None }
     }
 
-    /// Reads every `[[source.modbus]]`. Several on one serial line are refused for now: with a dead
-    /// unit among them and the gateway under load, the others were seen to stall.
+    /// Reads every `[[source.modbus]]`. Those on the same line have to agree on how it is set.
     pub fn read_all(section: &Section<'_>) -> Vec<Config> {
         let sections = section.sections("modbus");
         let all: Vec<Config> = sections.iter().map(Config::read).collect();
         for (i, (own, config)) in sections.iter().zip(&all).enumerate() {
             let Some(line) = config.url.line() else { continue };
-            if let Some(other) = all[..i].iter().find(|other| other.url.line().as_ref() == Some(&line)) {
-                let message = "uses that line already; several units on one serial line come with a later version";
-                own.problem("url", format_args!("{:?} {message}", &*other.name));
+            let same = all[..i].iter().find(|other| other.url.line().as_ref() == Some(&line));
+            if let Some(other) = same.filter(|other| other.url != config.url) {
+                let message = format_args!("{:?} uses it as {}, and a line has one setting", &*other.name, other.url);
+                own.problem("url", message);
             }
         }
         all
