@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::plan::{Limits, Span};
+use super::profile;
 use super::registers::{Address, Decoder, Order, Type};
 use super::url::{DEFAULT_PORT, Host, Url};
 use crate::settings::Section;
@@ -55,25 +56,40 @@ pub struct Signal {
 }
 
 impl Config {
-    /// Reads a `[[source.modbus]]` section; mistakes become its problems.
+    /// Reads a `[[source.modbus]]` section and the profile it names; mistakes become its problems.
     pub fn read(section: &Section<'_>) -> Config {
+        profile::with(section, |profile| Config::of(section, profile))
+    }
+
+    /// What is said here goes before what the profile says.
+    pub(super) fn of(section: &Section<'_>, profile: Option<&Section<'_>>) -> Config {
         let name = section.required_string("name");
         if section.has("name") && name.is_empty() {
             section.problem("name", "is empty");
         }
         let url = read_url(section);
         let unit = section.integer("unit", 0..=255).unwrap_or(1) as u8;
-        let poll = positive(section, "poll").unwrap_or(DEFAULT_POLL);
-        let timeout = positive(section, "timeout").unwrap_or(DEFAULT_TIMEOUT);
-        let limits = read_limits(section);
-        let pause = section.duration("pause").unwrap_or_default();
-        let defaults = Defaults {
-            base: section.integer("address_base", 0..=1).unwrap_or(0) as u16,
-            machine: section.string("machine"),
-            poll,
-            max_registers: limits.max_registers,
-        };
-        let signals = read_signals(section, &defaults);
+        let poll = either(section, profile, |s| positive(s, "poll")).unwrap_or(DEFAULT_POLL);
+        let timeout = either(section, profile, |s| positive(s, "timeout")).unwrap_or(DEFAULT_TIMEOUT);
+        let limits = read_limits(section, profile);
+        let pause = either(section, profile, |s| s.duration("pause")).unwrap_or_default();
+        let machine = section.string("machine");
+        let base = |s: &Section<'_>| s.integer("address_base", 0..=1).unwrap_or(0) as u16;
+        let mut defaults = Defaults { base: base(section), machine, poll, max_registers: limits.max_registers };
+        let tables = section.sections("signal");
+        let mut signals = read_signals(&tables, &defaults);
+        if let Some(profile) = profile {
+            if defaults.machine.is_none() {
+                section.problem("machine", "is missing: the signals of a profile are those of this device's machine");
+                defaults.machine = Some("?".into());
+            }
+            defaults.base = base(profile);
+            let theirs = read_signals(&profile::signals(profile), &defaults);
+            let own: BTreeSet<_> = signals.iter().map(|s| (s.machine.clone(), s.name.clone())).collect();
+            signals.extend(theirs.into_iter().filter(|s| !own.contains(&(s.machine.clone(), s.name.clone()))));
+        } else if tables.is_empty() && !section.has("profile") {
+            section.problem("signal", "nothing to read: add a [[source.modbus.signal]] or name a profile");
+        }
         Config { name: name.into(), url, unit, timeout, limits, pause, signals, learnt: None }
     }
 
@@ -125,23 +141,31 @@ fn positive(section: &Section<'_>, key: &str) -> Option<Duration> {
     Some(duration)
 }
 
-fn read_limits(section: &Section<'_>) -> Limits {
-    let max_registers = section.integer("max_registers", 1..=MAX_REGISTERS).unwrap_or(MAX_REGISTERS) as u16;
-    let gap = section.integer("gap", 0..=MAX_REGISTERS).map(|n| n as u16);
+/// What is said here, else in the profile. Both are asked, so that both hear of their mistakes.
+fn either<T>(
+    section: &Section<'_>,
+    profile: Option<&Section<'_>>,
+    read: impl Fn(&Section<'_>) -> Option<T>,
+) -> Option<T> {
+    let theirs = profile.and_then(&read);
+    read(section).or(theirs)
+}
+
+fn read_limits(section: &Section<'_>, profile: Option<&Section<'_>>) -> Limits {
+    let max_registers = either(section, profile, |s| s.integer("max_registers", 1..=MAX_REGISTERS));
+    let max_registers = max_registers.unwrap_or(MAX_REGISTERS) as u16;
+    let gap = either(section, profile, |s| s.integer("gap", 0..=MAX_REGISTERS)).map(|n| n as u16);
     if let Some(gap) = gap.filter(|g| *g > max_registers) {
-        section.problem("gap", format_args!("{gap} is more than max_registers, which is {max_registers}"));
+        let at = profile.filter(|_| !section.has("gap")).unwrap_or(section);
+        at.problem("gap", format_args!("{gap} is more than max_registers, which is {max_registers}"));
     }
     Limits { max_registers, gap: gap.unwrap_or(DEFAULT_GAP).min(max_registers) }
 }
 
-fn read_signals(section: &Section<'_>, defaults: &Defaults) -> Vec<Signal> {
-    let tables = section.sections("signal");
-    if tables.is_empty() {
-        section.problem("signal", "nothing to read: add a [[source.modbus.signal]]");
-    }
+fn read_signals(tables: &[Section<'_>], defaults: &Defaults) -> Vec<Signal> {
     let mut seen = BTreeSet::new();
     let mut signals = Vec::new();
-    for table in &tables {
+    for table in tables {
         let Some(signal) = read_signal(table, defaults) else { continue };
         if !seen.insert((signal.machine.clone(), signal.name.clone())) {
             let message = format!("{:?} is there twice for machine {:?}", &*signal.name, &*signal.machine);

@@ -141,7 +141,7 @@ fn mistakes_in_a_source() {
     assert_eq!(
         problems,
         [
-            "1: modbus.signal: nothing to read: add a [[source.modbus.signal]]",
+            "1: modbus.signal: nothing to read: add a [[source.modbus.signal]] or name a profile",
             "2: modbus.name: is empty",
             "3: modbus.url: \"rtu://ttyUSB0\" does not name a device such as \"rtu:///dev/ttyUSB0\"",
             "4: modbus.unit: 256 is not between 0 and 255",
