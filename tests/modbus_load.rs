@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -106,6 +106,8 @@ fn devices() {
 struct Devices {
     child: Child,
     stdin: ChildStdin,
+    /// Kept open: the child tells of a test that takes long, and would end if nobody could hear it.
+    _stdout: BufReader<ChildStdout>,
     ports: Vec<u16>,
 }
 
@@ -119,11 +121,15 @@ impl Devices {
             .spawn()
             .unwrap();
         let stdin = child.stdin.take().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-        let line = lines.find(|l| l.starts_with("ports ")).expect("the ports of the devices");
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        while !line.starts_with("ports ") {
+            line.clear();
+            assert!(stdout.read_line(&mut line).unwrap() > 0, "the ports of the devices");
+        }
         let ports: Vec<u16> = line.split_whitespace().skip(1).map(|p| p.parse().unwrap()).collect();
         assert_eq!(ports.len(), count);
-        Devices { child, stdin, ports }
+        Devices { child, stdin, _stdout: stdout, ports }
     }
 
     fn fall_ill(&mut self) {
@@ -143,7 +149,7 @@ impl Drop for Devices {
 struct Plant {
     shared: Shared,
     batches: mpsc::Receiver<Batch>,
-    /// By device: when its rounds arrived, those since the last `mark`.
+    /// By device: when its rounds arrived in which all was good.
     rounds: BTreeMap<usize, Vec<Time>>,
     good: u64,
     bad: u64,
@@ -183,7 +189,9 @@ impl Plant {
             assert!(Duration::from_millis(age.into()) < LATE, "device {device}: {age} ms old: {reading:?}");
             self.oldest = self.oldest.max(age);
         }
-        self.rounds.entry(device).or_default().push(batch.arrived);
+        if all_good(&batch.readings) {
+            self.rounds.entry(device).or_default().push(batch.arrived);
+        }
     }
 
     async fn take_for(&mut self, time: Duration) {

@@ -138,6 +138,11 @@ impl Engine {
         }
     }
 
+    /// Each machine's light.
+    pub fn lights(&self) -> impl Iterator<Item = (Name, Light)> {
+        self.units.iter().map(|u| (u.pipe.name().clone(), u.light))
+    }
+
     /// How the machines stand, for a dashboard that starts after a restart.
     pub fn present(&self) -> Vec<Live> {
         let mut live = Vec::new();
@@ -163,6 +168,7 @@ impl Engine {
                 Input::Readings(arrived, readings) => self.take(readings, *arrived, &mut touched, &mut out),
                 Input::Tick(now) => self.tick(*now, &mut out),
                 Input::Acknowledge { alarm, who, at } => self.acknowledge(*alarm, who, *at, &mut out),
+                Input::Wrote(wrote) => out.records.push(self.recorder.wrote(wrote)),
             }
         }
         touched.sort_unstable();

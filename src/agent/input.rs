@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::source::modbus::light::Wrote;
 use crate::types::{Cause, Name, Quality, Reading, RecordId, Time};
 
 /// Version of the encoding; a newer one is refused.
@@ -28,6 +29,8 @@ pub enum Input {
         /// When.
         at: Time,
     },
+    /// Something was written to a device.
+    Wrote(Wrote),
 }
 
 /// Inputs that are taken in together and become durable together.
@@ -49,7 +52,12 @@ enum WireInput {
     Readings(i64, Vec<WireReading>),
     Tick(i64),
     Acknowledge(RecordId, String, i64),
+    Wrote(WireWrote),
 }
+
+/// Device, time, address, value, reason, failure.
+#[derive(Serialize, Deserialize)]
+struct WireWrote(String, i64, String, u16, String, Option<String>);
 
 /// Names by their place in the table; the time as an offset from the arrival.
 #[derive(Serialize, Deserialize)]
@@ -106,6 +114,10 @@ fn encode_input<'a>(input: &'a Input, names: &mut Names<'a>) -> WireInput {
         }
         Input::Tick(now) => WireInput::Tick(now.0),
         Input::Acknowledge { alarm, who, at } => WireInput::Acknowledge(*alarm, who.clone(), at.0),
+        Input::Wrote(w) => {
+            let (address, reason) = (w.address.clone(), w.reason.clone());
+            WireInput::Wrote(WireWrote(w.device.to_string(), w.at.0, address, w.value, reason, w.failure.clone()))
+        }
     }
 }
 
@@ -121,6 +133,9 @@ fn decode_input(input: WireInput, names: &[Name]) -> Option<Input> {
         }
         WireInput::Tick(now) => Input::Tick(Time(now)),
         WireInput::Acknowledge(alarm, who, at) => Input::Acknowledge { alarm, who, at: Time(at) },
+        WireInput::Wrote(WireWrote(device, at, address, value, reason, failure)) => {
+            Input::Wrote(Wrote { device: device.into(), at: Time(at), address, value, reason, failure })
+        }
     })
 }
 
@@ -151,7 +166,15 @@ mod tests {
             who in ".{0,20}",
         ) {
             let acknowledge = Input::Acknowledge { alarm: RecordId([7; 16]), who, at: Time(arrived) };
-            let inputs = vec![Input::Readings(Time(arrived), readings), Input::Tick(Time(arrived)), acknowledge];
+            let wrote = Input::Wrote(Wrote {
+                device: "plc".into(),
+                at: Time(arrived),
+                address: "coil:1".into(),
+                value: 1,
+                reason: "red".into(),
+                failure: (arrived % 2 == 0).then(|| "no answer".into()),
+            });
+            let inputs = vec![Input::Readings(Time(arrived), readings), Input::Tick(Time(arrived)), acknowledge, wrote];
             let group = Group { inputs };
             prop_assert_eq!(Group::decode(&group.encode()), Ok(group));
         }

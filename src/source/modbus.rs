@@ -1,6 +1,6 @@
 //! Modbus: asks a device for its signals at their own rates and sends what it answers.
-//! Reads only; there is no code here that writes to a device. A connection per source over TCP; those
-//! on the same serial line share it.
+//! Nothing here writes to a device but [`light`], which has to be asked for. A connection per source
+//! over TCP; those on the same serial line share it.
 
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ mod connection;
 mod debts;
 mod frame;
 mod learnt;
+pub mod light;
 mod line;
 pub mod map;
 pub mod plan;
