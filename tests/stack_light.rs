@@ -1,6 +1,7 @@
 //! The stack light: the one thing andon writes to equipment. Against pymodbus and libmodbus, a device
 //! that lies, and through the whole agent up to the record of each write.
 #![allow(clippy::unwrap_used, dead_code)]
+#![cfg(feature = "demo")]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
