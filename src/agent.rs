@@ -4,18 +4,21 @@
 //! completes receipts, and forwarders read what is durable. Dashboards hear of things as they happen.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Invalid};
 use crate::metrics::{Health, Metrics, Shared};
+use crate::source::modbus::Lines;
+use crate::source::modbus::light::{self, Standing};
 use crate::store::{Recovered, Store};
 use crate::types::{Batch, Live, Name, Time};
 use crate::{forward, source, systemd, web};
@@ -38,6 +41,8 @@ const N_QUEUED_BATCHES: usize = 64;
 const N_QUEUED_LIVE: usize = 8_192;
 /// Clicks between dashboard and engine.
 const N_QUEUED_COMMANDS: usize = 16;
+/// Writes of stack lights that wait to be recorded.
+const N_QUEUED_WRITES: usize = 64;
 /// How long sources may take to hand over what they hold and to say goodbye.
 const SOURCES_GRACE: Duration = Duration::from_secs(8);
 /// How long forwarders may go on sending what is left.
@@ -53,6 +58,7 @@ pub struct Agent {
     /// Told after the store has everything.
     last: CancellationToken,
     sources: JoinSet<&'static str>,
+    lines: Lines,
     engine: oneshot::Receiver<()>,
     outlets: JoinSet<&'static str>,
     store: Arc<Store>,
@@ -83,6 +89,7 @@ impl Agent {
         let mut agent = Agent {
             last: CancellationToken::new(),
             sources: JoinSet::new(),
+            lines: Lines::default(),
             engine: oneshot::channel().1,
             outlets: JoinSet::new(),
             live: broadcast::channel(N_QUEUED_LIVE).0,
@@ -109,9 +116,10 @@ impl Agent {
         // Dashboards first, so that they hear how things stood.
         self.start_web(&config, commands_tx, models).await?;
         self.start_publish(&config);
-        self.engine = self.start_engine(engine, recovered, batches, commands)?;
+        let lights = self.start_lights(&config.source, &batches_tx);
+        self.engine = self.start_engine(engine, recovered, batches, commands, lights)?;
         self.start_cloud(&config);
-        self.start_sources(config.source, &batches_tx);
+        self.start_sources(config.source, &config.agent.data_dir, &batches_tx);
         let (board, last) = (self.shared.board.clone(), self.last.clone());
         self.outlets.spawn(async move {
             systemd::watchdog(board, last).await;
@@ -120,7 +128,26 @@ impl Agent {
         Ok(())
     }
 
-    fn start_sources(&mut self, config: source::Config, batches: &mpsc::Sender<Batch>) {
+    /// Stack lights, if there are any, and the engine's end of them. Each holds a sender of batches: the
+    /// engine is to last until the light is safe and that is recorded.
+    fn start_lights(&mut self, config: &source::Config, batches: &mpsc::Sender<Batch>) -> Option<feed::Lights> {
+        let (tell, wrote) = mpsc::channel(N_QUEUED_WRITES);
+        let (standing, stand) = watch::channel(Standing::default());
+        for light in &config.lights {
+            let Some(device) = config.modbus.iter().find(|d| d.name == light.device).cloned() else { continue };
+            let (light, lines, shared, batches) =
+                (light.clone(), self.lines.clone(), self.shared.clone(), batches.clone());
+            let (stand, tell) = (stand.clone(), tell.clone());
+            self.sources.spawn(async move {
+                light::run(light, device, lines, shared, stand, tell).await;
+                drop(batches);
+                "a stack light"
+            });
+        }
+        (!config.lights.is_empty()).then_some(feed::Lights { standing, wrote })
+    }
+
+    fn start_sources(&mut self, config: source::Config, data_dir: &Path, batches: &mpsc::Sender<Batch>) {
         for mqtt in config.mqtt {
             let (shared, batches) = (self.shared.clone(), batches.clone());
             self.sources.spawn(async move {
@@ -128,9 +155,9 @@ impl Agent {
                 "an MQTT source"
             });
         }
-        let lines = source::modbus::Lines::default();
-        for modbus in config.modbus {
-            let (lines, shared, batches) = (lines.clone(), self.shared.clone(), batches.clone());
+        for mut modbus in config.modbus {
+            modbus.learnt = Some(data_dir.join("modbus"));
+            let (lines, shared, batches) = (self.lines.clone(), self.shared.clone(), batches.clone());
             self.sources.spawn(async move {
                 source::modbus::run(modbus, lines, shared, batches).await;
                 "a Modbus source"
@@ -146,6 +173,7 @@ impl Agent {
         recovered: Recovered,
         batches: mpsc::Receiver<Batch>,
         commands: mpsc::Receiver<web::Command>,
+        lights: Option<feed::Lights>,
     ) -> Result<oneshot::Receiver<()>> {
         let (commits, shared, live) = (self.store.sender(), self.shared.clone(), self.live.clone());
         let (ended_tx, ended) = oneshot::channel();
@@ -156,7 +184,7 @@ impl Agent {
                 for event in engine.present() {
                     let _ = live.send(event);
                 }
-                Feed::new(engine, commits, live, shared).run(batches, commands).await;
+                Feed::new(engine, commits, live, shared).with_lights(lights).run(batches, commands).await;
             });
             let _ = ended_tx.send(());
         };

@@ -78,7 +78,8 @@ impl std::fmt::Display for Invalid {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut out = String::new();
         for p in &self.problems {
-            writeln!(out, "{}:{}: {}", self.path.display(), p.line, p.message)?;
+            let file = p.file.as_ref().unwrap_or(&self.path);
+            writeln!(out, "{}:{}: {}", file.display(), p.line, p.message)?;
         }
         f.write_str(out.trim_end())
     }
@@ -98,7 +99,7 @@ impl Config {
     pub fn load(path: &Path, needs: Needs) -> Result<Config, Invalid> {
         let text = std::fs::read_to_string(path).map_err(|e| Invalid {
             path: path.to_path_buf(),
-            problems: vec![Problem { line: 0, message: format!("cannot be read: {e}") }],
+            problems: vec![Problem::new(0, format!("cannot be read: {e}"))],
         })?;
         Config::parse(&text, path, needs)
     }

@@ -138,6 +138,11 @@ impl Engine {
         }
     }
 
+    /// Each machine's light.
+    pub fn lights(&self) -> impl Iterator<Item = (Name, Light)> {
+        self.units.iter().map(|u| (u.pipe.name().clone(), u.light))
+    }
+
     /// How the machines stand, for a dashboard that starts after a restart.
     pub fn present(&self) -> Vec<Live> {
         let mut live = Vec::new();
@@ -168,6 +173,7 @@ impl Engine {
                 Input::Again => again = true,
                 Input::Tick(now) => self.tick(*now, &mut out),
                 Input::Acknowledge { alarm, who, at } => self.acknowledge(*alarm, who, *at, &mut out),
+                Input::Wrote(wrote) => out.records.push(self.recorder.wrote(wrote)),
             }
         }
         touched.sort_unstable();
@@ -252,8 +258,9 @@ impl Engine {
                 self.watch_input(i, step.at, None, out);
                 Some(window)
             }
-            Some(Due::NotScored { reason, quality, channel }) => {
-                self.not_scored(i, step.at, reason, quality, channel, out);
+            Some(Due::NotScored { reason, quality, channel, others }) => {
+                let blame = channel.filter(|_| reason == Reason::InputBad).map(|c| (c, others));
+                self.not_scored(i, step.at, (reason, quality), blame, out);
                 None
             }
         }
@@ -263,9 +270,8 @@ impl Engine {
         &mut self,
         i: usize,
         at: Time,
-        reason: Reason,
-        quality: Quality,
-        channel: Option<Name>,
+        (reason, quality): (Reason, Quality),
+        blame: Option<(Name, usize)>,
         out: &mut Outcome,
     ) {
         let block = &self.blocks[self.units[i].block];
@@ -273,8 +279,7 @@ impl Engine {
         let machine = self.units[i].pipe.name().clone();
         let verdict = model.empty_verdict(machine, at, reason, quality, &block.limit);
         self.emit_verdict(verdict, out);
-        let bad = channel.filter(|_| reason == Reason::InputBad).map(|c| (c, quality));
-        self.watch_input(i, at, bad, out);
+        self.watch_input(i, at, blame.map(|(c, others)| (c, others, quality)), out);
         if reason == Reason::MachineOff {
             // A machine at rest cannot be in trouble; its alarm ends as if all were well.
             let look = Observation { at, strength: Some(0.0), top_channel: None, message: String::new() };
@@ -329,11 +334,10 @@ impl Engine {
         out.records.push(record);
     }
 
-    fn watch_input(&mut self, i: usize, at: Time, bad: Option<(Name, Quality)>, out: &mut Outcome) {
+    fn watch_input(&mut self, i: usize, at: Time, bad: Option<(Name, usize, Quality)>, out: &mut Outcome) {
         let strength = if bad.is_some() { 2.0 } else { 0.0 };
-        let message =
-            bad.as_ref().map_or(String::new(), |(c, q)| format!("{c} is {}: nothing can be judged", q.as_str()));
-        let look = Observation { at, strength: Some(strength), top_channel: bad.map(|(c, _)| c), message };
+        let message = bad.as_ref().map_or(String::new(), |(c, others, q)| input_message(c, *others, *q));
+        let look = Observation { at, strength: Some(strength), top_channel: bad.map(|(c, ..)| c), message };
         self.observe(i, Condition::Input, &look, out);
     }
 
@@ -487,6 +491,15 @@ impl Unit {
 
     fn state(&self, at: Time) -> Live {
         Live::State { machine: self.pipe.name().clone(), at, light: self.light, why: self.why.clone() }
+    }
+}
+
+fn input_message(channel: &str, others: usize, quality: Quality) -> String {
+    let what = quality.as_str();
+    match others {
+        0 => format!("{channel} is {what}: nothing can be judged"),
+        // The rest may be stale where the first is bad, so they are not called the same.
+        n => format!("{channel} is {what}, and {n} more are not usable: nothing can be judged"),
     }
 }
 

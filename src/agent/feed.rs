@@ -4,12 +4,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::engine::{Engine, Outcome};
 use super::input::{Group, Input};
 use crate::metrics::{Health, Pulse, Shared};
+use crate::source::modbus::light::{Standing, Wrote};
 use crate::store::{self, Commit};
 use crate::types::{Batch, Condition, Live, Receipt, Reject, Time, Verdict};
 use crate::web;
@@ -42,6 +43,16 @@ pub struct Feed {
     pulse: Pulse,
     since_checkpoint: usize,
     checkpointed: Instant,
+    lights: Option<Lights>,
+}
+
+/// The two ends that stack lights have in the engine: how the machines stand, told twice a second even
+/// where nothing has changed, and what was written, which is to be recorded.
+pub struct Lights {
+    /// What the lights are to show.
+    pub standing: watch::Sender<Standing>,
+    /// What they wrote.
+    pub wrote: mpsc::Receiver<Wrote>,
 }
 
 impl Feed {
@@ -52,7 +63,14 @@ impl Feed {
         let carrier = tokio::spawn(carry(waiting, commits.clone()));
         let room = Arc::new(Semaphore::new(HELD_KIB));
         let (since_checkpoint, checkpointed) = (0, Instant::now());
-        Feed { engine, commits, held, room, carrier, live, shared, pulse, since_checkpoint, checkpointed }
+        let lights = None;
+        Feed { engine, commits, held, room, carrier, live, shared, pulse, since_checkpoint, checkpointed, lights }
+    }
+
+    /// With stack lights.
+    pub fn with_lights(mut self, lights: Option<Lights>) -> Feed {
+        self.lights = lights;
+        self
     }
 
     /// Runs until the sources have gone and all they sent is handed on, then keeps a last snapshot.
@@ -70,8 +88,13 @@ impl Feed {
                     self.take(&mut taken).await;
                 }
                 Some(command) = commands.recv() => self.obey(command).await,
+                Some(wrote) = wrote(&mut self.lights) => self.record(wrote).await,
                 _ = ticks.tick() => self.tick().await,
             }
+        }
+        // The lights hold the channel of batches open, so all that they wrote is here by now.
+        while let Some(wrote) = self.lights.as_mut().and_then(|l| l.wrote.try_recv().ok()) {
+            self.record(wrote).await;
         }
         if self.since_checkpoint > 0 {
             let checkpoint = Some(self.engine.snapshot());
@@ -113,10 +136,17 @@ impl Feed {
         let _ = reply.send(answer.map_err(refusal));
     }
 
+    async fn record(&mut self, wrote: Wrote) {
+        self.step(Group { inputs: vec![Input::Wrote(wrote)] }, Vec::new(), Vec::new()).await;
+    }
+
     /// Tells the engine the time when a machine has fallen silent, but only while every source is
     /// up: what a broken link holds back is not silence and will still come.
     async fn tick(&mut self) {
         self.gauge();
+        if let Some(lights) = &self.lights {
+            lights.standing.send_replace(self.engine.lights().collect());
+        }
         let now = Time::now();
         let sources_up = || {
             let parts = self.shared.board.components();
@@ -208,6 +238,14 @@ impl Feed {
             let active = self.engine.active_alarms(condition) as i64;
             m.alarms_active.get_or_create(&[("condition", condition.as_str().into())]).set(active);
         }
+    }
+}
+
+/// The next write that is to be recorded; never, without lights.
+async fn wrote(lights: &mut Option<Lights>) -> Option<Wrote> {
+    match lights {
+        Some(lights) => lights.wrote.recv().await,
+        None => std::future::pending().await,
     }
 }
 

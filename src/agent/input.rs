@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::source::modbus::light::Wrote;
 use crate::types::{Cause, Name, Quality, Reading, RecordId, Time};
 
 /// Version of the encoding; a newer one is refused.
@@ -30,6 +31,8 @@ pub enum Input {
     },
     /// The readings that follow may have been delivered before, says the broker.
     Again,
+    /// Something was written to a device.
+    Wrote(Wrote),
 }
 
 /// Inputs that are taken in together and become durable together.
@@ -52,7 +55,12 @@ enum WireInput {
     Tick(i64),
     Acknowledge(RecordId, String, i64),
     Again,
+    Wrote(WireWrote),
 }
+
+/// Device, time, address, value, reason, failure.
+#[derive(Serialize, Deserialize)]
+struct WireWrote(String, i64, String, u16, String, Option<String>);
 
 /// Names by their place in the table; the time as an offset from the arrival.
 #[derive(Serialize, Deserialize)]
@@ -110,6 +118,10 @@ fn encode_input<'a>(input: &'a Input, names: &mut Names<'a>) -> WireInput {
         Input::Tick(now) => WireInput::Tick(now.0),
         Input::Acknowledge { alarm, who, at } => WireInput::Acknowledge(*alarm, who.clone(), at.0),
         Input::Again => WireInput::Again,
+        Input::Wrote(w) => {
+            let (address, reason) = (w.address.clone(), w.reason.clone());
+            WireInput::Wrote(WireWrote(w.device.to_string(), w.at.0, address, w.value, reason, w.failure.clone()))
+        }
     }
 }
 
@@ -126,6 +138,9 @@ fn decode_input(input: WireInput, names: &[Name]) -> Option<Input> {
         WireInput::Tick(now) => Input::Tick(Time(now)),
         WireInput::Acknowledge(alarm, who, at) => Input::Acknowledge { alarm, who, at: Time(at) },
         WireInput::Again => Input::Again,
+        WireInput::Wrote(WireWrote(device, at, address, value, reason, failure)) => {
+            Input::Wrote(Wrote { device: device.into(), at: Time(at), address, value, reason, failure })
+        }
     })
 }
 
@@ -156,7 +171,15 @@ mod tests {
             who in ".{0,20}",
         ) {
             let acknowledge = Input::Acknowledge { alarm: RecordId([7; 16]), who, at: Time(arrived) };
-            let inputs = vec![Input::Again, Input::Readings(Time(arrived), readings), Input::Tick(Time(arrived)), acknowledge];
+            let wrote = Input::Wrote(Wrote {
+                device: "plc".into(),
+                at: Time(arrived),
+                address: "coil:1".into(),
+                value: 1,
+                reason: "red".into(),
+                failure: (arrived % 2 == 0).then(|| "no answer".into()),
+            });
+            let inputs = vec![Input::Again, Input::Readings(Time(arrived), readings), Input::Tick(Time(arrived)), acknowledge, wrote];
             let group = Group { inputs };
             prop_assert_eq!(Group::decode(&group.encode()), Ok(group));
         }

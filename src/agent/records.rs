@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::pipeline::Gap;
+use crate::source::modbus::light::Wrote;
 use crate::types::{Alarm, Contribution, Kind, Name, Reason, Record, RecordId, Time, Verdict};
 
 /// Makes records in the name of one agent.
@@ -61,6 +62,19 @@ struct GapData<'a> {
     from: String,
     to: String,
     readings: u64,
+}
+
+#[derive(Serialize)]
+struct WriteData<'a> {
+    timestamp: String,
+    who: &'a str,
+    action: &'a str,
+    device: &'a str,
+    address: &'a str,
+    value: u16,
+    reason: &'a str,
+    verified: bool,
+    failure: Option<&'a str>,
 }
 
 impl Recorder {
@@ -124,6 +138,23 @@ impl Recorder {
             readings: gap.readings,
         };
         self.record(Kind::Gap, machine, gap.to, gap.reason.as_str().as_bytes(), &data)
+    }
+
+    /// The audit record of something written to a device.
+    pub fn wrote(&self, w: &Wrote) -> Record {
+        let data = WriteData {
+            timestamp: w.at.to_string(),
+            who: "alarms",
+            action: "write",
+            device: &w.device,
+            address: &w.address,
+            value: w.value,
+            reason: &w.reason,
+            verified: w.failure.is_none(),
+            failure: w.failure.as_deref(),
+        };
+        let what = format!("{} {}", w.address, w.value);
+        self.record(Kind::Audit, &w.device, w.at, what.as_bytes(), &data)
     }
 
     fn record(&self, kind: Kind, subject: &Name, at: Time, what: &[u8], data: &impl Serialize) -> Record {
