@@ -225,7 +225,7 @@ async fn exactly_once_is_acked_the_same_way() {
         let connection = plain(&broker.url(), "publisher");
         let link = open(&connection);
         for (topic, payload) in numbered(0..100) {
-            let message = Outgoing { topic, payload, qos: Qos::ExactlyOnce, retain: false };
+            let message = Outgoing { topic, payload: payload.into(), qos: Qos::ExactlyOnce, retain: false };
             link.client.publish(&message).expect("room");
         }
         let (_, batches) = first.values(100).await;
@@ -393,7 +393,7 @@ async fn what_the_broker_had_kept_is_of_uncertain_age() {
         let broker = Mosquitto::start();
         let link = open(&plain(&broker.url(), "publisher"));
         let (topic, payload) = numbered(1..2).next().expect("one");
-        let retained = Outgoing { topic, payload, qos: Qos::AtLeastOnce, retain: true };
+        let retained = Outgoing { topic, payload: payload.into(), qos: Qos::AtLeastOnce, retain: true };
         link.client.publish(&retained).expect("room");
         let mut listener = Listener::on(&broker.url()).await;
         listener.next().await;
@@ -418,7 +418,7 @@ async fn an_engine_that_stood_still_finds_the_source_alive() {
         let link = open(&plain(&broker.url(), "flood"));
         let filler = format!("{{\"value\":-1,\"x\":\"{}\"}}", "y".repeat(2000));
         let topic = "plant/m/flood".to_owned();
-        let flood = Outgoing { topic, payload: filler, qos: Qos::AtMostOnce, retain: false };
+        let flood = Outgoing { topic, payload: filler.into(), qos: Qos::AtMostOnce, retain: false };
         let given_up = || broker.log().contains("andon-test has exceeded timeout");
         until("the broker gives the silent source up", || {
             for _ in 0..200 {
@@ -498,7 +498,9 @@ async fn tls_with_client_certificates() {
             let mut link = open(&Connection { client_id: "publisher".into(), clean: true, ..config.connection });
             assert!(matches!(link.next().await, Event::Connected { .. }));
             let (topic, payload) = numbered(5..6).next().expect("one");
-            link.client.publish(&Outgoing { topic, payload, qos: Qos::AtLeastOnce, retain: false }).expect("room");
+            link.client
+                .publish(&Outgoing { topic, payload: payload.into(), qos: Qos::AtLeastOnce, retain: false })
+                .expect("room");
             assert_eq!(source.durable_values(1).await, [5].into());
             source.stop().await;
         }

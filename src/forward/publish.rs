@@ -123,7 +123,7 @@ impl Publisher {
                         self.standing.announce_again();
                     },
                     Event::Delivered => self.in_flight = self.in_flight.saturating_sub(1),
-                    Event::Subscribed(_) => {}
+                    Event::Subscribed(_) | Event::Echo => {}
                     Event::Disconnected(reason) => return Some(reason),
                 },
                 _ = retry.tick(), if self.connected_at.is_some() && self.standing.is_due() => {}
@@ -186,7 +186,7 @@ impl Publisher {
     fn send_verdict(&mut self, link: &Link, machine: &str, data: &Arc<str>) {
         let Some(payload) = messages::flat(data) else { return };
         let topic = self.standing.topics().of(machine, "verdict");
-        let message = Outgoing { topic, payload, qos: Qos::AtMostOnce, retain: false };
+        let message = Outgoing { topic, payload: payload.into(), qos: Qos::AtMostOnce, retain: false };
         if self.publish(link, &message) == Err(Refused::Full) {
             self.dropped("full", 1);
         }

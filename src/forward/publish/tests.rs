@@ -27,7 +27,7 @@ fn drain(standing: &mut Standing) -> Vec<String> {
     let mut out = Vec::new();
     while let Some(m) = standing.due() {
         assert!(m.retain && m.qos == Qos::AtLeastOnce);
-        out.push(format!("{} {}", m.topic, m.payload));
+        out.push(format!("{} {}", m.topic, String::from_utf8_lossy(&m.payload)));
         standing.sent();
     }
     out
