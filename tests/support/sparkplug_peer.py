@@ -16,7 +16,8 @@ REBIRTH = "Node Control/Rebirth"
 
 
 def say(**what):
-    print(json.dumps(what), flush=True)
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
 
 
 def metric(name, datatype, value, **more):
@@ -68,7 +69,7 @@ def edge(port):
     for line in sys.stdin:
         word, *rest = line.split()
         if word == "named":
-            device.update([metric("int32", DataType.INT32, int(rest[0]))])
+            node.update_device(DEVICE, [metric("int16", DataType.INT16, int(rest[0]))])
         elif word == "alias":
             data(metric(None, DataType.INT32, int(rest[0]), alias=3))
         elif word == "gap":
@@ -92,9 +93,11 @@ def host(port):
 
     def on_message(_client, _userdata, raw):
         message = client._handle_message(raw)
+        said = message.payload
+        metrics = getattr(said, "metrics", (said.bd_seq_metric,) if hasattr(said, "bd_seq_metric") else ())
         metrics = [
             {"name": m.name, "value": m.value, "historical": m.is_historical, "at": m.timestamp, "type": m.datatype.name}
-            for m in message.payload.metrics
+            for m in metrics
         ]
         seq = getattr(message.payload, "seq", None)
         say(type=message.topic.message_type.name, node=message.topic.edge_node_id, device=message.topic.device_id,
