@@ -118,7 +118,9 @@ impl Source {
         let until = tokio::time::Instant::now() + PATIENCE;
         loop {
             let batch = tokio::time::timeout_at(until, self.batches.recv()).await;
-            let batch = batch.unwrap_or_else(|_| panic!("no {wanted:?} in {:#?}", &all[all.len().saturating_sub(40)..])).expect("the source runs");
+            let batch = batch
+                .unwrap_or_else(|_| panic!("no {wanted:?} in {:#?}", &all[all.len().saturating_sub(40)..]))
+                .expect("the source runs");
             for r in &batch.readings {
                 let value = match r.quality {
                     Quality::Good => r.value.to_string(),
