@@ -234,22 +234,42 @@ pub fn open(connection: &Connection, address: &Address, will: Option<Outgoing>) 
     Ok(Link { client: Client { inner, credit }, events, _pump: AbortOnDropHandle::new(pump) })
 }
 
-/// Connects once to an address and says goodbye: for checks. Uses a client id of its own, so that
-/// it neither throws out a running agent nor touches its session.
+/// Connects once to an address, asks for the topics and says goodbye: for checks. Uses a client id of its
+/// own, so that it neither throws out a running agent nor touches its session. Shared subscriptions are
+/// not asked for, since that would take messages from those who share. Gives what was refused.
 ///
 /// # Errors
 /// Why the broker cannot be used.
-pub async fn probe(connection: &Connection, address: &Address) -> Result<()> {
+pub async fn probe(connection: &Connection, address: &Address, filters: &[Filter]) -> Result<Vec<String>> {
     let client_id = format!("{}-check-{:08x}", connection.client_id, fastrand::u32(..));
     let connection = Connection { client_id, clean: true, ..connection.clone() };
     let mut link = open(&connection, address, None)?;
     match link.next().await {
-        Event::Disconnected(reason) => anyhow::bail!("{address}: {reason}"),
-        _ => link.client.disconnect(),
+        Event::Disconnected(reason) => anyhow::bail!(reason),
+        _ => {}
     }
+    let filters: Vec<Filter> = filters.iter().filter(|f| !f.topic.starts_with("$share/")).cloned().collect();
+    let mut refused = Vec::new();
+    if !filters.is_empty() && link.client.subscribe(&filters).is_ok() {
+        let answer = async {
+            loop {
+                match link.next().await {
+                    Event::Subscribed(answers) => break Ok(answers),
+                    Event::Disconnected(reason) => break Err(anyhow::anyhow!(reason)),
+                    _ => {}
+                }
+            }
+        };
+        let answers = tokio::time::timeout(CONNECT_TIMEOUT, answer).await.context("no answer to a subscription")??;
+        let told = filters.iter().zip(answers).filter_map(|(f, a)| Some(format!("{}: {}", f.topic, a?)));
+        refused.extend(told);
+    }
+    link.client.lift_limit();
+    link.client.disconnect();
     // Whether the goodbye gets through does not matter any more.
-    let _ = tokio::time::timeout(CONNECT_TIMEOUT, link.next()).await;
-    Ok(())
+    let goodbye = async { while !matches!(link.next().await, Event::Disconnected(_)) {} };
+    let _ = tokio::time::timeout(CONNECT_TIMEOUT, goodbye).await;
+    Ok(refused)
 }
 
 impl Link {

@@ -4,7 +4,6 @@
 #![allow(missing_docs)]
 
 use std::collections::BTreeSet;
-use std::process::Command;
 use std::time::Duration;
 
 use andon::forward::publish;
@@ -15,6 +14,7 @@ use andon::source;
 use andon::types::{
     Alarm, AlarmState, Batch, Cause, Condition, Light, Live, Quality, Reason, RecordId, Reject, Time, Verdict,
 };
+use support::certificates::certificates;
 use support::mosquitto::{Mosquitto, dynamic_security, free_port};
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinHandle;
@@ -445,38 +445,11 @@ async fn a_check_does_not_disturb_the_running_agent() {
         let text = text(&[&broker.url()], version, "");
         let source = Source::start(&text).connected().await;
         let connection = config(&text, std::path::Path::new("")).connection;
-        mqtt::probe(&connection, &connection.urls[0]).await.expect("it connects");
+        mqtt::probe(&connection, &connection.urls[0], &[]).await.expect("it connects");
         let dead = Address { port: free_port(), ..connection.urls[0].clone() };
-        assert!(mqtt::probe(&connection, &dead).await.is_err());
+        assert!(mqtt::probe(&connection, &dead, &[]).await.is_err());
         assert_eq!(source.shared.metrics.source_connects.get_or_create(&[("source", "shop".into())]).get(), 1);
         source.stop().await;
-    }
-}
-
-fn openssl(dir: &std::path::Path, arguments: &str) {
-    let out = Command::new("openssl").args(arguments.split_whitespace()).current_dir(dir).output();
-    let out = out.expect("openssl is not installed: tests/run sets up all that the tests need");
-    assert!(out.status.success(), "{arguments}: {}", String::from_utf8_lossy(&out.stderr));
-}
-
-/// A CA, a server and a client that it knows, and a CA that nobody knows.
-fn certificates(dir: &std::path::Path) {
-    std::fs::write(dir.join("server.ext"), "subjectAltName=DNS:localhost,IP:127.0.0.1\n").expect("writing");
-    std::fs::write(dir.join("client.ext"), "extendedKeyUsage=clientAuth\n").expect("writing");
-    for ca in ["ca", "other"] {
-        openssl(
-            dir,
-            &format!("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN={ca} -keyout {ca}.key -out {ca}.pem"),
-        );
-    }
-    for who in ["server", "client"] {
-        openssl(dir, &format!("req -newkey rsa:2048 -nodes -subj /CN={who} -keyout {who}.key -out {who}.csr"));
-        openssl(
-            dir,
-            &format!(
-                "x509 -req -in {who}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile {who}.ext -out {who}.pem"
-            ),
-        );
     }
 }
 
