@@ -15,6 +15,7 @@ mod demo;
 mod learn;
 mod modbus;
 mod model;
+mod outbox;
 mod run;
 mod status;
 mod table;
@@ -53,6 +54,9 @@ enum Command {
     /// Look at a model bundle, or test it
     #[command(subcommand)]
     Model(model::Action),
+    /// Look into the durable queue and the dead letters of a data directory
+    #[command(subcommand)]
+    Outbox(outbox::Action),
     /// Ask the running daemon how it is
     Status(status::Options),
 }
@@ -85,6 +89,7 @@ impl Cli {
             Command::Learn(options) => learn::run(&options),
             Command::Modbus(action) => modbus::run(&action),
             Command::Model(action) => model::run(&action),
+            Command::Outbox(action) => outbox::run(&action),
             Command::Status(options) => status::run(&options),
         };
         match done {

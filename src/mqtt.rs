@@ -99,16 +99,18 @@ pub struct Message {
     pub full_size: usize,
     /// Whether it is what the broker had kept, rather than news.
     pub retained: bool,
+    /// Whether the broker says that it may have delivered it before.
+    pub again: bool,
     /// To be handed back to [`Client::ack`] once the message is safe; `None` with QoS 0.
     pub ack: Option<Ack>,
 }
 
 impl Message {
-    fn new(topic: Bytes, payload: Bytes, retained: bool, ack: Option<Ack>) -> Message {
+    fn new(topic: Bytes, payload: Bytes, retained: bool, again: bool, ack: Option<Ack>) -> Message {
         let full_size = payload.len();
         // A slice would keep the whole packet alive, so the beginning is copied.
         let payload = if full_size > MAX_PAYLOAD { Bytes::copy_from_slice(&payload[..CUT_PAYLOAD]) } else { payload };
-        Message { topic, payload, full_size, retained, ack }
+        Message { topic, payload, full_size, retained, again, ack }
     }
 
     /// The topic; U+FFFD where the broker let through one that is not UTF-8.

@@ -261,8 +261,9 @@ impl Machine {
         &self.layout
     }
 
-    /// Takes one reading; `arrived` is the wall clock when it came.
-    pub fn push(&mut self, reading: &Reading, arrived: Time) -> Taken {
+    /// Takes one reading; `arrived` is the wall clock when it came, `again` whether the other side says
+    /// that it may have delivered it before.
+    pub fn push(&mut self, reading: &Reading, arrived: Time, again: bool) -> Taken {
         if arrived > CLOCK_IS_SET && reading.at > arrived.plus(FUTURE_LIMIT) {
             return Taken::Future;
         }
@@ -271,7 +272,9 @@ impl Machine {
         let next = *self.state.next.get_or_insert(step);
         let range = self.layout.range_of(&reading.signal);
         let jump = self.layout.lateness.max(8 * self.layout.rate);
-        match self.state.tracks[index].push(reading, arrived, range, step < next, jump) {
+        let track = &mut self.state.tracks[index];
+        match track.push(reading, arrived, range, step < next, jump) {
+            Err(Refused::Late) if again && track.has_forgotten(reading.at) => Taken::Duplicate,
             Ok(()) => Taken::Yes,
             Err(Refused::Duplicate) => Taken::Duplicate,
             Err(Refused::Late) => {

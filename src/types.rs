@@ -199,6 +199,8 @@ pub struct Batch {
     pub readings: Vec<Reading>,
     /// What could not be read.
     pub rejects: Vec<Reject>,
+    /// Some of it may have been delivered before, says the other side.
+    pub again: bool,
     /// Completed once all of this, and all it caused, is on disk.
     pub receipt: Option<Receipt>,
 }

@@ -158,9 +158,14 @@ impl Engine {
     pub fn step(&mut self, group: &Group) -> Outcome {
         let mut out = Outcome { first_ordinal: self.ordinal, ..Outcome::default() };
         let mut touched = Vec::new();
+        let mut again = false;
         for input in &group.inputs {
             match input {
-                Input::Readings(arrived, readings) => self.take(readings, *arrived, &mut touched, &mut out),
+                Input::Readings(arrived, readings) => {
+                    self.take(readings, *arrived, again, &mut touched, &mut out);
+                    again = false;
+                }
+                Input::Again => again = true,
                 Input::Tick(now) => self.tick(*now, &mut out),
                 Input::Acknowledge { alarm, who, at } => self.acknowledge(*alarm, who, *at, &mut out),
             }
@@ -181,12 +186,12 @@ impl Engine {
         out
     }
 
-    fn take(&mut self, readings: &[Reading], arrived: Time, touched: &mut Vec<usize>, out: &mut Outcome) {
+    fn take(&mut self, readings: &[Reading], arrived: Time, again: bool, touched: &mut Vec<usize>, out: &mut Outcome) {
         for r in readings {
             let Some(i) = self.place(&r.machine, arrived, out) else { continue };
             let unit = &mut self.units[i];
             unit.heard = unit.heard.max(arrived);
-            let drop = match unit.pipe.push(r, arrived) {
+            let drop = match unit.pipe.push(r, arrived, again) {
                 Taken::Yes => {
                     if touched.last() != Some(&i) {
                         touched.push(i);

@@ -90,6 +90,9 @@ impl Feed {
         let mut rejects = Vec::new();
         for batch in taken.drain(..) {
             if !batch.readings.is_empty() {
+                if batch.again {
+                    group.inputs.push(Input::Again);
+                }
                 group.inputs.push(Input::Readings(batch.arrived, batch.readings));
             }
             rejects.extend(batch.rejects);

@@ -28,6 +28,8 @@ pub enum Input {
         /// When.
         at: Time,
     },
+    /// The readings that follow may have been delivered before, says the broker.
+    Again,
 }
 
 /// Inputs that are taken in together and become durable together.
@@ -49,6 +51,7 @@ enum WireInput {
     Readings(i64, Vec<WireReading>),
     Tick(i64),
     Acknowledge(RecordId, String, i64),
+    Again,
 }
 
 /// Names by their place in the table; the time as an offset from the arrival.
@@ -106,6 +109,7 @@ fn encode_input<'a>(input: &'a Input, names: &mut Names<'a>) -> WireInput {
         }
         Input::Tick(now) => WireInput::Tick(now.0),
         Input::Acknowledge { alarm, who, at } => WireInput::Acknowledge(*alarm, who.clone(), at.0),
+        Input::Again => WireInput::Again,
     }
 }
 
@@ -121,6 +125,7 @@ fn decode_input(input: WireInput, names: &[Name]) -> Option<Input> {
         }
         WireInput::Tick(now) => Input::Tick(Time(now)),
         WireInput::Acknowledge(alarm, who, at) => Input::Acknowledge { alarm, who, at: Time(at) },
+        WireInput::Again => Input::Again,
     })
 }
 
@@ -151,7 +156,7 @@ mod tests {
             who in ".{0,20}",
         ) {
             let acknowledge = Input::Acknowledge { alarm: RecordId([7; 16]), who, at: Time(arrived) };
-            let inputs = vec![Input::Readings(Time(arrived), readings), Input::Tick(Time(arrived)), acknowledge];
+            let inputs = vec![Input::Again, Input::Readings(Time(arrived), readings), Input::Tick(Time(arrived)), acknowledge];
             let group = Group { inputs };
             prop_assert_eq!(Group::decode(&group.encode()), Ok(group));
         }

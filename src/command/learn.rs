@@ -158,7 +158,7 @@ fn align(config: &Config, block: &Machine, recorded: &Recorded) -> Result<Vec<St
     let mut stretches: Vec<Stretch> = Vec::new();
     let mut last: Option<Time> = None;
     for reading in &recorded.readings {
-        machine.push(reading, reading.at);
+        machine.push(reading, reading.at, false);
         while let Some(step) = machine.pop() {
             let Some(Due::Window(w)) = step.due else { continue };
             let follows = last.is_some_and(|t| w.end.0 - t.0 <= rate);

@@ -53,7 +53,7 @@ pub(super) async fn pump(mut eventloop: EventLoop, outlet: Outlet) {
     loop {
         let event = match eventloop.poll().await {
             Ok(rumqttc_v4::Event::Incoming(Packet::Publish(p))) => {
-                Event::Message(Message::new(p.topic, p.payload, p.retain, Ack::of(p.qos, p.pkid)))
+                Event::Message(Message::new(p.topic, p.payload, p.retain, p.dup, Ack::of(p.qos, p.pkid)))
             }
             Ok(rumqttc_v4::Event::Incoming(Packet::ConnAck(c))) => {
                 Event::Connected { session_present: c.session_present }

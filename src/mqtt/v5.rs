@@ -98,7 +98,7 @@ pub(super) async fn pump(mut eventloop: EventLoop, outlet: Outlet) {
     loop {
         let event = match eventloop.poll().await {
             Ok(rumqttc::Event::Incoming(Packet::Publish(p))) => {
-                Event::Message(Message::new(p.topic, p.payload, p.retain, Ack::of(p.qos, p.pkid)))
+                Event::Message(Message::new(p.topic, p.payload, p.retain, p.dup, Ack::of(p.qos, p.pkid)))
             }
             Ok(rumqttc::Event::Incoming(Packet::ConnAck(c))) => {
                 // It has served; from here on it would only cost time at each packet.

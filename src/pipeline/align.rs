@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::Layout;
 use crate::types::{Cause, Name, Quality, Reading, Time};
 
-/// Times remembered to tell a repeat from a straggler; covers a broker's whole redelivery, as long
-/// as `receive_maximum` is not raised beyond it.
-const RECENT_TIMES: usize = 1024;
+/// Times remembered to tell a repeat from a straggler. A broker that keeps to `receive_maximum` repeats
+/// less; mosquitto 2.0.11 was seen to have its whole queue unacked, 1000 messages more for each ack.
+const RECENT_TIMES: usize = 4096;
 /// How long (ns) they are remembered. It counts by the arrivals, not by the readings' own time: a
 /// backlog of hours is unacked for moments.
 const RECENT_AGE: i64 = 10_000_000_000;
@@ -121,7 +121,9 @@ impl Track {
         closed: bool,
         jump: i64,
     ) -> Result<(), Refused> {
-        if self.recent.binary_search_by_key(&r.at.0, |(at, _)| *at).is_ok() {
+        if let Ok(known) = self.recent.binary_search_by_key(&r.at.0, |(at, _)| *at) {
+            // What was repeated once may be repeated until it is acked.
+            self.recent[known].1 = self.clock;
             return Err(Refused::Duplicate);
         }
         if closed || self.pending.len() >= MAX_PENDING {
@@ -133,6 +135,11 @@ impl Track {
         let at = self.pending.partition_point(|p| p.at <= r.at);
         self.pending.insert(at, Point { at: r.at, value: r.value, quality, cause });
         Ok(())
+    }
+
+    /// Whether a reading of that time may have been taken so long ago that nobody knows.
+    pub fn has_forgotten(&self, at: Time) -> bool {
+        self.recent.front().is_some_and(|(first, _)| at.0 < *first)
     }
 
     /// The value at the step that ends at `end`: the mean of its usable readings, else the last

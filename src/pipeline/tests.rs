@@ -31,7 +31,7 @@ fn at(ms: i64, signal: &str, value: f64) -> Reading {
 fn feed(m: &mut Machine, readings: &[Reading]) -> Vec<Step> {
     let mut steps = Vec::new();
     for r in readings {
-        m.push(r, r.at);
+        m.push(r, r.at, false);
         steps.extend(std::iter::from_fn(|| m.pop()));
     }
     steps
@@ -107,14 +107,14 @@ fn a_repeat_is_known_however_old_the_reading_is() {
     let backlog: Vec<Reading> = (1..=1000).map(|i| at(i * HOUR, "flow", i as f64)).collect();
     let arrival = |i: usize| Time((2000 * HOUR + i as i64) * MS);
     for (i, r) in backlog.iter().enumerate() {
-        assert_eq!(m.push(r, arrival(i)), Taken::Yes);
+        assert_eq!(m.push(r, arrival(i), false), Taken::Yes);
         while m.pop().is_some() {}
     }
     let (state, tomorrow) = (m.state().clone(), Time((2024 * HOUR) * MS));
     let mut m = Machine::restore("m".into(), Arc::new(m.layout().clone()), state);
-    let again: Vec<Taken> = backlog.iter().map(|r| m.push(r, tomorrow)).collect();
+    let again: Vec<Taken> = backlog.iter().map(|r| m.push(r, tomorrow, false)).collect();
     assert!(again.iter().all(|t| *t == Taken::Duplicate), "{again:?}");
-    assert_eq!(m.push(&at(HOUR + 1, "flow", 1.0), tomorrow), Taken::Late, "a straggler is not a repeat");
+    assert_eq!(m.push(&at(HOUR + 1, "flow", 1.0), tomorrow, false), Taken::Late, "a straggler is not a repeat");
 }
 
 /// What was acked long ago is forgotten, or state would grow with every machine.
@@ -123,12 +123,25 @@ fn times_are_remembered_for_seconds_of_arrivals() {
     let mut m = machine(layout(&["flow"], 1));
     for i in 1..=1000 {
         let r = at(i * 100, "flow", i as f64);
-        assert_eq!(m.push(&r, r.at), Taken::Yes);
+        assert_eq!(m.push(&r, r.at, false), Taken::Yes);
         while m.pop().is_some() {}
     }
     let now = Time(100_000 * MS);
-    assert_eq!(m.push(&at(95_000, "flow", 950.0), now), Taken::Duplicate);
-    assert_eq!(m.push(&at(85_000, "flow", 850.0), now), Taken::Late);
+    assert_eq!(m.push(&at(95_000, "flow", 950.0), now, false), Taken::Duplicate);
+    assert_eq!(m.push(&at(85_000, "flow", 850.0), now, false), Taken::Late);
+}
+
+/// What a broker sends again can reach back further than any memory.
+#[test]
+fn a_repeat_beyond_memory_is_known_by_the_brokers_word() {
+    let mut m = machine(layout(&["flow"], 1));
+    for i in (1..=1000).filter(|i| *i != 950) {
+        m.push(&at(i * 100, "flow", i as f64), Time(i * 100 * MS), false);
+        while m.pop().is_some() {}
+    }
+    let now = Time(100_000 * MS);
+    assert_eq!(m.push(&at(100, "flow", 1.0), now, true), Taken::Duplicate);
+    assert_eq!(m.push(&at(95_000, "flow", 950.0), now, true), Taken::Late, "this one is known not to have come");
 }
 
 #[test]
@@ -207,8 +220,8 @@ fn far_future_is_refused_but_an_unset_clock_judges_nobody() {
     let mut m = machine(layout(&["flow"], 1));
     let now: Time = "2026-11-22T10:00:00Z".parse().expect("a time");
     let tomorrow = Reading { at: now.plus(Duration::from_secs(86_400)), ..at(0, "flow", 1.0) };
-    assert_eq!(m.push(&tomorrow, now), Taken::Future);
-    assert_eq!(m.push(&tomorrow, Time(0)), Taken::Yes);
+    assert_eq!(m.push(&tomorrow, now, false), Taken::Future);
+    assert_eq!(m.push(&tomorrow, Time(0), false), Taken::Yes);
 }
 
 #[test]
@@ -225,7 +238,7 @@ fn late_readings_are_told_as_a_gap() {
 #[test]
 fn too_many_signals_are_refused() {
     let mut m = machine(layout(&["flow"], 1));
-    let taken = (0..1000).filter(|i| m.push(&at(100, &format!("s{i}"), 1.0), Time(0)) == Taken::Yes).count();
+    let taken = (0..1000).filter(|i| m.push(&at(100, &format!("s{i}"), 1.0), Time(0), false) == Taken::Yes).count();
     assert_eq!(taken, MAX_SIGNALS - 1);
 }
 
@@ -300,7 +313,7 @@ proptest! {
         let mut m = machine(layout(&["a", "b"], 2));
         let mut last = Time(i64::MIN);
         for (ms, value, signal) in readings {
-            m.push(&at(ms, ["a", "b", "c", "d"][signal as usize], value), Time(ms * MS));
+            m.push(&at(ms, ["a", "b", "c", "d"][signal as usize], value), Time(ms * MS), false);
             for _ in 0..50 {
                 let Some(step) = m.pop() else { break };
                 prop_assert!(step.at > last);

@@ -60,8 +60,14 @@ async fn poll(config: Config, lines: Lines, shared: Shared, batches: mpsc::Sende
             () = poller.redial() => continue,
         }
         let readings = poller.round(&schedule.take_due(Instant::now())).await;
-        let batch =
-            Batch { source: config.name.clone(), arrived: Time::now(), readings, rejects: vec![], receipt: None };
+        let batch = Batch {
+            source: config.name.clone(),
+            arrived: Time::now(),
+            readings,
+            rejects: vec![],
+            again: false,
+            receipt: None,
+        };
         if batches.send(batch).await.is_err() {
             return;
         }

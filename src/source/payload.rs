@@ -10,6 +10,7 @@ use crate::types::Time;
 mod csv;
 mod influx;
 mod json;
+mod samples;
 
 use json::Pointer;
 
@@ -41,6 +42,8 @@ pub struct Config {
     format: Format,
     value: Option<Pointer>,
     time: Option<Pointer>,
+    /// Where the array of samples is; `value` and `time` count from each of them.
+    samples: Option<Pointer>,
     time_format: TimeFormat,
     value_column: usize,
     time_column: Option<usize>,
@@ -119,8 +122,16 @@ impl Config {
         if time_format.is_some() && time.is_none() && c.format != Format::Influx {
             section.problem("time_format", "is not used without `time`");
         }
+        let samples = section.string("samples");
+        if c.format != Format::Json {
+            unused(section, "samples", samples.is_some(), "csv, influx or number");
+        }
         match c.format {
             Format::Json => {
+                if samples.is_some() && time.is_none() {
+                    section.problem("samples", "needs `time`: where each sample has its own, counted from the sample");
+                }
+                c.samples = samples.and_then(|s| pointer(section, "samples", &s));
                 c.value = value.and_then(|v| pointer(section, "value", &v));
                 c.time = time.and_then(|t| pointer(section, "time", &t));
                 if c.value.is_some() && !has_signal {
@@ -175,7 +186,10 @@ impl Config {
             return Err(format!("larger than {MAX_PAYLOAD} bytes"));
         }
         match self.format {
-            Format::Json => json::decode(self, payload, found)?,
+            Format::Json => match &self.samples {
+                Some(samples) => samples::decode(self, samples, payload, found)?,
+                None => json::decode_sample(self, payload, found)?,
+            },
             Format::Number => found.add("", Some(number(text(payload)?)?), None),
             Format::Csv => csv::decode(self, text(payload)?, found),
             Format::Influx => influx::decode(self, text(payload)?, found),

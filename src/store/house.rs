@@ -15,7 +15,7 @@ use super::cursors::{Cursor, CursorFile, Saved};
 use super::fault::Fault;
 use super::group::Gap;
 use super::lane::Lane;
-use super::limits::{Limits, Usage};
+use super::limits::{Ageing, Limits, Usage};
 use super::outbox::Shelf;
 use super::segment::{Loss, Summary};
 use super::view::LaneId;
@@ -77,6 +77,7 @@ pub(super) struct House {
     synced: [u64; 2],
     saved_at: Option<Instant>,
     looked_at: Option<Instant>,
+    ageing: Ageing,
     telling: Option<Telling>,
 }
 
@@ -93,6 +94,7 @@ impl House {
             synced: [0; 2],
             saved_at: None,
             looked_at: None,
+            ageing: Ageing::default(),
             telling: None,
         }
     }
@@ -153,6 +155,7 @@ impl House {
             return Vec::new();
         }
         self.looked_at = Some(Instant::now());
+        let now = self.ageing.now(Instant::now(), now);
         let before = now.minus(self.limits.max_age / AGE_STEPS);
         lanes.iter_mut().for_each(|l| l.seal_if_older(before));
         self.remove_delivered(shelf, lanes);

@@ -1,6 +1,6 @@
 //! What to give up when there is too much, or it is too old. Pure.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::types::Time;
 
@@ -84,6 +84,31 @@ impl Limits {
     }
 }
 
+/// A wall clock that moves by this much more than time has passed was set.
+const CLOCK_STEP: i64 = 3_600 * 1_000_000_000;
+
+/// The clock by which ages are counted. Where the wall clock is set ahead, by a first answer of NTP or
+/// a glitch, what was just written would look old: such leaps are left out while the process lives.
+#[derive(Copy, Clone, Debug, Default)]
+pub(super) struct Ageing {
+    last: Option<(Instant, Time)>,
+    ahead: i64,
+}
+
+impl Ageing {
+    /// The time to count ages to, given that `steady` never leaps and `wall` may.
+    pub fn now(&mut self, steady: Instant, wall: Time) -> Time {
+        if let Some((then, was)) = self.last.replace((steady, wall)) {
+            let passed = i64::try_from(steady.saturating_duration_since(then).as_nanos()).unwrap_or(i64::MAX);
+            let leap = wall.0.saturating_sub(was.0).saturating_sub(passed);
+            if leap.saturating_abs() > CLOCK_STEP {
+                self.ahead = self.ahead.saturating_add(leap).max(0);
+            }
+        }
+        Time(wall.0.saturating_sub(self.ahead))
+    }
+}
+
 /// How large the segments of a lane are, given what all lanes may take. `largest` and `slots` are
 /// the figures for the journal and the routine lane.
 pub(super) fn shape(lane: LaneId, max_bytes: u64, largest: u64, slots: u32) -> Shape {
@@ -112,6 +137,19 @@ mod tests {
     fn what_was_written_before_the_clock_was_set_has_no_age() {
         let lanes = [usage(0, None), usage(10, Some(-5)), usage(10, Some(-1)), usage(0, None)];
         assert_eq!(LIMITS.next_eviction(&lanes, since_set(1 << 60)), None);
+    }
+
+    #[test]
+    fn nothing_ages_by_a_clock_that_is_set() {
+        const HOUR: i64 = 3_600_000_000_000;
+        let start = Instant::now();
+        let mut ageing = Ageing::default();
+        let mut at = |seconds: u64, wall: i64| ageing.now(start + Duration::from_secs(seconds), since_set(wall)).0;
+        assert_eq!(at(0, 0), CLOCK_SET.0);
+        assert_eq!(at(60, 60_000_000_000), CLOCK_SET.0 + 60_000_000_000, "as time goes by");
+        assert_eq!(at(60, 9_000 * HOUR), CLOCK_SET.0 + 60_000_000_000, "a year ahead at once");
+        assert_eq!(at(3660, 9_001 * HOUR), CLOCK_SET.0 + 60_000_000_000 + HOUR, "an hour later");
+        assert_eq!(at(3660, HOUR), CLOCK_SET.0 + HOUR, "and set right again");
     }
 
     const LIMITS: Limits = Limits { max_bytes: 1000, max_age: Duration::from_nanos(100) };

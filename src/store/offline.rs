@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::metrics::lock;
 use crate::types::Time;
 
 use super::cursors::{CursorFile, Saved};
@@ -12,7 +13,9 @@ use super::fault::Fault;
 use super::items::{DeadLetters, Records};
 use super::journal::Entries;
 use super::outbox::ReadError;
-use super::view::{LaneId, LaneView, look};
+use super::rescue;
+use super::segment::Segment;
+use super::view::{self, LaneId, LaneView, look};
 use super::{LaneStatus, StoreStatus};
 
 /// A store as its files show it at one moment.
@@ -38,6 +41,24 @@ impl Offline {
         let saved = CursorFile::look(&queue.join("cursors"))?.unwrap_or_default();
         let [journal, priority, routine, dead] = LaneId::ALL.map(|id| look(id, &queue));
         Ok(Offline { lanes: [journal?, priority?, routine?, dead?].map(Arc::new), saved })
+    }
+
+    /// Looks at the damaged segments that were set aside below this data directory: whatever of them
+    /// is still readable. Some of it may stand in the store as well.
+    pub fn look_at_damaged(data_dir: &Path) -> Result<Offline, ReadError> {
+        let quarantine = data_dir.join("queue").join("quarantine");
+        let [journal, priority, routine, dead] = LaneId::ALL.map(|id| damaged_lane(id, &quarantine));
+        Ok(Offline { lanes: [journal?, priority?, routine?, dead?].map(Arc::new), saved: Saved::default() })
+    }
+
+    /// How many records a sink has not delivered: of the priority lane, of the routine lane.
+    pub fn waiting(&self, sink: &str) -> Option<[u64; 2]> {
+        let cursors = self.saved.sinks.get(sink)?;
+        let lane = |place: usize| {
+            let lane = &self.lanes[LaneId::OUT[place] as usize];
+            lane.end().saturating_sub(cursors[place].position.max(lane.start().0))
+        };
+        Some([lane(0), lane(1)])
     }
 
     /// The sinks that have a cursor there.
@@ -79,4 +100,16 @@ impl Offline {
     pub fn journal_since(&self, since: Time) -> Entries {
         Entries::new(self.lanes[LaneId::Journal as usize].clone(), 1, since)
     }
+}
+
+/// What was set aside of one lane, as if it were a lane.
+fn damaged_lane(id: LaneId, quarantine: &Path) -> Result<LaneView, Fault> {
+    let lane = LaneView::new();
+    let prefix = format!("{}-", id.name());
+    for (name, path) in view::list_named(quarantine, &prefix)? {
+        let position = lane.end();
+        let summary = rescue::survey(name, &path, id as u8, position)?;
+        lock(&lane.segments).push_back(Arc::new(Segment::sealed(id as u8, &path, summary, Arc::default())));
+    }
+    Ok(lane)
 }

@@ -151,11 +151,22 @@ pub(super) fn segment_name(name: u64) -> String {
 
 /// The segments in a lane's directory, oldest first.
 pub(super) fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, Fault> {
+    list_named(dir, "")
+}
+
+/// The segments whose directories have this prefix, oldest first. What follows their number after a
+/// dot does not count.
+pub(super) fn list_named(dir: &Path, prefix: &str) -> Result<Vec<(u64, PathBuf)>, Fault> {
     let mut found = Vec::new();
+    if !dir.exists() {
+        return Ok(found);
+    }
     for entry in fs::read_dir(dir).map_err(Fault::io("list", dir))?.flatten() {
         let file_name = entry.file_name();
         let name = file_name.to_string_lossy();
-        if let Some(number) = name.strip_prefix("seg-").and_then(|n| n.parse().ok()) {
+        let number = name.strip_prefix(prefix).and_then(|n| n.strip_prefix("seg-"));
+        let number = number.map(|n| if prefix.is_empty() { n } else { n.split('.').next().unwrap_or(n) });
+        if let Some(number) = number.and_then(|n| n.parse().ok()) {
             found.push((number, entry.path()));
         }
     }

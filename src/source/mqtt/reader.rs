@@ -62,12 +62,14 @@ impl Reader {
             arrived: Time::now(),
             readings: Vec::new(),
             rejects: Vec::new(),
+            again: false,
             receipt: None,
         }
     }
 
     /// Adds what is in the message to the batch.
     pub fn read(&mut self, message: &Message, batch: &mut Batch) {
+        batch.again |= message.again;
         if let Err(reason) = self.try_read(message, batch) {
             batch.rejects.push(self.reject(message, batch.arrived, reason));
         }

@@ -25,9 +25,21 @@ impl Pointer {
             tokens: tokens.map(|t| t.replace("~1", "/").replace("~0", "~")).collect(),
         })
     }
+
+    /// The names on the way, from the top.
+    pub(super) fn tokens(&self) -> &[String] {
+        &self.tokens
+    }
+
+    /// For messages.
+    pub(super) fn shown(&self) -> &str {
+        if self.text.is_empty() { "the top" } else { &self.text }
+    }
 }
 
-pub(super) fn decode(config: &Config, payload: &[u8], found: &mut Found) -> Result<(), String> {
+/// Reads a whole payload, or one sample of it.
+pub(super) fn decode_sample(config: &Config, payload: &[u8], found: &mut Found) -> Result<(), String> {
+    let start = found.values.len();
     let mut state = State { found, path: String::new(), pointed: None, time: None };
     let walk = Walk {
         value: config.value.as_ref().map(|p| p.tokens.as_slice()),
@@ -41,20 +53,16 @@ pub(super) fn decode(config: &Config, payload: &[u8], found: &mut Found) -> Resu
     if let Some(pointer) = &config.value {
         match pointed {
             Some(Ok(value)) => found.add("", value, None),
-            Some(Err(what)) => return Err(format!("{} is {what}, not a number", shown(pointer))),
-            None => return Err(format!("there is nothing at {}", shown(pointer))),
+            Some(Err(what)) => return Err(format!("{} is {what}, not a number", pointer.shown())),
+            None => return Err(format!("there is nothing at {}", pointer.shown())),
         }
     }
     if let Some(pointer) = &config.time {
-        let raw = time.ok_or_else(|| format!("there is no time at {}", shown(pointer)))?;
+        let raw = time.ok_or_else(|| format!("there is no time at {}", pointer.shown()))?;
         let at = config.time_format.read(&raw)?;
-        found.values.iter_mut().for_each(|v| v.2 = Some(at));
+        found.values[start..].iter_mut().for_each(|v| v.2 = Some(at));
     }
     Ok(())
-}
-
-fn shown(pointer: &Pointer) -> &str {
-    if pointer.text.is_empty() { "the top" } else { &pointer.text }
 }
 
 struct State<'s> {

@@ -52,6 +52,33 @@ fn json_with_pointers() {
 }
 
 #[test]
+fn json_arrays_of_samples() {
+    let settings = "samples = \"/data/0\"\nvalue = \"/v\"\ntime = \"/t\"\ntime_format = \"unix_s\"";
+    let two = r#"{"id":7,"data":[[{"t":1700000000,"v":1.5},{"v":2,"t":1700000001}]]}"#;
+    assert_eq!(decode(settings, two).as_deref(), Ok("=1.5@2023-11-14T22:13:20.000Z =2@2023-11-14T22:13:21.000Z"));
+    let members = "samples = \"\"\ntime = \"/t\"\ntime_format = \"unix_s\"";
+    assert_eq!(
+        decode(members, r#"[{"t":1700000000,"a":1,"b":2},{"t":1700000001,"a":3}]"#).as_deref(),
+        Ok("a=1@2023-11-14T22:13:20.000Z b=2@2023-11-14T22:13:20.000Z a=3@2023-11-14T22:13:21.000Z")
+    );
+    assert_eq!(
+        decode(settings, r#"{"data":[[{"v":1},{"t":1700000001,"v":2},5]]}"#).as_deref(),
+        Ok("=2@2023-11-14T22:13:21.000Z !sample 0: there is no time at /t"),
+        "one bad sample hides no other"
+    );
+    for (payload, reason) in [
+        (r#"{"data":[]}"#, "there is nothing at /data/0"),
+        (r#"{"data":[5]}"#, "/data/0 is not an array of samples"),
+        (r#"{"data":[[]]}"#, "there is no number in it"),
+        (r#"{"data":"#, "not valid JSON: EOF while parsing a value at line 1 column 8"),
+    ] {
+        assert_eq!(decode(settings, payload), Err(reason.to_owned()), "{payload}");
+    }
+    let (_, problems) = config("samples = \"/data\"", true);
+    assert_eq!(problems, ["samples: needs `time`: where each sample has its own, counted from the sample"]);
+}
+
+#[test]
 fn json_pointers_of_any_depth() {
     assert_eq!(
         decode("value = \"/a/b~1c/1\"", r#"{"a":{"b/c":[1,{"x":1},3]}}"#),
@@ -178,6 +205,8 @@ proptest! {
     fn any_json_is_survived(payload in "[\\[\\]{}\",:0-9a-z.e+-]{0,60}") {
         let mut found = Found::default();
         let config = Config { time: Pointer::parse("/a"), ..Config::default() };
+        let samples = Config { samples: Pointer::parse("/b"), ..config.clone() };
+        let _ = samples.decode(payload.as_bytes(), &mut found);
         let _ = config.decode(payload.as_bytes(), &mut found);
         prop_assert!(found.values().all(|v| v.1.is_none_or(f64::is_finite)));
     }

@@ -1,0 +1,200 @@
+//! One run of one workload on one build.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::agent::Agent;
+use crate::mosquitto::{Mosquitto, free_port};
+use crate::publisher::{self, Talk};
+use crate::sink::Sink;
+use crate::workload::Workload;
+
+/// Messages that may wait at the broker.
+const QUEUED: u64 = 20_000;
+/// How long it runs before anything is measured.
+const WARM_UP: Duration = Duration::from_secs(2);
+
+const CONFIG: &str = r#"
+[agent]
+site = "bench/load"
+id = "gw"
+data_dir = "@DIR@/data"
+models_dir = "@MODELS@"
+
+[[source.mqtt]]
+name = "shop"
+url = "mqtt://127.0.0.1:@BROKER@"
+receive_maximum = 10000
+@SUBSCRIBE@
+[[machine]]
+match = "*"
+@MODEL@
+[cloud]
+url = "http://127.0.0.1:@SINK@/events"
+compress = "none"
+
+[store]
+max_bytes = "8GiB"
+
+[web]
+listen = "127.0.0.1:@WEB@"
+
+[log]
+level = "warn"
+"#;
+
+const MODEL: &str = r#"model = "one-step"
+rate = "@RATE@"
+stale_after = "1h"
+[machine.channels]
+count = "s0"
+[machine.alarm]
+threshold = 1000000
+"#;
+
+/// What one run gave.
+pub struct Figures {
+    readings: f64,
+    verdicts: f64,
+    cpu_us: f64,
+    cores: f64,
+    ages: Vec<u64>,
+    rss: f64,
+    pss: f64,
+    written: f64,
+    sent: f64,
+    /// CPU us per reading by the name of the thread, those that matter first.
+    pub threads: Vec<(String, f64)>,
+}
+
+impl Figures {
+    pub const NAMES: [&str; 10] = [
+        "readings/s",
+        "events/s at the sink",
+        "CPU us per reading",
+        "CPU cores",
+        "ms from measured to sink, p50",
+        "ms from measured to sink, p99",
+        "RSS MB",
+        "PSS MB",
+        "bytes written per reading",
+        "bytes sent per event",
+    ];
+
+    /// In the order of the names; NaN where it says nothing.
+    pub fn values(&self) -> [f64; 10] {
+        let age = |part: f64| {
+            let at = (self.ages.len().saturating_sub(1) as f64 * part) as usize;
+            self.ages.get(at).map_or(f64::NAN, |ms| *ms as f64)
+        };
+        [
+            self.readings,
+            self.verdicts,
+            self.cpu_us,
+            self.cores,
+            age(0.5),
+            age(0.99),
+            self.rss,
+            self.pss,
+            self.written,
+            self.sent,
+        ]
+    }
+}
+
+/// A broker, a sink and a config, in a directory of their own.
+pub struct Site {
+    pub broker: Mosquitto,
+    pub sink: Sink,
+    dir: tempfile::TempDir,
+    web: u16,
+}
+
+impl Site {
+    pub fn build(workload: &Workload) -> Result<Site> {
+        let dir = tempfile::tempdir()?;
+        let lines = "allow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 10000\nlog_type error\n";
+        let (broker, sink, web) = (Mosquitto::with(lines), Sink::start()?, free_port());
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+        let config = CONFIG
+            .replace("@DIR@", &dir.path().display().to_string())
+            .replace("@MODELS@", &models.display().to_string())
+            .replace("@BROKER@", &broker.port().to_string())
+            .replace("@SINK@", &sink.port.to_string())
+            .replace("@WEB@", &web.to_string())
+            .replace("@SUBSCRIBE@", workload.config)
+            .replace("@MODEL@", if workload.scored { MODEL } else { "" })
+            .replace("@RATE@", &format!("{}ms", workload.step_ms));
+        std::fs::write(dir.path().join("andon.toml"), config)?;
+        Ok(Site { broker, sink, dir, web })
+    }
+
+    pub fn start(&self, binary: &Path) -> Result<Agent> {
+        Agent::start(binary, &self.dir.path().join("andon.toml"), self.web)
+    }
+}
+
+/// Runs it.
+pub fn run(workload: &Workload, binary: &Path, time: Duration) -> Result<Figures> {
+    let site = Site::build(workload)?;
+    let agent = site.start(binary)?;
+    let talk = Talk { per_message: workload.readings(), ..Talk::default() };
+    thread::scope(|scope| {
+        let publishing = scope.spawn(|| publisher::publish(site.broker.port(), workload, &talk));
+        let figures = watch(workload, &agent, &site.sink, &talk, time);
+        talk.stop.store(true, Ordering::Relaxed);
+        publishing.join().map_err(|_| anyhow::anyhow!("the publisher panicked"))??;
+        figures
+    })
+}
+
+/// Lets the publisher go on as far as the agent has come, and returns how far that is.
+pub fn feed(agent: &Agent, talk: &Talk) -> Result<f64> {
+    let readings = agent.metric("andon_readings_total")?;
+    let taken = talk.base.load(Ordering::Relaxed) + readings as u64 / talk.per_message.max(1);
+    talk.allowed.store(taken + QUEUED, Ordering::Relaxed);
+    Ok(readings)
+}
+
+fn watch(workload: &Workload, agent: &Agent, sink: &Sink, talk: &Talk, time: Duration) -> Result<Figures> {
+    let feed_until = |until: Instant| -> Result<()> {
+        while Instant::now() < until {
+            feed(agent, talk)?;
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    };
+    feed_until(Instant::now() + WARM_UP)?;
+    sink.take();
+    let (start, before) = (Instant::now(), (feed(agent, talk)?, agent.cpu(), agent.written()));
+    feed_until(start + time)?;
+    let after = (feed(agent, talk)?, agent.cpu(), agent.written());
+    let (seconds, mut taken) = (start.elapsed().as_secs_f64(), sink.take());
+    let read = after.0 - before.0;
+    let (rss, pss) = agent.memory();
+    taken.ages.sort_unstable();
+    // Without a pace the messages' times are not now.
+    let ages = if workload.pace.is_some() { taken.ages } else { Vec::new() };
+    let mut threads: Vec<(String, f64)> = (after.1.0.iter())
+        .map(|(name, s)| (name.clone(), (s - before.1.0.get(name).unwrap_or(&0.0)) * 1e6 / read))
+        .filter(|(_, us)| *us >= 0.01)
+        .collect();
+    threads.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let cpu = after.1.1 - before.1.1;
+    Ok(Figures {
+        readings: read / seconds,
+        verdicts: taken.events as f64 / seconds,
+        cpu_us: cpu * 1e6 / read,
+        cores: cpu / seconds,
+        ages,
+        rss,
+        pss,
+        written: (after.2 - before.2) / read,
+        sent: taken.bytes as f64 / taken.events as f64,
+        threads,
+    })
+}
