@@ -77,10 +77,11 @@ impl Agent {
         for name in models.keys() {
             shared.board.set(&format!("model/{name}"), Health::Up, "loaded");
         }
-        let sinks: &[&str] = if config.cloud.is_some() { &[CLOUD] } else { &[] };
+        let sparkplug = config.publish.as_ref().is_some_and(|p| p.format == forward::publish::Format::SparkplugB);
+        let mut sinks: Vec<&'static str> = config.cloud.iter().map(|_| CLOUD).collect();
+        sinks.extend(sparkplug.then_some(forward::sparkplug::SINK));
         let opened = {
             let (store, dir, shared) = (config.store.clone(), config.agent.data_dir.clone(), shared.clone());
-            let sinks: Vec<&'static str> = sinks.to_vec();
             tokio::task::spawn_blocking(move || Store::open(&store, &dir, &sinks, shared)).await?
         };
         let (store, recovered) = opened.context("opening the store")?;
@@ -207,6 +208,14 @@ impl Agent {
         let Some(source) = config.source.mqtt.iter().find(|s| *s.name == publish.source) else { return };
         let (connection, events, shared) = (source.connection.clone(), self.live.subscribe(), self.last_shared());
         let (site, id) = (config.agent.site.clone(), config.agent.id.clone());
+        if publish.format == forward::publish::Format::SparkplugB {
+            let Some(outbox) = self.store.outbox(forward::sparkplug::SINK).map(outbox::Adapter::new) else { return };
+            self.outlets.spawn(async move {
+                forward::sparkplug::run(publish, connection, id, outbox, events, FORWARD_GRACE, shared).await;
+                "publishing as a Sparkplug node"
+            });
+            return;
+        }
         self.outlets.spawn(async move {
             forward::publish::run(publish, connection, site, id, shared, events).await;
             "publishing to MQTT"

@@ -120,7 +120,7 @@ impl Config {
             machines: root.sections("machine").iter().map(Machine::read).collect(),
             store: root.section("store").map(|s| store::Config::read(&s)).unwrap_or_default(),
             cloud: root.section("cloud").map(|s| forward::cloud::Config::read(&s)),
-            publish: root.section("publish").map(|s| forward::publish::Config::read(&s)),
+            publish: root.section("publish").map(|s| forward::publish::Config::read(&s, &agent.site)),
             web: root.section("web").map(|s| web::Config::read(&s)).unwrap_or_default(),
             log: logging::Config::read(root),
             agent,

@@ -15,6 +15,7 @@ pub mod privacy;
 pub mod publish;
 pub mod reply;
 pub mod retry;
+pub mod sparkplug;
 
 /// Where records wait for one sink, and how far that sink has come. The store's outbox is one; a
 /// plain in-memory queue ([`memory::MemoryOutbox`]) is another.

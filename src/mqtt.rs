@@ -12,6 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 mod dial;
 mod settings;
+pub mod sparkplug;
 mod v4;
 mod v5;
 
@@ -37,6 +38,8 @@ const REQUESTS_QUEUED: usize = 1024;
 const OUTGOING_IN_FLIGHT: u16 = 100;
 /// Packets taken from the socket before anything else is looked at.
 const READ_AT_ONCE: usize = 128;
+/// Never subscribed to: giving it up changes nothing and makes the broker answer.
+const ECHO_TOPIC: &str = "andon/echo";
 /// How long connecting may take.
 const CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 /// How long a graceful disconnect waits for outgoing messages to be acked.
@@ -70,7 +73,7 @@ pub struct Outgoing {
     /// The full topic.
     pub topic: String,
     /// Any bytes.
-    pub payload: String,
+    pub payload: Vec<u8>,
     /// Delivery guarantee.
     pub qos: Qos,
     /// Whether the broker keeps it for those who come later.
@@ -147,6 +150,8 @@ pub enum Event {
     Message(Message),
     /// The broker has one more of the QoS 1 or 2 messages we published.
     Delivered,
+    /// The answer to [`Client::echo`]: the broker has read all that was acked and asked before it.
+    Echo,
     /// The end of this link, and why.
     Disconnected(String),
 }
@@ -231,22 +236,42 @@ pub fn open(connection: &Connection, address: &Address, will: Option<Outgoing>) 
     Ok(Link { client: Client { inner, credit }, events, _pump: AbortOnDropHandle::new(pump) })
 }
 
-/// Connects once to an address and says goodbye: for checks. Uses a client id of its own, so that
-/// it neither throws out a running agent nor touches its session.
+/// Connects once to an address, asks for the topics and says goodbye: for checks. Uses a client id of its
+/// own, so that it neither throws out a running agent nor touches its session. Shared subscriptions are
+/// not asked for, since that would take messages from those who share. Gives what was refused.
 ///
 /// # Errors
 /// Why the broker cannot be used.
-pub async fn probe(connection: &Connection, address: &Address) -> Result<()> {
+pub async fn probe(connection: &Connection, address: &Address, filters: &[Filter]) -> Result<Vec<String>> {
     let client_id = format!("{}-check-{:08x}", connection.client_id, fastrand::u32(..));
     let connection = Connection { client_id, clean: true, ..connection.clone() };
     let mut link = open(&connection, address, None)?;
     match link.next().await {
-        Event::Disconnected(reason) => anyhow::bail!("{address}: {reason}"),
-        _ => link.client.disconnect(),
+        Event::Disconnected(reason) => anyhow::bail!(reason),
+        _ => {}
     }
+    let filters: Vec<Filter> = filters.iter().filter(|f| !f.topic.starts_with("$share/")).cloned().collect();
+    let mut refused = Vec::new();
+    if !filters.is_empty() && link.client.subscribe(&filters).is_ok() {
+        let answer = async {
+            loop {
+                match link.next().await {
+                    Event::Subscribed(answers) => break Ok(answers),
+                    Event::Disconnected(reason) => break Err(anyhow::anyhow!(reason)),
+                    _ => {}
+                }
+            }
+        };
+        let answers = tokio::time::timeout(CONNECT_TIMEOUT, answer).await.context("no answer to a subscription")??;
+        let told = filters.iter().zip(answers).filter_map(|(f, a)| Some(format!("{}: {}", f.topic, a?)));
+        refused.extend(told);
+    }
+    link.client.lift_limit();
+    link.client.disconnect();
     // Whether the goodbye gets through does not matter any more.
-    let _ = tokio::time::timeout(CONNECT_TIMEOUT, link.next()).await;
-    Ok(())
+    let goodbye = async { while !matches!(link.next().await, Event::Disconnected(_)) {} };
+    let _ = tokio::time::timeout(CONNECT_TIMEOUT, goodbye).await;
+    Ok(refused)
 }
 
 impl Link {
@@ -296,6 +321,34 @@ impl Client {
             Inner::V4(client) => v4::ack(client, &ack),
             Inner::V5(client) => v5::ack(client, &ack),
         }
+    }
+
+    /// Asks the broker for a sign of life, which comes as [`Event::Echo`] after it has read all acks and
+    /// requests given before. A goodbye alone may overtake them: mosquitto throws away what it has not
+    /// yet read of a connection when its successor arrives.
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    pub fn echo(&self) -> Result<(), Refused> {
+        match &self.inner {
+            Inner::V4(client) => v4::echo(client),
+            Inner::V5(client) => v5::echo(client),
+        }
+    }
+
+    /// Sends QoS 0 messages and resolves once all are written to the socket: `true`, or `false` when the
+    /// connection ended before. An [`Client::echo`] after that comes from a broker that has read them.
+    pub async fn flush(&self, messages: Vec<Outgoing>) -> bool {
+        match &self.inner {
+            Inner::V4(client) => v4::flush(client, messages).await,
+            Inner::V5(client) => v5::flush(client, messages).await,
+        }
+    }
+
+    /// Lets messages come without regard to what is unacked, for an owner that is leaving: what waits for
+    /// an ack it will not get must not stand in the way of the broker's last answers.
+    pub fn lift_limit(&self) {
+        self.credit.add_permits(usize::from(u16::MAX));
     }
 
     /// Says goodbye once everything sent before is out; the link ends with `Disconnected`.

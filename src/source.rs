@@ -5,6 +5,7 @@ use crate::settings::Section;
 pub mod modbus;
 pub mod mqtt;
 mod payload;
+mod sparkplug;
 mod topic;
 
 /// All configured sources.

@@ -4,7 +4,6 @@
 #![allow(missing_docs)]
 
 use std::collections::BTreeSet;
-use std::process::Command;
 use std::time::Duration;
 
 use andon::forward::publish;
@@ -15,6 +14,7 @@ use andon::source;
 use andon::types::{
     Alarm, AlarmState, Batch, Cause, Condition, Light, Live, Quality, Reason, RecordId, Reject, Time, Verdict,
 };
+use support::certificates::certificates;
 use support::mosquitto::{Mosquitto, dynamic_security, free_port};
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinHandle;
@@ -225,7 +225,7 @@ async fn exactly_once_is_acked_the_same_way() {
         let connection = plain(&broker.url(), "publisher");
         let link = open(&connection);
         for (topic, payload) in numbered(0..100) {
-            let message = Outgoing { topic, payload, qos: Qos::ExactlyOnce, retain: false };
+            let message = Outgoing { topic, payload: payload.into(), qos: Qos::ExactlyOnce, retain: false };
             link.client.publish(&message).expect("room");
         }
         let (_, batches) = first.values(100).await;
@@ -393,7 +393,7 @@ async fn what_the_broker_had_kept_is_of_uncertain_age() {
         let broker = Mosquitto::start();
         let link = open(&plain(&broker.url(), "publisher"));
         let (topic, payload) = numbered(1..2).next().expect("one");
-        let retained = Outgoing { topic, payload, qos: Qos::AtLeastOnce, retain: true };
+        let retained = Outgoing { topic, payload: payload.into(), qos: Qos::AtLeastOnce, retain: true };
         link.client.publish(&retained).expect("room");
         let mut listener = Listener::on(&broker.url()).await;
         listener.next().await;
@@ -418,7 +418,7 @@ async fn an_engine_that_stood_still_finds_the_source_alive() {
         let link = open(&plain(&broker.url(), "flood"));
         let filler = format!("{{\"value\":-1,\"x\":\"{}\"}}", "y".repeat(2000));
         let topic = "plant/m/flood".to_owned();
-        let flood = Outgoing { topic, payload: filler, qos: Qos::AtMostOnce, retain: false };
+        let flood = Outgoing { topic, payload: filler.into(), qos: Qos::AtMostOnce, retain: false };
         let given_up = || broker.log().contains("andon-test has exceeded timeout");
         until("the broker gives the silent source up", || {
             for _ in 0..200 {
@@ -445,38 +445,11 @@ async fn a_check_does_not_disturb_the_running_agent() {
         let text = text(&[&broker.url()], version, "");
         let source = Source::start(&text).connected().await;
         let connection = config(&text, std::path::Path::new("")).connection;
-        mqtt::probe(&connection, &connection.urls[0]).await.expect("it connects");
+        mqtt::probe(&connection, &connection.urls[0], &[]).await.expect("it connects");
         let dead = Address { port: free_port(), ..connection.urls[0].clone() };
-        assert!(mqtt::probe(&connection, &dead).await.is_err());
+        assert!(mqtt::probe(&connection, &dead, &[]).await.is_err());
         assert_eq!(source.shared.metrics.source_connects.get_or_create(&[("source", "shop".into())]).get(), 1);
         source.stop().await;
-    }
-}
-
-fn openssl(dir: &std::path::Path, arguments: &str) {
-    let out = Command::new("openssl").args(arguments.split_whitespace()).current_dir(dir).output();
-    let out = out.expect("openssl is not installed: tests/run sets up all that the tests need");
-    assert!(out.status.success(), "{arguments}: {}", String::from_utf8_lossy(&out.stderr));
-}
-
-/// A CA, a server and a client that it knows, and a CA that nobody knows.
-fn certificates(dir: &std::path::Path) {
-    std::fs::write(dir.join("server.ext"), "subjectAltName=DNS:localhost,IP:127.0.0.1\n").expect("writing");
-    std::fs::write(dir.join("client.ext"), "extendedKeyUsage=clientAuth\n").expect("writing");
-    for ca in ["ca", "other"] {
-        openssl(
-            dir,
-            &format!("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN={ca} -keyout {ca}.key -out {ca}.pem"),
-        );
-    }
-    for who in ["server", "client"] {
-        openssl(dir, &format!("req -newkey rsa:2048 -nodes -subj /CN={who} -keyout {who}.key -out {who}.csr"));
-        openssl(
-            dir,
-            &format!(
-                "x509 -req -in {who}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile {who}.ext -out {who}.pem"
-            ),
-        );
     }
 }
 
@@ -498,7 +471,9 @@ async fn tls_with_client_certificates() {
             let mut link = open(&Connection { client_id: "publisher".into(), clean: true, ..config.connection });
             assert!(matches!(link.next().await, Event::Connected { .. }));
             let (topic, payload) = numbered(5..6).next().expect("one");
-            link.client.publish(&Outgoing { topic, payload, qos: Qos::AtLeastOnce, retain: false }).expect("room");
+            link.client
+                .publish(&Outgoing { topic, payload: payload.into(), qos: Qos::AtLeastOnce, retain: false })
+                .expect("room");
             assert_eq!(source.durable_values(1).await, [5].into());
             source.stop().await;
         }
@@ -558,7 +533,14 @@ struct Publisher {
 
 impl Publisher {
     fn start(url: &str, version: mqtt::Version, home_assistant: bool) -> Publisher {
-        let config = publish::Config { source: "shop".into(), prefix: "andon".into(), home_assistant };
+        let config = publish::Config {
+            source: "shop".into(),
+            prefix: "andon".into(),
+            home_assistant,
+            format: publish::Format::Json,
+            group: String::new(),
+            primary_host: None,
+        };
         let mut connection = plain(url, "andon-test");
         connection.version = version;
         let shared = Shared::new();

@@ -1,5 +1,5 @@
 //! `andon check`: every mistake of a config at once, models loaded and bound, and with `--connect`
-//! a knock at every door.
+//! a knock at every door: logging in to brokers and the cloud, reaching devices.
 
 use std::net::ToSocketAddrs;
 use std::time::Duration;
@@ -10,7 +10,10 @@ use clap::Args;
 use super::ConfigFile;
 use crate::agent::blocks;
 use crate::config::{Config, Invalid, Needs};
+use crate::forward;
+use crate::mqtt::{self, Filter};
 use crate::source::modbus::budget;
+use crate::source::mqtt::Subscription;
 
 /// How long a broker, device or cloud has to answer the knock.
 const KNOCK: Duration = Duration::from_secs(5);
@@ -74,15 +77,11 @@ fn warn_of_tail(model: Option<&crate::model::Model>, p: f64, machine: &crate::co
 }
 
 fn connect(config: &Config) -> Result<()> {
+    let mut shut = log_in(config)?;
     let mut doors: Vec<(String, String)> = Vec::new();
-    for s in &config.source.mqtt {
-        doors.extend(s.connection.urls.iter().map(|u| (format!("source {}", s.name), u.to_string())));
-    }
     for s in &config.source.modbus {
         doors.push((format!("source {}", s.name), s.url.to_string()));
     }
-    doors.extend(config.cloud.as_ref().map(|c| ("cloud".into(), format!("{:?}", c.url))));
-    let mut shut = 0;
     for (who, url) in doors {
         match knock(&url) {
             Ok(()) => println!("  {who}: {url} answers"),
@@ -92,8 +91,71 @@ fn connect(config: &Config) -> Result<()> {
             }
         }
     }
-    ensure!(shut == 0, "{shut} of the addresses above cannot be reached");
+    ensure!(shut == 0, "{shut} of the addresses above cannot be used");
     Ok(())
+}
+
+/// Brokers and the cloud, as the daemon would: with TLS, password and token. How many did not let us in.
+fn log_in(config: &Config) -> Result<usize> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut shut = 0;
+    for source in &config.source.mqtt {
+        let filters: Vec<Filter> = source.subscriptions.iter().map(Subscription::filter).collect();
+        for address in &source.connection.urls {
+            let who = format!("source {}: {address}", source.name);
+            let answer = runtime.block_on(mqtt::probe(&source.connection, address, &filters));
+            match answer {
+                Ok(refused) if refused.is_empty() => println!("  {who} answers and lets us in"),
+                Ok(refused) => {
+                    shut += 1;
+                    println!("  {who} lets us in, but refuses to subscribe {}", refused.join(", "));
+                }
+                Err(e) => {
+                    shut += 1;
+                    println!("  {who} cannot be used: {e:#}{}", advice(&format!("{e:#}"), address));
+                }
+            }
+        }
+    }
+    if let Some(cloud) = &config.cloud {
+        let url = format!("{:?}", cloud.url);
+        match runtime.block_on(forward::cloud::probe(cloud)) {
+            Ok(401 | 403) => {
+                shut += 1;
+                println!("  cloud: {url} answers, and refuses our token: see `token_file`");
+            }
+            Ok(_) => println!("  cloud: {url} answers"),
+            Err(e) => {
+                shut += 1;
+                println!("  cloud: cannot be used: {e:#}");
+            }
+        }
+    }
+    Ok(shut)
+}
+
+/// What to look at, where the reason alone does not say it.
+fn advice(reason: &str, address: &mqtt::Address) -> &'static str {
+    let has = |words: &[&str]| words.iter().any(|w| reason.contains(w));
+    if has(&["BadUserNamePassword", "BadUsernamePassword", "NotAuthorized"]) {
+        ": see `username` and `password_file`, and what the broker lets this client id do"
+    } else if has(&["UnknownIssuer"]) {
+        ": the broker's certificate is not signed by what `tls.ca` names"
+    } else if has(&["NotValidForName"]) {
+        ": the broker's certificate is for another name than the url's"
+    } else if has(&["Expired"]) {
+        ": a certificate has expired, or this gateway's clock is wrong"
+    } else if has(&["CertificateRequired", "HandshakeFailure", "BadCertificate", "UnknownCA", "CertificateUnknown"]) {
+        ": the broker does not take our certificate: see `tls.cert` and `tls.key`"
+    } else if address.tls && has(&["InvalidContentType", "corrupt message", "TLS: I/O"]) {
+        ": if that port does not speak TLS, use mqtt://"
+    } else if !address.tls
+        && has(&["Connection closed by peer", "connection closed", "Connection reset", "ConnectionAborted"])
+    {
+        ": if that port speaks TLS, use mqtts://"
+    } else {
+        ""
+    }
 }
 
 /// Opens and closes a TCP connection to where the URL points; of a serial device, looks whether it

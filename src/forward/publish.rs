@@ -35,18 +35,52 @@ pub struct Config {
     pub prefix: String,
     /// Whether to announce machines to Home Assistant.
     pub home_assistant: bool,
+    /// How results are written.
+    pub format: Format,
+    /// Sparkplug's group.
+    pub group: String,
+    /// The Sparkplug host application without which nothing is sent.
+    pub primary_host: Option<String>,
+}
+
+/// How results are written.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// Flat JSON, see here.
+    #[default]
+    Json,
+    /// As an edge node, see [`super::sparkplug`].
+    SparkplugB,
 }
 
 impl Config {
-    /// Reads source, prefix and home_assistant.
-    pub fn read(section: &Section<'_>) -> Config {
+    /// Reads the section. `site` gives Sparkplug's group where the section does not.
+    pub fn read(section: &Section<'_>, site: &str) -> Config {
         let source = section.required_string("source");
         let mut prefix = section.string("prefix").unwrap_or_else(|| "andon".to_owned());
         if prefix.is_empty() || prefix != messages::levels(&prefix) {
             section.problem("prefix", format_args!("{prefix:?} is not a topic: levels of plain text, joined by /"));
             prefix = "andon".to_owned();
         }
-        Config { source, prefix, home_assistant: section.boolean("home_assistant").unwrap_or(false) }
+        let formats = [("json", Format::Json), ("sparkplug_b", Format::SparkplugB)];
+        let format = section.choice("format", &formats).unwrap_or_default();
+        let home_assistant = section.boolean("home_assistant").unwrap_or(false);
+        let group = section.string("group");
+        let primary_host = section.string("primary_host");
+        let level = |key: &str, text: Option<&String>| match text {
+            Some(t) if t.is_empty() || t.contains(['/', '+', '#']) => {
+                section.problem(key, format_args!("{t:?} cannot be one level of a topic"));
+            }
+            Some(_) if format != Format::SparkplugB => section.problem(key, "goes only with format = \"sparkplug_b\""),
+            _ => {}
+        };
+        level("group", group.as_ref());
+        level("primary_host", primary_host.as_ref());
+        if format == Format::SparkplugB && home_assistant {
+            section.problem("home_assistant", "does not go with format = \"sparkplug_b\"");
+        }
+        let group = group.unwrap_or_else(|| site.replace('/', "-"));
+        Config { source, prefix, home_assistant, format, group, primary_host }
     }
 }
 
@@ -123,7 +157,7 @@ impl Publisher {
                         self.standing.announce_again();
                     },
                     Event::Delivered => self.in_flight = self.in_flight.saturating_sub(1),
-                    Event::Subscribed(_) => {}
+                    Event::Subscribed(_) | Event::Echo => {}
                     Event::Disconnected(reason) => return Some(reason),
                 },
                 _ = retry.tick(), if self.connected_at.is_some() && self.standing.is_due() => {}
@@ -186,7 +220,7 @@ impl Publisher {
     fn send_verdict(&mut self, link: &Link, machine: &str, data: &Arc<str>) {
         let Some(payload) = messages::flat(data) else { return };
         let topic = self.standing.topics().of(machine, "verdict");
-        let message = Outgoing { topic, payload, qos: Qos::AtMostOnce, retain: false };
+        let message = Outgoing { topic, payload: payload.into(), qos: Qos::AtMostOnce, retain: false };
         if self.publish(link, &message) == Err(Refused::Full) {
             self.dropped("full", 1);
         }

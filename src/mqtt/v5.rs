@@ -10,8 +10,8 @@ use rumqttc::{
 };
 
 use super::{
-    Ack, Address, CONNECT_TIMEOUT, Connection, Event, Filter, MAX_PACKET, Message, OUTGOING_IN_FLIGHT, Outgoing,
-    Outlet, READ_AT_ONCE, Refused, explain,
+    Ack, Address, CONNECT_TIMEOUT, Connection, ECHO_TOPIC, Event, Filter, MAX_PACKET, Message, OUTGOING_IN_FLIGHT,
+    Outgoing, Outlet, READ_AT_ONCE, Refused, explain,
 };
 
 type Stored<'a, T> = Pin<Box<dyn Future<Output = Result<T, SessionStoreError>> + Send + 'a>>;
@@ -109,6 +109,7 @@ pub(super) async fn pump(mut eventloop: EventLoop, outlet: Outlet) {
                 Event::Subscribed(s.return_codes.iter().map(refusal).collect())
             }
             Ok(rumqttc::Event::Incoming(Packet::PubAck(_) | Packet::PubComp(_))) => Event::Delivered,
+            Ok(rumqttc::Event::Incoming(Packet::UnsubAck(_))) => Event::Echo,
             Ok(rumqttc::Event::Outgoing(rumqttc::Outgoing::Disconnect)) => Event::Disconnected("as asked".into()),
             Ok(_) => continue,
             Err(e) => Event::Disconnected(explain(&e)),
@@ -140,6 +141,27 @@ pub(super) fn subscribe(client: &AsyncClient, filters: &[Filter]) -> Result<(), 
 pub(super) fn publish(client: &AsyncClient, m: &Outgoing) -> Result<(), Refused> {
     let options = PublishOptions::new(m.qos.to_wire()).retain(m.retain);
     client.try_publish(m.topic.as_str(), m.payload.clone(), options).map_err(|e| refused(&e))
+}
+
+pub(super) fn echo(client: &AsyncClient) -> Result<(), Refused> {
+    client.try_unsubscribe(ECHO_TOPIC).map_err(|e| refused(&e))
+}
+
+pub(super) async fn flush(client: &AsyncClient, messages: Vec<Outgoing>) -> bool {
+    let mut sent = Vec::with_capacity(messages.len());
+    for m in messages {
+        let options = PublishOptions::new(m.qos.to_wire()).retain(m.retain);
+        match client.publish_tracked(m.topic, m.payload, options).await {
+            Ok(notice) => sent.push(notice),
+            Err(_) => return false,
+        }
+    }
+    for notice in sent {
+        if notice.wait_async().await.is_err() {
+            return false;
+        }
+    }
+    true
 }
 
 pub(super) fn ack(client: &AsyncClient, ack: &Ack) -> Result<(), Refused> {

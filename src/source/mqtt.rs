@@ -7,8 +7,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 use crate::metrics::{Health, Shared};
-use crate::mqtt::{self, Dialer, Event, Link};
-use crate::types::Batch;
+use crate::mqtt::sparkplug::{self, Metric};
+use crate::mqtt::{self, Dialer, Event, Link, Outgoing, Qos};
+use crate::types::{Batch, Time};
 
 mod reader;
 mod settings;
@@ -24,6 +25,8 @@ const BATCH_MESSAGES: usize = 1024;
 const BATCH_READINGS: usize = 4096;
 /// How long stopping waits for what was delivered to become durable.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// How long stopping waits for the broker to have read the acks.
+const ECHO_PATIENCE: Duration = Duration::from_secs(2);
 /// How long stopping waits for the goodbye to be out.
 const GOODBYE_PATIENCE: Duration = Duration::from_secs(3);
 /// How long to wait before asking again for a subscription that was refused.
@@ -46,9 +49,9 @@ pub async fn run(config: Config, shared: Shared, batches: mpsc::Sender<Batch>) {
         let wait = dialer.ended(lived, fastrand::f64());
         tracing::warn!(source = %source.config.name, broker = %address, %reason, "MQTT connection ended");
         source.board(Health::Down, &format!("{address}: {reason}"));
-        tokio::select! {
-            () = source.shared.stop.cancelled() => break,
-            () = tokio::time::sleep(wait) => {}
+        source.stale();
+        if !source.pause(wait).await {
+            break;
         }
     }
     source.board(Health::Down, "stopped");
@@ -75,6 +78,7 @@ struct Source {
     session: &'static str,
     resubscribe_at: Option<Instant>,
     last_good: Option<Instant>,
+    repeat_at: Option<Instant>,
 }
 
 /// What there is to do next on a connection.
@@ -85,6 +89,7 @@ enum Step {
     Sent(bool),
     Event(Event),
     Resubscribe,
+    Repeat,
 }
 
 impl Source {
@@ -103,6 +108,22 @@ impl Source {
             session: "new",
             resubscribe_at: None,
             last_good: None,
+            repeat_at: None,
+        }
+    }
+
+    /// Waits before the next try, handing on what waits for room meanwhile; `false` when it is time to stop.
+    async fn pause(&mut self, wait: Duration) -> bool {
+        let until = Instant::now() + wait;
+        loop {
+            tokio::select! {
+                () = self.shared.stop.cancelled() => return false,
+                () = tokio::time::sleep_until(until) => return true,
+                room = self.batches.reserve(), if self.waiting.is_some() => match (room, self.waiting.take()) {
+                    (Ok(room), Some(batch)) => room.send(batch),
+                    _ => return false,
+                },
+            }
         }
     }
 
@@ -123,6 +144,7 @@ impl Source {
                 Step::NotKept => return self.lost("a batch was not kept, so the broker has to send it again"),
                 Step::Sent(true) => {}
                 Step::Sent(false) => return Ended::Stopped,
+                Step::Repeat => self.repeat(),
                 Step::Resubscribe => {
                     self.resubscribe_at = None;
                     self.subscribe(&link);
@@ -140,6 +162,8 @@ impl Source {
     /// fills up and leaves the socket unread; acks go on all the while.
     async fn step(&mut self, link: &mut Link, unacked: &mut Unacked) -> Step {
         let resubscribe_at = self.resubscribe_at.unwrap_or_else(Instant::now);
+        let repeat_at = self.repeat_at.unwrap_or_else(Instant::now);
+        let may_repeat = self.repeat_at.is_some() && self.waiting.is_none();
         tokio::select! {
             biased;
             () = self.shared.stop.cancelled() => Step::Stop,
@@ -153,6 +177,7 @@ impl Source {
             },
             event = link.next(), if self.waiting.is_none() => Step::Event(event),
             () = tokio::time::sleep_until(resubscribe_at), if self.resubscribe_at.is_some() => Step::Resubscribe,
+            () = tokio::time::sleep_until(repeat_at), if may_repeat => Step::Repeat,
         }
     }
 
@@ -165,12 +190,18 @@ impl Source {
                 self.session = if session_present { "resumed" } else { "new" };
                 tracing::info!(source = %self.config.name, broker = address, session = self.session, "MQTT connected");
                 self.subscribe(link);
+                self.repeat_at = self.reader.hold().map(|hold| Instant::now() + hold);
             }
-            Event::Subscribed(answers) => self.subscribed(&answers, address),
+            Event::Subscribed(answers) => {
+                self.subscribed(&answers, address);
+                // Only now, so that the births it brings are heard.
+                self.reader.back(Time::now());
+                self.ask(link);
+            }
             Event::Message(message) => return self.collect(message, link, unacked, address),
             Event::Disconnected(reason) => return Some(reason),
-            // We publish nothing here.
-            Event::Delivered => {}
+            // We publish nothing that is acked.
+            Event::Delivered | Event::Echo => {}
         }
         None
     }
@@ -201,6 +232,7 @@ impl Source {
             }
         }
         self.reader.count(&batch);
+        self.ask(link);
         batch.receipt = unacked.add(acks);
         self.waiting = Some(batch);
         let now = Instant::now();
@@ -209,6 +241,49 @@ impl Source {
             self.shared.board.good(&self.part);
         }
         other.and_then(|event| self.take(event, link, unacked, address))
+    }
+
+    /// Asks Sparkplug edge nodes for their births. What does not get out is asked for again when the
+    /// node next speaks.
+    fn ask(&mut self, link: &Link) {
+        for topic in self.reader.asks() {
+            tracing::info!(source = %self.config.name, %topic, "asking for a Sparkplug rebirth");
+            let true_ = Metric {
+                name: Some(sparkplug::REBIRTH),
+                datatype: Some(sparkplug::datatype::BOOLEAN),
+                value: sparkplug::Value::Boolean(true),
+                ..Metric::default()
+            };
+            let timestamp = Some(sparkplug::ms(Time::now()));
+            let payload = sparkplug::Payload { timestamp, metrics: vec![true_], ..Default::default() };
+            let payload = sparkplug::encode(&payload);
+            let _ = link.client.publish(&Outgoing { topic, payload, qos: Qos::AtMostOnce, retain: false });
+        }
+    }
+
+    /// Tells again what holds though nobody speaks of it.
+    fn repeat(&mut self) {
+        self.repeat_at = self.reader.hold().map(|hold| Instant::now() + hold);
+        if let Some(batch) = self.reader.repeat() {
+            self.reader.count(&batch);
+            self.waiting = Some(batch);
+        }
+    }
+
+    /// The link is gone: what Sparkplug edge nodes said no longer holds.
+    fn stale(&mut self) {
+        let mut readings = Vec::new();
+        self.reader.lost(Time::now(), &mut readings);
+        if !readings.is_empty() {
+            let mut batch = self.reader.batch();
+            batch.readings = readings;
+            self.reader.count(&batch);
+            match &mut self.waiting {
+                // It keeps its receipt, which by now belongs to a connection that is over.
+                Some(waiting) => waiting.readings.extend(batch.readings),
+                None => self.waiting = Some(batch),
+            }
+        }
     }
 
     fn subscribe(&mut self, link: &Link) {
@@ -261,6 +336,13 @@ impl Source {
         });
         if drained.await.is_err() {
             tracing::warn!(source = %self.config.name, "stopped before all messages were durable; they will come again");
+        }
+        link.client.lift_limit();
+        if link.client.echo().is_ok() {
+            let heard = async { while !matches!(link.next().await, Event::Echo | Event::Disconnected(_)) {} };
+            if timeout(ECHO_PATIENCE, heard).await.is_err() {
+                tracing::warn!(source = %self.config.name, "the broker may not have read all acks; some messages may come again");
+            }
         }
         link.client.disconnect();
         let goodbye = async { while !matches!(link.next().await, Event::Disconnected(_)) {} };

@@ -163,9 +163,17 @@ impl Config {
                     c.time_format = TimeFormat::Unix(1);
                 }
             }
-            Format::Sparkplug => section.problem("payload", "sparkplug_b is not supported yet"),
+            Format::Sparkplug => {
+                unused(section, "value", value.is_some(), "sparkplug_b");
+                unused(section, "time", time.is_some(), "sparkplug_b");
+            }
         }
         c
+    }
+
+    /// Whether it is Sparkplug B, which is not for [`Config::decode`].
+    pub fn is_sparkplug(&self) -> bool {
+        self.format == Format::Sparkplug
     }
 
     /// Finds the values in a payload.
@@ -185,7 +193,8 @@ impl Config {
             Format::Number => found.add("", Some(number(text(payload)?)?), None),
             Format::Csv => csv::decode(self, text(payload)?, found),
             Format::Influx => influx::decode(self, text(payload)?, found),
-            Format::Sparkplug => return Err("sparkplug_b is not supported yet".into()),
+            // Its messages lean on each other: see `source::sparkplug`.
+            Format::Sparkplug => return Err("Sparkplug B cannot be read message by message".into()),
         }
         if found.values.is_empty() {
             return Err(found.complaint.take().unwrap_or_else(|| "there is no number in it".into()));

@@ -39,6 +39,23 @@ pub struct Pattern {
     tail: Tail,
 }
 
+/// See [`Pattern::shape`].
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Shape<'p> {
+    /// The first level, where it is written out.
+    pub first: Option<&'p str>,
+    /// Whether the third level is left open.
+    pub third_is_open: bool,
+    /// Which level names the machine, from 0; the number of levels where the tail does.
+    pub machine: Option<usize>,
+    /// Levels before the tail.
+    pub levels: usize,
+    /// Whether there is a tail.
+    pub tail: bool,
+    /// Whether the subscription is shared.
+    pub shared: bool,
+}
+
 /// What a topic says, borrowed from it.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Named<'t> {
@@ -129,6 +146,27 @@ impl Pattern {
     /// Whether topics name their signal.
     pub fn names_signal(&self) -> bool {
         self.tail == Tail::Signal || self.levels.contains(&Level::Signal)
+    }
+
+    /// How it is built, for payloads that fix the meaning of each level.
+    pub fn shape(&self) -> Shape<'_> {
+        let machine = match self.tail {
+            Tail::Machine => Some(self.levels.len()),
+            _ => self.levels.iter().position(|l| *l == Level::Machine),
+        };
+        let first = match self.levels.first() {
+            Some(Level::Exactly(text)) => Some(text.as_str()),
+            _ => None,
+        };
+        let third_is_open = !matches!(self.levels.get(2), Some(Level::Exactly(_)));
+        Shape {
+            first,
+            third_is_open,
+            machine,
+            levels: self.levels.len(),
+            tail: self.tail != Tail::None,
+            shared: !self.share.is_empty(),
+        }
     }
 
     /// The names in a topic, or `None` when the pattern does not match it. As in MQTT, a tail also

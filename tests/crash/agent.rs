@@ -74,7 +74,7 @@ impl Work {
         Work { machines, per_machine: messages.div_ceil(machines), step_ms, backlog: false }
     }
 
-    fn messages(self) -> u64 {
+    pub fn messages(self) -> u64 {
         self.per_machine * self.machines
     }
 

@@ -10,6 +10,8 @@
 //! | `ANDON_CRASH_TROUBLES` | 8 | times a disk fails under the whole agent |
 //! | `ANDON_CRASH_KILLS` | 10 | kill -9 of the whole agent |
 //! | `ANDON_CRASH_MESSAGES` | 10,000; optimised 100,000 | messages for the whole agent |
+//! | `ANDON_CRASH_BROKER_KILLS` | 6 | kill -9 of broker and agent in turn |
+//! | `ANDON_CRASH_BROKER_MESSAGES` | 10,000 | messages for that |
 //! | `ANDON_CRASH_KEEP` | | a directory for copies of what the last cuts left |
 //! | `ANDON_BIN` | what cargo built | the daemon to torment |
 //!
@@ -19,6 +21,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod agent;
+mod broker;
 mod disk;
 mod lives;
 mod powercut;

@@ -78,6 +78,11 @@ impl Mosquitto {
         }
     }
 
+    /// Its process, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// Pulls the plug.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {

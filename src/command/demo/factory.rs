@@ -162,7 +162,7 @@ async fn publish(client: &Client, machine: &MachineStep, at: Time, published: &A
         let Some(value) = value else { continue };
         let message = Outgoing {
             topic: format!("factory/hall-1/{}/{signal}", machine.machine),
-            payload: format!("{{\"value\":{value:.4},\"ts\":{}}}", at.0 / 1_000),
+            payload: format!("{{\"value\":{value:.4},\"ts\":{}}}", at.0 / 1_000).into(),
             qos: Qos::AtLeastOnce,
             retain: false,
         };

@@ -61,7 +61,7 @@ impl Topics {
         });
         Outgoing {
             topic: format!("homeassistant/device/{id}/config"),
-            payload: payload.to_string(),
+            payload: payload.to_string().into(),
             qos: Qos::AtLeastOnce,
             retain: true,
         }

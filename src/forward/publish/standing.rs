@@ -111,7 +111,7 @@ impl Standing {
         let m = self.machines.get(machine)?;
         let retained = |level: &str, payload: String| Outgoing {
             topic: self.topics.of(machine, level),
-            payload,
+            payload: payload.into(),
             qos: Qos::AtLeastOnce,
             retain: true,
         };

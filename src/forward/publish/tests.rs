@@ -27,7 +27,7 @@ fn drain(standing: &mut Standing) -> Vec<String> {
     let mut out = Vec::new();
     while let Some(m) = standing.due() {
         assert!(m.retain && m.qos == Qos::AtLeastOnce);
-        out.push(format!("{} {}", m.topic, m.payload));
+        out.push(format!("{} {}", m.topic, String::from_utf8_lossy(&m.payload)));
         standing.sent();
     }
     out
@@ -141,7 +141,7 @@ fn home_assistant_hears_of_each_machine() {
 fn the_config() {
     let read = |text: &str| {
         let document = Document::parse(text, Surroundings::default());
-        let config = Config::read(&document.root());
+        let config = Config::read(&document.root(), "lyon/line3");
         (config, document.into_problems().into_iter().map(|p| p.message).collect::<Vec<_>>().join("\n"))
     };
     let (config, problems) = read("source = \"shop\"");

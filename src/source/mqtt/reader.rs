@@ -8,9 +8,10 @@ use prometheus_client::metrics::counter::Counter;
 
 use super::Config;
 use crate::metrics::Metrics;
-use crate::mqtt::{MAX_PAYLOAD, Message};
+use crate::mqtt::{MAX_PAYLOAD, Message, sparkplug};
 use crate::source::mqtt::settings::Subscription;
 use crate::source::payload::Found;
+use crate::source::sparkplug::{Host, Settings};
 use crate::source::topic::{Place, Topics, is_name};
 use crate::types::{Batch, Cause, Name, Quality, Reading, Reject, Time};
 
@@ -20,6 +21,10 @@ pub struct Reader {
     subscriptions: Vec<Subscription>,
     topics: Topics,
     found: Found,
+    /// What is known of the edge nodes of each subscription to Sparkplug B.
+    hosts: Vec<Option<Host>>,
+    /// Topics to which requests for births should go.
+    asks: Vec<String>,
     /// The arrival time given last.
     stamped: Time,
     good: Counter,
@@ -40,6 +45,8 @@ impl Reader {
             subscriptions: config.subscriptions.clone(),
             topics: Topics::default(),
             found: Found::default(),
+            hosts: config.subscriptions.iter().map(|s| s.sparkplug.clone().map(Host::new)).collect(),
+            asks: Vec::new(),
             stamped: Time(i64::MIN),
             good: readings(Quality::Good),
             uncertain: readings(Quality::Uncertain),
@@ -84,9 +91,15 @@ impl Reader {
         if message.full_size > MAX_PAYLOAD {
             return Err(format!("its {} bytes are more than {MAX_PAYLOAD}", message.full_size));
         }
+        if let Some(host) = &mut self.hosts[place.subscription] {
+            let now = stamp(&mut self.stamped, batch.arrived);
+            let outcome = host.take(message.topic(), &place.machine, &message.payload, now, &mut batch.readings);
+            self.asks.extend(outcome.ask);
+            return outcome.complaint.map_or(Ok(()), Err);
+        }
         subscriptions[place.subscription].payload.decode(&message.payload, &mut self.found)?;
         let mut complaint = self.found.complaint().map(str::to_owned);
-        let now = self.stamp(batch.arrived);
+        let now = stamp(&mut self.stamped, batch.arrived);
         for (name, value, at) in self.found.values() {
             match signal(&mut self.topics, &place, name) {
                 Some(signal) => batch.readings.push(reading(&place, signal, value, at, message, now)),
@@ -99,12 +112,31 @@ impl Reader {
         complaint.map_or(Ok(()), Err)
     }
 
-    /// The arrival time of one message. Two messages of a batch never share it: readings of one
-    /// signal with the same time count as repeats. A clock that was set back is followed.
-    fn stamp(&mut self, arrived: Time) -> Time {
-        let next = Time(self.stamped.0.saturating_add(1));
-        self.stamped = if next.since(arrived) < Duration::from_secs(1) { next.max(arrived) } else { arrived };
-        self.stamped
+    /// The topics to which requests for Sparkplug births should go now.
+    pub fn asks(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.asks)
+    }
+
+    /// The connection is gone: what that makes stale.
+    pub fn lost(&mut self, now: Time, readings: &mut Vec<Reading>) {
+        self.hosts.iter_mut().flatten().for_each(|h| h.lost(now, readings));
+    }
+
+    /// The connection is back.
+    pub fn back(&mut self, now: Time) {
+        self.asks.extend(self.hosts.iter_mut().flatten().flat_map(|h| h.back(now)));
+    }
+
+    /// What has not changed and still holds, as a batch; `None` when there is nothing.
+    pub fn repeat(&mut self) -> Option<Batch> {
+        let mut batch = self.batch();
+        self.hosts.iter_mut().flatten().for_each(|h| h.repeat(batch.arrived, &mut batch.readings));
+        (!batch.readings.is_empty()).then_some(batch)
+    }
+
+    /// How often [`Reader::repeat`] wants to be called; `None`: never.
+    pub fn hold(&self) -> Option<Duration> {
+        self.hosts.iter().flatten().filter_map(Host::hold).min()
     }
 
     fn reject(&self, message: &Message, at: Time, reason: String) -> Reject {
@@ -119,10 +151,21 @@ impl Reader {
     }
 }
 
+/// The arrival time of one message. Two messages of a batch never share it: readings of one
+/// signal with the same time count as repeats. A clock that was set back is followed.
+fn stamp(stamped: &mut Time, arrived: Time) -> Time {
+    let next = Time(stamped.0.saturating_add(1));
+    *stamped = if next.since(arrived) < Duration::from_secs(1) { next.max(arrived) } else { arrived };
+    *stamped
+}
+
 /// The first subscription that matches, and the names it gives.
 fn find(subscriptions: &[Subscription], topics: &mut Topics, topic: &str) -> Result<Place, String> {
     for (index, subscription) in subscriptions.iter().enumerate() {
         let Some(named) = subscription.pattern.matches(topic) else { continue };
+        if let Some(settings) = &subscription.sparkplug {
+            return sparkplug_place(index, settings, topics, topic);
+        }
         let machine = match (named.machine, &subscription.machine) {
             (Some(machine), _) if is_name(machine) => topics.name(machine),
             (Some(machine), _) => return Err(format!("the topic's {machine:?} cannot be the name of a machine")),
@@ -137,6 +180,15 @@ fn find(subscriptions: &[Subscription], topics: &mut Topics, topic: &str) -> Res
         return Ok(Place { subscription: index, machine, signal });
     }
     Err("no subscription's topic matches it".into())
+}
+
+/// What is no message of an edge node gets a place too, and is passed over there.
+fn sparkplug_place(index: usize, settings: &Settings, topics: &mut Topics, topic: &str) -> Result<Place, String> {
+    let machine = sparkplug::Topic::parse(topic).map_or_else(|| topic.to_owned(), |t| settings.naming.machine(&t));
+    if !is_name(&machine) {
+        return Err(format!("the topic's {machine:?} cannot be the name of a machine"));
+    }
+    Ok(Place { subscription: index, machine: topics.name(&machine), signal: None })
 }
 
 /// The signal's name: the topic's, the payload's, or both joined by a dot.
@@ -172,9 +224,9 @@ mod tests {
             connection: crate::mqtt::Connection::new(Vec::new(), "x"),
             subscriptions: Vec::new(),
         };
-        let mut reader = Reader::new(&config, &Metrics::new());
-        let at: Vec<i64> = [100, 100, 50, 5_000_000_000, 4_999_999_999].map(|t| reader.stamp(Time(t)).0).to_vec();
+        let mut last = Reader::new(&config, &Metrics::new()).stamped;
+        let at: Vec<i64> = [100, 100, 50, 5_000_000_000, 4_999_999_999].map(|t| stamp(&mut last, Time(t)).0).to_vec();
         assert_eq!(at, [100, 101, 102, 5_000_000_000, 5_000_000_001]);
-        assert_eq!(reader.stamp(Time(100)), Time(100), "a clock set back is followed");
+        assert_eq!(stamp(&mut last, Time(100)), Time(100), "a clock set back is followed");
     }
 }

@@ -1,10 +1,17 @@
 //! `[[source.mqtt]]` and its `[[source.mqtt.subscribe]]`.
 
+use std::time::Duration;
+
+use crate::mqtt::sparkplug::NAMESPACE;
 use crate::mqtt::{Connection, Filter, Qos};
 use crate::settings::Section;
 use crate::source::payload;
-use crate::source::topic::{Pattern, is_name};
+use crate::source::sparkplug::{self, Naming};
+use crate::source::topic::{Pattern, Shape, is_name};
 use crate::types::Name;
+
+/// How often an unchanged Sparkplug metric is told again unless the config says otherwise.
+const HOLD: Duration = Duration::from_secs(1);
 
 /// One broker and what to take from it.
 #[derive(Clone, Debug)]
@@ -25,6 +32,8 @@ pub struct Subscription {
     pub(super) payload: payload::Config,
     pub(super) machine: Option<Name>,
     pub(super) signal: Option<Name>,
+    /// With Sparkplug B.
+    pub(super) sparkplug: Option<sparkplug::Settings>,
 }
 
 impl Subscription {
@@ -86,6 +95,12 @@ fn subscription(section: &Section<'_>) -> Option<Subscription> {
     let signal = name_of(section, "signal");
     let names_signal = parsed.as_ref().ok().is_none_or(Pattern::names_signal);
     let payload = payload::Config::read(section, names_signal || signal.is_some());
+    let (rebirth, hold) = (section.boolean("rebirth"), section.duration("hold"));
+    for (key, given) in [("rebirth", rebirth.is_some()), ("hold", hold.is_some())] {
+        if given && !payload.is_sparkplug() {
+            section.problem(key, "goes only with payload = \"sparkplug_b\"");
+        }
+    }
     let pattern = match parsed {
         Ok(pattern) => pattern,
         Err(e) => {
@@ -103,7 +118,39 @@ fn subscription(section: &Section<'_>) -> Option<Subscription> {
     if pattern.names_signal() && signal.is_some() {
         section.problem("signal", "is named by {signal} in `topic` already");
     }
-    Some(Subscription { pattern, qos, payload, machine, signal })
+    let sparkplug = payload.is_sparkplug().then(|| sparkplug::Settings {
+        naming: naming(section, pattern.shape(), signal.is_some() || pattern.names_signal()),
+        rebirth: rebirth.unwrap_or(true),
+        hold: Some(hold.unwrap_or(HOLD)).filter(|d| !d.is_zero()),
+    });
+    Some(Subscription { pattern, qos, payload, machine, signal, sparkplug })
+}
+
+/// Sparkplug's topics have fixed levels: `spBv1.0/GROUP/TYPE/NODE[/DEVICE]`.
+fn naming(section: &Section<'_>, shape: Shape<'_>, names_signal: bool) -> Naming {
+    if shape.first != Some(NAMESPACE) {
+        section.problem("topic", "has to begin with spBv1.0/ for Sparkplug B");
+    }
+    if shape.shared {
+        section.problem("topic", "cannot be a shared subscription: Sparkplug needs every message, in order");
+    }
+    if names_signal {
+        section.problem("topic", "a signal is not named here: signals are called as the metrics are");
+    }
+    match (shape.machine, shape.levels, shape.tail) {
+        (Some(3), 3, true) if shape.third_is_open => Naming::Device,
+        (Some(3), 4, true) if shape.third_is_open => Naming::Node,
+        (Some(1), 1, true) => Naming::Group,
+        _ => {
+            section.problem(
+                "topic",
+                "has to take births, data and deaths of nodes and devices: \"spBv1.0/GROUP/+/{machine...}\" (a machine \
+                 is NODE/DEVICE), \"spBv1.0/GROUP/+/{machine}/#\" (a machine is a NODE) or \"spBv1.0/{machine...}\" (a \
+                 machine is GROUP/NODE/DEVICE)",
+            );
+            Naming::Device
+        }
+    }
 }
 
 fn name_of(section: &Section<'_>, key: &str) -> Option<Name> {

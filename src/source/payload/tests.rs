@@ -170,7 +170,7 @@ fn mistakes_in_the_config() {
     value: does not go with payload = "number"
     time_format: is not used without `time`
     "#);
-    insta::assert_snapshot!(problems("payload = \"sparkplug_b\"", true), @r#"payload: sparkplug_b is not supported yet"#);
+    insta::assert_snapshot!(problems("payload = \"sparkplug_b\"\nvalue = \"/x\"", true), @r#"value: does not go with payload = "sparkplug_b""#);
     insta::assert_snapshot!(problems("payload = \"csv\"\nvalue = \"0\"", true), @r#"value: is the number of the column for CSV, "1" being the first"#);
 }
 
