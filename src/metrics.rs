@@ -81,6 +81,10 @@ metrics! {
     alarms_raised: Counters<1>, "alarms_raised", None, Family::default();
     /// Alarms that are active now, by condition.
     alarms_active: Gauges<1>, "alarms_active", None, Family::default();
+    /// Alarms that are shelved, suppressed or out of service.
+    alarms_put_aside: Gauge, "alarms_put_aside", None, Gauge::default();
+    /// Whether there is a flood of alarms, 1 or 0.
+    alarm_flood: Gauge, "alarm_flood", None, Gauge::default();
     /// Machines known.
     machines: Gauge, "machines", None, Gauge::default();
     /// Groups written and synced.

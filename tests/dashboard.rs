@@ -59,6 +59,7 @@ impl Plant {
             store_status: Arc::new(|| json!({"disk_bytes": 73_400_320, "dropped_records": 0})),
             models: Arc::new(|| json!([])),
             commands: Some(tx),
+            settings: None,
         };
         let serving = tokio::spawn(web::run(listener, config, state, shared.clone()));
         Plant { address, shared, live, commands, serving }
@@ -116,6 +117,7 @@ impl Plant {
             message: message.into(),
             top_channel: Some("vib_x".into()),
             acknowledged_by: by.map(String::from),
+            care: Default::default(),
         };
         self.send(Live::Alarm(Arc::new(alarm), "{}".into()));
         id

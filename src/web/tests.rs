@@ -51,6 +51,7 @@ impl Server {
             store_status: Arc::new(|| json!({"records": 7})),
             models: Arc::new(|| json!([{"name": "ae"}])),
             commands: Some(tx),
+            settings: None,
         };
         let serving = tokio::spawn(run(listener, config, state, shared.clone()));
         Server { address, shared, live, commands, serving }
@@ -118,6 +119,7 @@ impl Server {
             message: "vib_x is unusual".into(),
             top_channel: Some("vib_x".into()),
             acknowledged_by: None,
+            care: Default::default(),
         };
         let id = alarm.id;
         let events = [

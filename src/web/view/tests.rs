@@ -48,6 +48,7 @@ fn alarm(n: u32, state: AlarmState, severity: u16) -> Live {
         message: format!("alarm {n}"),
         top_channel: None,
         acknowledged_by: None,
+        care: Default::default(),
     };
     Live::Alarm(Arc::new(a), "{}".into())
 }
