@@ -211,11 +211,7 @@ impl Agent {
         });
     }
 
-    async fn start_web(
-        &mut self,
-        config: &Config,
-        commands: mpsc::Sender<web::Command>,
-    ) -> Result<()> {
+    async fn start_web(&mut self, config: &Config, commands: mpsc::Sender<web::Command>) -> Result<()> {
         if config.web.listen.is_none() {
             return Ok(());
         }

@@ -311,6 +311,7 @@ impl Tracker {
     fn change(&mut self, state: AlarmState, change: Change, at: Time) -> Option<Alarm> {
         let alarm = self.alarm.as_mut()?;
         (alarm.state, alarm.at, alarm.care.change) = (state, at, change);
+        alarm.care.changes = alarm.care.changes.saturating_add(1);
         (alarm.care.by, alarm.care.comment) = (None, None);
         let kept = state != AlarmState::Normal || alarm.care.shelf.is_some() || alarm.care.out_of_service.is_some();
         if kept { self.alarm.clone() } else { self.alarm.take() }

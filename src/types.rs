@@ -11,9 +11,7 @@ use tokio::sync::oneshot;
 
 mod alarm;
 
-pub use alarm::{
-    Action, CRITICAL_SEVERITY, Care, Change, Explanation, Flood, Ranked, Shelf, Target, priority,
-};
+pub use alarm::{Action, CRITICAL_SEVERITY, Care, Change, Explanation, Flood, Ranked, Shelf, Target, priority};
 
 /// A machine, signal or channel name; cheap to clone.
 pub type Name = Arc<str>;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use andon::metrics::{Health, Shared};
 use andon::settings::Secret;
 use andon::types::{
-    Alarm, AlarmState, Cause, Condition, Contribution, Light, Live, Quality, Reason, RecordId, Time, Verdict,
+    Action, Alarm, AlarmState, Cause, Condition, Contribution, Light, Live, Quality, Reason, RecordId, Target, Time, Verdict,
 };
 use andon::web::{self, About, Command, Config, State, View};
 use serde_json::json;
@@ -199,7 +199,7 @@ async fn the_page_lives() {
     browser.screenshot("desktop-light.png").await;
     browser.click(&format!("#alarms li[data-alarm='{id}'] .ack")).await;
     let command = tokio::time::timeout(Duration::from_secs(10), plant.commands.recv()).await.unwrap().unwrap();
-    assert_eq!(command.alarm, id);
+    assert_eq!((command.target, command.action), (Target::Alarm(id), Action::Acknowledge));
     command.reply.send(Ok(())).unwrap();
     plant.alarm("press-04", AlarmState::Acknowledged, "Unusual vibration", Some(&command.who));
     browser.until(&format!("{row}.dataset.state === 'acknowledged' && {row}.querySelector('.ack').hidden")).await;

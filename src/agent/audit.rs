@@ -46,9 +46,7 @@ impl Line {
     fn hashed(&self) -> String {
         let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
         let number = self.number.to_string();
-        let parts = [
-            &self.previous, &number, &self.timestamp, &self.who, &self.action, &self.subject, &self.detail,
-        ];
+        let parts = [&self.previous, &number, &self.timestamp, &self.who, &self.action, &self.subject, &self.detail];
         for part in parts {
             hash.update(&(part.len() as u64).to_le_bytes());
             hash.update(part.as_bytes());

@@ -16,8 +16,7 @@ use crate::model::calibration::Limit;
 use crate::model::{Model, ModelError, Opinion};
 use crate::pipeline::{self, Due, Layout, Step, Taken};
 use crate::types::{
-    Alarm, Change, Condition, Explanation, Light, Live, Name, Quality, Reading, Reason, Record, Time, Verdict,
-    Window,
+    Alarm, Change, Condition, Explanation, Light, Live, Name, Quality, Reading, Reason, Record, Time, Verdict, Window,
 };
 
 mod people;

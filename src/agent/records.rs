@@ -180,7 +180,7 @@ impl Recorder {
                 }
             }),
         };
-        let what = [&a.id.0[..], a.state.as_str().as_bytes(), a.care.change.as_str().as_bytes()].concat();
+        let what = [&a.id.0[..], a.care.change.as_str().as_bytes(), &a.care.changes.to_le_bytes()].concat();
         self.record(Kind::Alarm, &a.machine, a.at, &what, &data)
     }
 

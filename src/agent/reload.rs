@@ -207,7 +207,10 @@ mod tests {
         let all = changed(&old, &new);
         let (live, waiting): (Vec<String>, Vec<String>) = all.into_iter().partition(|k| is_live(k));
         let machine = "machine[\"pump-*\"].alarm";
-        assert_eq!(live, ["log.level".into(), format!("{machine}.latch"), format!("{machine}.severity"), "web.token".into()]);
+        assert_eq!(
+            live,
+            ["log.level".into(), format!("{machine}.latch"), format!("{machine}.severity"), "web.token".into()]
+        );
         assert_eq!(waiting, ["agent.site", "web.listen"]);
         assert!(!is_live("machines") && !is_live("web") && is_live("web.token_file"));
     }

@@ -27,6 +27,8 @@ pub fn priority(severity: u16) -> &'static str {
 pub struct Care {
     /// What brought it to where it stands.
     pub change: Change,
+    /// How many changes there were before this one: tells records apart.
+    pub changes: u32,
     /// Who did, where it was a person.
     pub by: Option<String>,
     /// What they said to it.

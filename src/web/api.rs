@@ -42,6 +42,11 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/app.css", get(|| async { asset("text/css; charset=utf-8", include_str!("assets/app.css")) }))
         .route("/app.js", get(|| async { asset("text/javascript; charset=utf-8", include_str!("assets/app.js")) }))
         .route("/words.js", get(|| async { asset("text/javascript; charset=utf-8", include_str!("assets/words.js")) }))
+        .route(
+            "/alarms.js",
+            get(|| async { asset("text/javascript; charset=utf-8", include_str!("assets/alarms.js")) }),
+        )
+        .route("/pages.js", get(|| async { asset("text/javascript; charset=utf-8", include_str!("assets/pages.js")) }))
         .route("/icon.svg", get(|| async { asset("image/svg+xml", include_str!("assets/icon.svg")) }))
         .route("/api/v1/session", post(sign_in))
         .route("/api/v1/status", get(status))
@@ -98,7 +103,8 @@ pub fn status_of(app: &App) -> Value {
         "alarms": {"active": active, "unacknowledged": unacknowledged, "listed": listed},
         "readings_total": sample.readings, "readings_per_second": sample.readings_rate.round(),
         "records_waiting": sample.waiting, "records_forwarded_total": sample.forwarded,
-        "records_forwarded_per_second": sample.forwarded_rate.round(),
+        "records_forwarded_per_second": sample.forwarded_rate.round(), "counts": app.samples.counts(),
+        "flood": app.state.view.read(|p| render::flood(p.flood.as_ref())),
         "view": {"streams": app.state.view.listeners(), "events_lagged": lagged, "events_not_shown": not_shown,
                  "plots": plots},
     })

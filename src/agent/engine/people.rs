@@ -135,8 +135,8 @@ impl Engine {
         if self.flood.clock(self.now) {
             out.live.push(Live::Flood(None));
         }
-        let calls = matches!(alarm.care.change, Change::Raised | Change::Repeated | Change::Returned)
-            && !alarm.care.is_quiet();
+        let calls =
+            matches!(alarm.care.change, Change::Raised | Change::Repeated | Change::Returned) && !alarm.care.is_quiet();
         if calls {
             let (grouped, begins) = self.flood.raised(&alarm, self.now);
             let grouped = grouped || (alarm.care.chattering && alarm.severity < CRITICAL_SEVERITY);
@@ -152,7 +152,8 @@ impl Engine {
     /// Whether no other alarm of the machine's group stands.
     pub(super) fn is_first_out(&self, i: usize, condition: Condition) -> bool {
         let group = self.blocks[self.units[i].block].alarm.group.as_deref();
-        let same = |j: usize| j == i || (group.is_some() && self.blocks[self.units[j].block].alarm.group.as_deref() == group);
+        let same =
+            |j: usize| j == i || (group.is_some() && self.blocks[self.units[j].block].alarm.group.as_deref() == group);
         let mut others = (0..self.units.len()).filter(|j| same(*j)).flat_map(|j| CONDITIONS.map(|c| (j, c)));
         !others.any(|(j, c)| (j, c) != (i, condition) && self.units[j].tracker(c).is_active())
     }

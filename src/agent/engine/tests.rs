@@ -164,3 +164,5 @@ proptest! {
         prop_assert_eq!(sorted(plain), sorted(feed(&mut engine(), &twice, &[64])));
     }
 }
+
+mod people;
