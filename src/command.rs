@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, Invalid, Needs};
 
+mod audit;
 mod backtest;
 mod check;
 #[cfg(feature = "demo")]
@@ -53,6 +54,9 @@ enum Command {
     /// Look at a model bundle, or test it
     #[command(subcommand)]
     Model(model::Action),
+    /// Prove that the log of who did what is whole
+    #[command(subcommand)]
+    Audit(audit::Action),
     /// Ask the running daemon how it is
     Status(status::Options),
 }
@@ -85,6 +89,7 @@ impl Cli {
             Command::Learn(options) => learn::run(&options),
             Command::Modbus(action) => modbus::run(&action),
             Command::Model(action) => model::run(&action),
+            Command::Audit(action) => audit::run(&action),
             Command::Status(options) => status::run(&options),
         };
         match done {

@@ -198,9 +198,9 @@ impl Machine {
             channels: channels.unwrap_or_default(),
             pipeline: pipeline::Settings::read(s),
             alarm: alarm::Config::read(s),
-            suppress: s.section("alarm").and_then(|a| {
-                let parsed = pipeline::mode::Condition::parse(&a.string("suppress")?);
-                parsed.map_err(|e| a.problem("suppress", e)).ok()
+            suppress: s.string("suppress_alarms").and_then(|text| {
+                let parsed = pipeline::mode::Condition::parse(&text);
+                parsed.map_err(|e| s.problem("suppress_alarms", e)).ok()
             }),
             line: s.line(),
         }

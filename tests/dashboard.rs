@@ -9,7 +9,8 @@ use std::time::Duration;
 use andon::metrics::{Health, Shared};
 use andon::settings::Secret;
 use andon::types::{
-    Action, Alarm, AlarmState, Cause, Condition, Contribution, Light, Live, Quality, Reason, RecordId, Target, Time, Verdict,
+    Action, Alarm, AlarmState, Cause, Condition, Contribution, Light, Live, Quality, Reason, RecordId, Target, Time,
+    Verdict,
 };
 use andon::web::{self, About, Command, Config, State, View};
 use serde_json::json;
