@@ -62,6 +62,30 @@ fn it_tells_systemd_how_it_is() {
     assert!(daemon.heard().iter().any(|s| s.starts_with("STATUS=")), "{:?}", daemon.heard());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stage_that_hangs_is_not_covered_for() {
+    let broker = Mosquitto::start();
+    // A model that takes minutes over one reading: its stage hangs, all others go on.
+    let config = CONFIG.replace("@BROKER@", &broker.url()).replace("one-step", "hanging");
+    let mut daemon = Daemon::new(&config);
+    daemon.watchdog(Duration::from_secs(3));
+    daemon.start_ready();
+    until("the watchdog is fed", || daemon.times_told("WATCHDOG=1") >= 3);
+    let message = |n: i64| ("plant/m1/count".to_owned(), format!("{{\"value\":1,\"ts\":{}}}", EPOCH_MS + n * 100));
+    publish(&broker.url(), (0..20).map(message)).await;
+    until("the hanging stage is named", || daemon.log().contains("stages make no progress"));
+    assert!(daemon.log().contains("stages=engine") || daemon.log().contains("stages=\"engine\""), "{}", daemon.log());
+    let fed = daemon.times_told("WATCHDOG=1");
+    // Twice the period: systemd would have killed it by now.
+    let begun = Instant::now();
+    until("twice the watchdog's period is over", || begun.elapsed() > Duration::from_secs(6));
+    assert_eq!(daemon.times_told("WATCHDOG=1"), fed, "the watchdog is fed although a stage hangs");
+    // Everybody else is well, and says what is not.
+    let (code, body) = daemon.get("/health/live").expect("an answer");
+    assert_eq!(code, 200, "{body}");
+    daemon.kill9();
+}
+
 #[test]
 fn without_a_watchdog_none_is_fed() {
     let mut daemon = Daemon::new(&CONFIG.replace("@BROKER@", NOBODY)).ready();

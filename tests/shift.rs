@@ -121,15 +121,15 @@ async fn a_shift_leader_sees_understands_and_acts() {
     // The light turns red and the alarm is read aloud.
     pumps.fail(true);
     browser.until(&format!("{card}.dataset.light === 'red'")).await;
-    browser.until("document.querySelector('#said').textContent.includes('pump-2')").await;
-    browser.until("document.querySelector('#alarms > li[data-active=true] .state').textContent === 'Active'").await;
+    browser.until("document.querySelector('#said')?.textContent.includes('pump-2')").await;
+    browser.until("document.querySelector('#alarms > li[data-active=true] .state')?.textContent === 'Active'").await;
 
     // They open the machine and read why, and what to check first.
     browser.click(".card[data-machine='pump-2']").await;
-    browser.until("document.querySelector('#detail-alarm .ranked li').dataset.channel === 'suction_pressure'").await;
-    browser.until("document.querySelector('#detail-alarm .advice').innerText.includes('suction valve')").await;
-    browser.until("document.querySelector('#detail-alarm .figures .not-good').innerText.includes('bar')").await;
-    browser.until("document.querySelector('#plot-signals').naturalWidth > 0").await;
+    browser.until("document.querySelector('#detail-alarm .ranked li')?.dataset.channel === 'suction_pressure'").await;
+    browser.until("document.querySelector('#detail-alarm .advice')?.innerText.includes('suction valve')").await;
+    browser.until("document.querySelector('#detail-alarm .figures .not-good')?.innerText.includes('bar')").await;
+    browser.until("document.querySelector('#plot-signals')?.naturalWidth > 0").await;
     browser.screenshot("shift-detail.png").await;
     browser.press("\u{e00c}").await;
     browser.until("!document.querySelector('#detail').open").await;
@@ -139,37 +139,42 @@ async fn a_shift_leader_sees_understands_and_acts() {
         format!("const s = document.querySelector('#language'); s.value = '{l}'; s.dispatchEvent(new Event('change'));")
     };
     browser.run(&speak("zh")).await;
-    browser.until("document.querySelector('#alarms .ack').textContent === '确认'").await;
-    browser.until("document.querySelector('#alarms .message').textContent.startsWith('行为异常')").await;
+    browser.until("document.querySelector('#alarms .ack')?.textContent === '确认'").await;
+    browser.until("document.querySelector('#alarms .message')?.textContent.startsWith('行为异常')").await;
     browser.run("document.querySelector('#alarms .why-so').open = true;").await;
-    browser.until("document.querySelector('#alarms .advice').innerText.includes('吸入阀')").await;
+    browser.until("document.querySelector('#alarms .advice')?.innerText.includes('吸入阀')").await;
     browser.screenshot("shift-zh.png").await;
     browser.run(&speak("en")).await;
-    browser.until("document.querySelector('#alarms .ack').textContent === 'Acknowledge'").await;
+    browser.until("document.querySelector('#alarms .ack')?.textContent === 'Acknowledge'").await;
+
+    browser.until("document.querySelector('#alarms .message')?.textContent.startsWith('unusual')").await;
 
     // Acknowledged by a click; shelved by keyboard for a few seconds, and it comes back by itself.
     browser.click("#alarms .ack").await;
-    browser.until("document.querySelector('#alarms .state').textContent === 'Active, acknowledged'").await;
+    until("the click has reached the agent", || alarm(&daemon)["state"] == "acknowledged");
+    browser.until("document.querySelector('#alarms .state')?.textContent === 'Active, acknowledged'").await;
     browser.run("document.querySelector('#alarms .shelve').focus();").await;
     browser.press("\u{e007}").await;
-    browser.until("document.querySelector('#shelf').open").await;
+    browser.until("document.querySelector('#shelf')?.open").await;
     browser.run("document.querySelector('#shelf-minutes').value = 0.1; document.querySelector('#shelf-name').value = 'Ana'; document.querySelector('#shelf-comment').value = 'bearing is on order';").await;
     browser.screenshot("shift-shelve.png").await;
     browser.click("#shelf-do").await;
-    browser.until("document.querySelector('#aside .aside-until').innerText.includes('Ana (127.0.0.1): bearing')").await;
+    browser
+        .until("document.querySelector('#aside .aside-until')?.innerText.includes('Ana (127.0.0.1): bearing')")
+        .await;
     browser.until(&format!("{card}.dataset.light === 'amber'")).await;
     browser.screenshot("shift-shelved.png").await;
-    browser.until("document.querySelector('#aside-part').hidden").await;
-    browser.until("document.querySelector('#alarms > li[data-active=true] .state').textContent === 'Active'").await;
+    browser.until("document.querySelector('#aside-part')?.hidden").await;
+    browser.until("document.querySelector('#alarms > li[data-active=true] .state')?.textContent === 'Active'").await;
     browser.until(&format!("{card}.dataset.light === 'red'")).await;
 
     // The pages beside it.
     browser.run("location.hash = '#path';").await;
-    browser.until("document.querySelector('#path-sources td').innerText === 'shop'").await;
-    browser.until("document.querySelector('#path-sources').innerText.includes('just now')").await;
+    browser.until("document.querySelector('#path-sources td')?.innerText === 'shop'").await;
+    browser.until("document.querySelector('#path-sources')?.innerText.includes('just now')").await;
     browser.screenshot("shift-path.png").await;
     browser.run("location.hash = '#models';").await;
-    browser.until("document.querySelector('#models-list').innerText.includes('suction_pressure')").await;
+    browser.until("document.querySelector('#models-list')?.innerText.includes('suction_pressure')").await;
     browser.screenshot("shift-models.png").await;
     browser.resize(390, 844, true).await;
     browser.run("location.hash = '';").await;

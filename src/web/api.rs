@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
@@ -206,9 +206,15 @@ async fn alarms(State(app): Shared) -> Json<Value> {
     Json(json!({"alarms": list, "flood": flood}))
 }
 
-async fn metrics(State(app): Shared) -> Response {
-    const KIND: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, KIND)], app.shared.metrics.render()).into_response()
+/// OpenMetrics for those who ask for it, as Prometheus does; the older text format for everybody else.
+async fn metrics(State(app): Shared, headers: HeaderMap) -> Response {
+    const OPEN: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok());
+    if accepted.into_iter().any(|a| a.contains("application/openmetrics-text")) {
+        return ([(header::CONTENT_TYPE, OPEN)], app.shared.metrics.render()).into_response();
+    }
+    ([(header::CONTENT_TYPE, PLAIN)], app.shared.metrics.render_plain()).into_response()
 }
 
 #[derive(Deserialize)]

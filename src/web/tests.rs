@@ -189,7 +189,10 @@ async fn status_and_readiness_follow_the_board() {
 async fn metrics_are_served_as_openmetrics_and_counted_in_status() {
     let server = Server::start(None).await;
     server.shared.metrics.readings.get_or_create(&[("source", "shop".into()), ("quality", "good".into())]).inc_by(5);
-    let reply = client().get(server.url("/metrics")).send().await.unwrap();
+    let plain = client().get(server.url("/metrics")).send().await.unwrap();
+    assert!(plain.headers()["content-type"].to_str().unwrap().starts_with("text/plain; version=0.0.4"));
+    let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3";
+    let reply = client().get(server.url("/metrics")).header("accept", accept).send().await.unwrap();
     assert!(reply.headers()["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
     assert!(reply.text().await.unwrap().ends_with("# EOF\n"));
     server.until("/api/v1/status", |s| s["readings_total"] == 5.0).await;

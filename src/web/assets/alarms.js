@@ -87,7 +87,8 @@ function fillAlarm(row, a) {
   put(name, a.machine);
   name.href = "#machine=" + encodeURIComponent(a.machine);
   put(row.querySelector(".state"), t(STATES[a.shown_state] || a.shown_state));
-  put(row.querySelector(".tags"), [a.first_out && a.active ? t("first out") : "", a.chattering && a.active ? t("chattering") : ""].filter(Boolean).join(" · "));
+  const others = [...alarms.values()].some(o => o.active && o.id !== a.id);
+  put(row.querySelector(".tags"), [a.first_out && a.active && others ? t("first out") : "", a.chattering && a.active ? t("chattering") : ""].filter(Boolean).join(" · "));
   put(row.querySelector(".message"), t(a.message));
   put(row.querySelector(".when"), t(a.priority) + " · " + t("severity") + " " + a.severity + " · " + t("since") + " " + clock(a.since) +
     (a.acknowledged_by ? " · " + t("seen by") + " " + a.acknowledged_by : "") + (a.repeats ? " · " + t("repeated") + " " + a.repeats + "×" : ""));
@@ -129,7 +130,7 @@ function explain(row, a) {
   if (x.channels.length) {
     box.append(el("h3", "", t("What speaks loudest")));
     const list = el("ol", "ranked");
-    for (const c of x.channels) {
+    x.channels.forEach((c, i) => {
       const line = el("li"), head = el("span", "rank-head"), share = el("span", "share", Math.round(c.share * 100) + " %");
       line.dataset.channel = c.name;
       head.append(el("span", "", c.name), share);
@@ -140,9 +141,10 @@ function explain(row, a) {
       figures.append(value);
       if (c.normal) figures.append(el("span", "quiet", t("normal") + " " + num(c.normal[0]) + " … " + num(c.normal[1]) + unit));
       line.append(head, figures);
-      if (c.trace.length > 1) line.append(course(c));
+      // The loudest, and what is where it should not be, with their course.
+      if (c.trace.length > 1 && (i === 0 || outside || c.share >= 0.15)) line.append(course(c));
       list.append(line);
-    }
+    });
     box.append(list);
   }
   const said = [t("model") + " " + x.model + " " + x.version, x.p_value === null ? "" : t("how rare") + ": " + t(rare(x.p_value))];
@@ -159,6 +161,7 @@ function course(c) {
     svg.append(e);
   };
   svg.setAttribute("viewBox", "0 0 " + w + " " + h);
+  svg.setAttribute("preserveAspectRatio", "none");
   svg.setAttribute("role", "img");
   svg.setAttribute("aria-label", c.name + ": " + num(c.trace[0]) + " → " + num(c.trace[c.trace.length - 1]));
   if (c.normal) part("rect", { class: "band", x: 0, width: w, y: y(band[1]), height: (y(band[0]) - y(band[1])).toFixed(1) });
