@@ -15,6 +15,8 @@ const MAX_MACHINES: i64 = 10_000;
 pub struct Config {
     /// The file it was read from.
     pub path: PathBuf,
+    /// Its text, for telling what has changed since.
+    pub text: String,
     /// Who and where the agent is.
     pub agent: Agent,
     /// What brings readings in.
@@ -61,6 +63,8 @@ pub struct Machine {
     pub pipeline: pipeline::Settings,
     /// Its alarms.
     pub alarm: alarm::Config,
+    /// While this holds, its alarms are suppressed.
+    pub suppress: Option<pipeline::mode::Condition>,
     /// Where the block begins, for messages about the model.
     pub line: usize,
 }
@@ -107,7 +111,7 @@ impl Config {
     /// Checks a text; `path` is for messages and for finding files named in it.
     pub fn parse(text: &str, path: &Path, needs: Needs) -> Result<Config, Invalid> {
         let document = Document::parse(text, Surroundings::of(path));
-        let config = Config::read(&document.root(), path, needs);
+        let config = Config { text: text.to_owned(), ..Config::read(&document.root(), path, needs) };
         let problems = document.into_problems();
         if problems.is_empty() { Ok(config) } else { Err(Invalid { path: path.to_path_buf(), problems }) }
     }
@@ -117,6 +121,7 @@ impl Config {
         let source = source::Config::read(root, &agent.id);
         let config = Config {
             path: path.to_path_buf(),
+            text: String::new(),
             machines: root.sections("machine").iter().map(Machine::read).collect(),
             store: root.section("store").map(|s| store::Config::read(&s)).unwrap_or_default(),
             cloud: root.section("cloud").map(|s| forward::cloud::Config::read(&s)),
@@ -194,6 +199,10 @@ impl Machine {
             channels: channels.unwrap_or_default(),
             pipeline: pipeline::Settings::read(s),
             alarm: alarm::Config::read(s),
+            suppress: s.string("suppress_alarms").and_then(|text| {
+                let parsed = pipeline::mode::Condition::parse(&text);
+                parsed.map_err(|e| s.problem("suppress_alarms", e)).ok()
+            }),
             line: s.line(),
         }
     }

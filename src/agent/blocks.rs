@@ -94,6 +94,7 @@ fn bind(machine: &Machine, model: Option<Arc<Model>>) -> Result<Block, String> {
         layout: Arc::new(layout),
         limit,
         alarm: machine.alarm.clone(),
+        suppress: machine.suppress.clone(),
     })
 }
 

@@ -94,7 +94,12 @@ struct Written {
     rul_cap: Option<f64>,
     #[serde(default)]
     digests: BTreeMap<String, String>,
+    #[serde(default)]
+    advice: Advice,
 }
+
+/// What to check first: by channel or class (`*` is for all), then by language (`en`, `zh`).
+pub type Advice = BTreeMap<String, BTreeMap<String, Vec<String>>>;
 
 /// `model.json`, checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -123,6 +128,8 @@ pub struct Manifest {
     pub rul_cap: f64,
     /// SHA-256 in hex by file name; all were checked when the bundle was read.
     pub digests: BTreeMap<String, String>,
+    /// What to check first when the model raises an alarm.
+    pub advice: Advice,
 }
 
 /// One golden case: an Open Inference Protocol request and the answer it has to get.
@@ -277,7 +284,20 @@ impl Manifest {
             classes: w.classes,
             rul_cap: w.rul_cap.filter(|c| *c > 0.0 && c.is_finite()).unwrap_or(125.0),
             digests: w.digests,
+            advice: w.advice,
         })
+    }
+
+    /// What to check first when these channels or classes speak loudest: by language, in their order,
+    /// then what holds for all.
+    pub fn advice_for(&self, topics: &[&str]) -> BTreeMap<String, Vec<String>> {
+        let mut out: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for texts in topics.iter().chain(&["*"]).filter_map(|t| self.advice.get(*t)) {
+            for (language, lines) in texts {
+                out.entry(language.clone()).or_default().extend(lines.iter().cloned());
+            }
+        }
+        out
     }
 }
 
