@@ -14,6 +14,7 @@ pub mod explain;
 pub mod fit;
 pub mod graph;
 pub mod session;
+pub mod state;
 pub mod write;
 
 pub use bundle::{Bundle, Manifest, Task};
@@ -96,6 +97,8 @@ pub struct Opinion {
     pub rul: Option<Rul>,
     /// The class found.
     pub class: Option<Name>,
+    /// The model's states after this window; empty for a model without.
+    pub next: Vec<f32>,
 }
 
 impl Model {
@@ -152,17 +155,28 @@ impl Model {
         self.session.batch()
     }
 
-    /// Judges up to [`Model::batch`] windows; `None` where the outcome is of no use. The same window
-    /// gets the same answer whatever else is in the batch.
-    pub fn judge(&self, windows: &[&Window]) -> Result<Vec<Option<Opinion>>, ModelError> {
+    /// What the model keeps for a machine that it has not seen: its states one after the other.
+    pub fn initial_state(&self) -> &[f32] {
+        self.session.initial()
+    }
+
+    /// Takes over what an opinion left behind; `in_alarm` holds still the states that ask for it.
+    pub fn follow(&self, state: &mut Vec<f32>, next: Vec<f32>, in_alarm: bool) {
+        state::follow(&self.manifest.states, state, next, in_alarm);
+    }
+
+    /// Judges up to [`Model::batch`] windows, each with the states its machine has; `None` where the
+    /// outcome is of no use. The same window gets the same answer whatever else is in the batch.
+    pub fn judge(&self, windows: &[&Window], states: &[&[f32]]) -> Result<Vec<Option<Opinion>>, ModelError> {
         let inputs: Vec<&[f32]> = windows.iter().map(|w| w.data.as_slice()).collect();
-        let run = catch_unwind(AssertUnwindSafe(|| self.session.run(&inputs)));
+        let run = catch_unwind(AssertUnwindSafe(|| self.session.run(&inputs, states)));
         let outputs = run.unwrap_or_else(|_| Err(ModelError::Graph("tract gave up while running it".into())))?;
         Ok(inputs.iter().enumerate().map(|(i, x)| self.opinion(x, &outputs, i)).collect())
     }
 
     fn opinion(&self, window: &[f32], outputs: &Outputs, i: usize) -> Option<Opinion> {
         let found = explain::read(&self.manifest, window, outputs, i)?;
+        let next = self.session.next(outputs, i)?;
         let p_value = self.calibration.p_value(found.score);
         Some(Opinion {
             score: found.score,
@@ -171,6 +185,7 @@ impl Model {
             health: found.health,
             rul: found.rul,
             class: found.class,
+            next,
         })
     }
 

@@ -19,7 +19,7 @@ use crate::types::{
 };
 
 /// Version of the snapshot; another one is not restored.
-const SNAPSHOT_VERSION: u32 = 2;
+const SNAPSHOT_VERSION: u32 = 3;
 
 /// One `[[machine]]` block met with its model.
 pub struct Block {
@@ -73,12 +73,22 @@ pub struct Engine {
 struct Unit {
     block: usize,
     pipe: pipeline::Machine,
+    memory: Memory,
     anomaly: Tracker,
     input: Tracker,
     /// Wall clock of its last reading.
     heard: Time,
     light: Light,
     why: String,
+}
+
+/// What a machine's model keeps from window to window.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Memory {
+    /// Of the graph that left it; another one cannot go on with it.
+    digest: Option<Name>,
+    /// The graph's states one after the other.
+    values: Vec<f32>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -92,6 +102,7 @@ struct Snapshot {
 struct UnitSnapshot {
     name: Name,
     pipe: pipeline::State,
+    memory: Memory,
     anomaly: Tracker,
     input: Tracker,
     heard: Time,
@@ -215,7 +226,8 @@ impl Engine {
         };
         let pipe = pipeline::Machine::new(name.clone(), self.blocks[block].layout.clone());
         self.places.insert(name.clone(), self.units.len());
-        self.units.push(Unit::new(block, pipe, arrived));
+        let memory = Memory::of(self.blocks[block].model.as_deref());
+        self.units.push(Unit::new(block, pipe, memory, arrived));
         Some(self.units.len() - 1)
     }
 
@@ -289,7 +301,8 @@ impl Engine {
             for batch in mine.chunks(model.batch()) {
                 let windows: Vec<&Window> = batch.iter().map(|(_, w)| w).collect();
                 let started = Instant::now();
-                let judged = model.judge(&windows);
+                let states: Vec<&[f32]> = batch.iter().map(|(i, _)| &*self.units[*i].memory.values).collect();
+                let judged = model.judge(&windows, &states);
                 out.tally.runs.push((model.name().clone(), started.elapsed()));
                 let opinions = judged.unwrap_or_else(|e: ModelError| {
                     out.tally.errors.push((model.name().clone(), e.to_string()));
@@ -302,9 +315,10 @@ impl Engine {
         }
     }
 
-    fn verdict(&mut self, i: usize, window: &Window, opinion: Option<Opinion>, model: &Model, out: &mut Outcome) {
+    fn verdict(&mut self, i: usize, window: &Window, mut opinion: Option<Opinion>, model: &Model, out: &mut Outcome) {
         let block = &self.blocks[self.units[i].block];
         let strength = opinion.as_ref().map(|o| block.limit.strength(o.score, o.p_value));
+        let next = opinion.as_mut().map(|o| std::mem::take(&mut o.next));
         let verdict = model.verdict(window, opinion, &block.limit, &block.layout.channels);
         let (at, reason) = (verdict.at, verdict.reason);
         let look = Observation {
@@ -315,6 +329,11 @@ impl Engine {
         };
         self.emit_verdict(verdict, out);
         self.observe(i, Condition::Anomaly, &look, out);
+        if let Some(next) = next {
+            let unit = &mut self.units[i];
+            let in_alarm = reason == Reason::AnomalyDetected || unit.anomaly.is_active();
+            model.follow(&mut unit.memory.values, next, in_alarm);
+        }
         self.refresh_light(i, at, reason, out);
     }
 
@@ -422,6 +441,7 @@ impl Engine {
         let unit = |u: &Unit| UnitSnapshot {
             name: u.pipe.name().clone(),
             pipe: u.pipe.state().clone(),
+            memory: u.memory.clone(),
             anomaly: u.anomaly.clone(),
             input: u.input.clone(),
             heard: u.heard,
@@ -434,7 +454,7 @@ impl Engine {
     }
 
     /// Goes back to a snapshot. Machines that no block matches any more are left out; a machine
-    /// whose model has changed its channels starts afresh.
+    /// whose model has changed its channels starts afresh, and so does what another model kept.
     pub fn restore(&mut self, bytes: &[u8]) -> Result<(), String> {
         let snapshot: Snapshot = postcard::from_bytes(bytes).map_err(|e| format!("a damaged snapshot: {e}"))?;
         if snapshot.version != SNAPSHOT_VERSION {
@@ -447,17 +467,30 @@ impl Engine {
             let Some(block) = self.blocks.iter().position(|b| b.matcher.matches(&u.name)) else { continue };
             let pipe = pipeline::Machine::restore(u.name.clone(), self.blocks[block].layout.clone(), u.pipe);
             self.places.insert(u.name, self.units.len());
-            let UnitSnapshot { anomaly, input, heard, light, why, .. } = u;
-            self.units.push(Unit { block, pipe, anomaly, input, heard, light, why });
+            let fresh = Memory::of(self.blocks[block].model.as_deref());
+            let UnitSnapshot { memory, anomaly, input, heard, light, why, .. } = u;
+            let memory = if memory.digest == fresh.digest { memory } else { fresh };
+            self.units.push(Unit { block, pipe, memory, anomaly, input, heard, light, why });
         }
         Ok(())
     }
 }
 
+impl Memory {
+    /// Of a machine that its model has not seen.
+    fn of(model: Option<&Model>) -> Memory {
+        let keeps = model.filter(|m| !m.initial_state().is_empty());
+        keeps.map_or_else(Memory::default, |m| Memory {
+            digest: Some(m.digest().clone()),
+            values: m.initial_state().to_vec(),
+        })
+    }
+}
+
 impl Unit {
-    fn new(block: usize, pipe: pipeline::Machine, heard: Time) -> Unit {
+    fn new(block: usize, pipe: pipeline::Machine, memory: Memory, heard: Time) -> Unit {
         let (anomaly, input) = Default::default();
-        Unit { block, pipe, anomaly, input, heard, light: Light::Amber, why: "warming up".into() }
+        Unit { block, pipe, memory, anomaly, input, heard, light: Light::Amber, why: "warming up".into() }
     }
 
     fn tracker(&self, condition: Condition) -> &Tracker {
