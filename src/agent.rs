@@ -275,6 +275,7 @@ impl Agent {
             },
             store_status: Arc::new(store_status),
             models: self.reloader.describe_models(),
+            inference: self.reloader.serve_models(),
             commands: Some(commands),
             settings: Some(self.reloader.web_settings()),
         };

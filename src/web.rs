@@ -21,6 +21,7 @@ mod actions;
 mod api;
 mod events;
 mod guard;
+pub mod inference;
 mod json;
 mod picture;
 mod plot;
@@ -125,6 +126,8 @@ pub struct State {
     pub store_status: StatusFn,
     /// The models loaded.
     pub models: StatusFn,
+    /// The same, for guests who want to use them.
+    pub inference: inference::Models,
     /// Where to send what people do to alarms; `None` refuses.
     pub commands: Option<mpsc::Sender<Command>>,
     /// The settings in force, when they can change: token and names are taken over at once.

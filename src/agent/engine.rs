@@ -22,7 +22,7 @@ use crate::types::{
 mod people;
 
 /// Version of the snapshot; another one is not restored.
-const SNAPSHOT_VERSION: u32 = 3;
+const SNAPSHOT_VERSION: u32 = 4;
 /// What every machine has an alarm for.
 const CONDITIONS: [Condition; 2] = [Condition::Anomaly, Condition::Input];
 
@@ -85,6 +85,7 @@ pub struct Engine {
 struct Unit {
     block: usize,
     pipe: pipeline::Machine,
+    memory: Memory,
     anomaly: Tracker,
     input: Tracker,
     /// Wall clock of its last reading.
@@ -95,6 +96,15 @@ struct Unit {
     reason: Reason,
     /// When it last began to run.
     on_since: Option<Time>,
+}
+
+/// What a machine's model keeps from window to window.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Memory {
+    /// Of the graph that left it; another one cannot go on with it.
+    digest: Option<Name>,
+    /// The graph's states one after the other.
+    values: Vec<f32>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -112,6 +122,7 @@ struct Snapshot {
 struct UnitSnapshot {
     name: Name,
     pipe: pipeline::State,
+    memory: Memory,
     anomaly: Tracker,
     input: Tracker,
     heard: Time,
@@ -244,7 +255,8 @@ impl Engine {
         };
         let pipe = pipeline::Machine::new(name.clone(), self.blocks[block].layout.clone());
         self.places.insert(name.clone(), self.units.len());
-        self.units.push(Unit::new(block, pipe, arrived));
+        let memory = Memory::of(self.blocks[block].model.as_deref());
+        self.units.push(Unit::new(block, pipe, memory, arrived));
         Some(self.units.len() - 1)
     }
 
@@ -320,7 +332,8 @@ impl Engine {
             for batch in mine.chunks(model.batch()) {
                 let windows: Vec<&Window> = batch.iter().map(|(_, w)| w).collect();
                 let started = Instant::now();
-                let judged = model.judge(&windows);
+                let states: Vec<&[f32]> = batch.iter().map(|(i, _)| &*self.units[*i].memory.values).collect();
+                let judged = model.judge(&windows, &states);
                 out.tally.runs.push((model.name().clone(), started.elapsed()));
                 let opinions = judged.unwrap_or_else(|e: ModelError| {
                     out.tally.errors.push((model.name().clone(), e.to_string()));
@@ -333,9 +346,10 @@ impl Engine {
         }
     }
 
-    fn verdict(&mut self, i: usize, window: &Window, opinion: Option<Opinion>, model: &Model, out: &mut Outcome) {
+    fn verdict(&mut self, i: usize, window: &Window, mut opinion: Option<Opinion>, model: &Model, out: &mut Outcome) {
         let block = &self.blocks[self.units[i].block];
         let strength = opinion.as_ref().map(|o| block.limit.strength(o.score, o.p_value));
+        let next = opinion.as_mut().map(|o| std::mem::take(&mut o.next));
         let verdict = model.verdict(window, opinion, &block.limit, &block.layout.channels);
         let (at, reason, layout) = (verdict.at, verdict.reason, block.layout.clone());
         let look = Observation {
@@ -348,6 +362,11 @@ impl Engine {
         self.ran(i, at, reason);
         let why = || people::explain(&verdict, window, model, &layout.channels);
         self.observe(i, Condition::Anomaly, &look, Some(&why), out);
+        if let Some(next) = next {
+            let unit = &mut self.units[i];
+            let in_alarm = reason == Reason::AnomalyDetected || unit.anomaly.is_active();
+            model.follow(&mut unit.memory.values, next, in_alarm);
+        }
         self.refresh_light(i, at, out);
     }
 
@@ -463,6 +482,7 @@ impl Engine {
         let unit = |u: &Unit| UnitSnapshot {
             name: u.pipe.name().clone(),
             pipe: u.pipe.state().clone(),
+            memory: u.memory.clone(),
             anomaly: u.anomaly.clone(),
             input: u.input.clone(),
             heard: u.heard,
@@ -484,7 +504,7 @@ impl Engine {
     }
 
     /// Goes back to a snapshot. Machines that no block matches any more are left out; a machine
-    /// whose model has changed its channels starts afresh.
+    /// whose model has changed its channels starts afresh, and so does what another model kept.
     pub fn restore(&mut self, bytes: &[u8]) -> Result<(), String> {
         let damaged = |e| format!("a damaged snapshot: {e}");
         let (version, _): (u32, _) = postcard::take_from_bytes(bytes).map_err(damaged)?;
@@ -501,18 +521,31 @@ impl Engine {
             let Some(block) = self.blocks.iter().position(|b| b.matcher.matches(&u.name)) else { continue };
             let pipe = pipeline::Machine::restore(u.name.clone(), self.blocks[block].layout.clone(), u.pipe);
             self.places.insert(u.name, self.units.len());
-            let UnitSnapshot { anomaly, input, heard, light, why, reason, on_since, .. } = u;
-            self.units.push(Unit { block, pipe, anomaly, input, heard, light, why, reason, on_since });
+            let fresh = Memory::of(self.blocks[block].model.as_deref());
+            let UnitSnapshot { memory, anomaly, input, heard, light, why, reason, on_since, .. } = u;
+            let memory = if memory.digest == fresh.digest { memory } else { fresh };
+            self.units.push(Unit { block, pipe, memory, anomaly, input, heard, light, why, reason, on_since });
         }
         Ok(())
     }
 }
 
+impl Memory {
+    /// Of a machine that its model has not seen.
+    fn of(model: Option<&Model>) -> Memory {
+        let keeps = model.filter(|m| !m.initial_state().is_empty());
+        keeps.map_or_else(Memory::default, |m| Memory {
+            digest: Some(m.digest().clone()),
+            values: m.initial_state().to_vec(),
+        })
+    }
+}
+
 impl Unit {
-    fn new(block: usize, pipe: pipeline::Machine, heard: Time) -> Unit {
+    fn new(block: usize, pipe: pipeline::Machine, memory: Memory, heard: Time) -> Unit {
         let (anomaly, input, reason) = (Tracker::default(), Tracker::default(), Reason::WarmingUp);
         let (light, why) = (Light::Amber, "warming up".into());
-        Unit { block, pipe, anomaly, input, heard, light, why, reason, on_since: None }
+        Unit { block, pipe, memory, anomaly, input, heard, light, why, reason, on_since: None }
     }
 
     fn tracker(&self, condition: Condition) -> &Tracker {

@@ -17,6 +17,7 @@ use super::input::Running;
 use crate::config::{Config, Invalid, Needs};
 use crate::metrics::lock;
 use crate::model::Model;
+use crate::model::bundle::Tensor;
 use crate::types::{Name, Time};
 use crate::{logging, web};
 
@@ -82,6 +83,19 @@ impl Reloader {
     pub fn describe_models(&self) -> web::StatusFn {
         let models = self.models.clone();
         Arc::new(move || lock(&models).values().map(|m| describe(m)).collect())
+    }
+
+    /// Lets guests use the models in force.
+    pub fn serve_models(&self) -> web::inference::Models {
+        let (listed, run) = (self.models.clone(), self.models.clone());
+        let list = move || lock(&listed).values().map(|m| metadata(m)).collect();
+        let run = move |name: &str, window: web::inference::Tensor| {
+            let model = lock(&run).values().find(|m| &**m.name() == name).cloned();
+            let model = model.ok_or_else(|| format!("the model {name:?} is gone"))?;
+            let outputs = model.infer(&window.data).map_err(|e| e.to_string())?;
+            Ok(outputs.into_iter().map(|(name, len, data)| tensor(&model, name, len, data)).collect())
+        };
+        web::inference::Models::new(Arc::new(list), Arc::new(run))
     }
 
     /// The dashboard's settings in force.
@@ -184,6 +198,31 @@ fn is_live(key: &str) -> bool {
 }
 
 /// A model as the dashboard shows it.
+/// Metadata as the Open Inference Protocol has it. What a model keeps from window to window is not
+/// shown: guests' windows stand alone.
+fn metadata(model: &Model) -> Value {
+    let m = model.manifest();
+    let tensors = |all: &[Tensor], fits: fn(&str) -> bool| -> Vec<Value> {
+        let json = |t: &Tensor| json!({"name": t.name, "datatype": t.datatype, "shape": t.shape});
+        all.iter().filter(|t| fits(&t.name)).map(json).collect()
+    };
+    json!({
+        "name": m.name, "versions": [m.version], "platform": "onnx_onnxv1",
+        "inputs": tensors(&m.inputs, |name| name == "window"),
+        "outputs": tensors(&m.outputs, |name| !name.starts_with("state_")),
+    })
+}
+
+/// An output with the shape that the manifest declares, or flat where that does not fit.
+fn tensor(model: &Model, name: String, len: usize, data: Vec<f32>) -> web::inference::Tensor {
+    let windows = data.len().checked_div(len).unwrap_or(0);
+    let declared = model.manifest().outputs.iter().find(|t| t.name == name);
+    let rest: Option<Vec<usize>> =
+        declared.and_then(|t| t.shape.iter().skip(1).map(|n| usize::try_from(*n).ok()).collect());
+    let rest = rest.filter(|rest| rest.iter().product::<usize>() == len).unwrap_or_else(|| vec![len]);
+    web::inference::Tensor { name, shape: [vec![windows], rest].concat(), data }
+}
+
 fn describe(model: &Model) -> Value {
     let m = model.manifest();
     let channels: Vec<&Name> = model.channel_names().iter().collect();

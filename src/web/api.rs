@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::guard::{self, COOKIE, Problem, problem};
 use super::json as render;
 use super::picture::Machine;
-use super::{App, actions, events, plot};
+use super::{App, actions, events, inference, plot};
 use crate::metrics::{Component, Health};
 use crate::types::{Light, Time};
 
@@ -62,6 +62,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/metrics", get(metrics))
         .route("/health/live", get(|| async { Json(json!({"status": "live"})) }))
         .route("/health/ready", get(ready))
+        .merge(inference::routes())
         .fallback(|| async { Problem(StatusCode::NOT_FOUND, "there is nothing here".into()) })
         .method_not_allowed_fallback(|| async {
             Problem(StatusCode::METHOD_NOT_ALLOWED, "this method is not for this path".into())
@@ -144,7 +145,7 @@ fn missing(app: &App, components: &BTreeMap<String, Component>) -> Vec<String> {
     missing
 }
 
-async fn ready(State(app): Shared) -> Response {
+pub async fn ready(State(app): Shared) -> Response {
     let missing = missing(&app, &app.shared.board.components());
     if missing.is_empty() {
         return Json(json!({"status": "ready"})).into_response();

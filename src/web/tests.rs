@@ -54,6 +54,10 @@ impl Server {
             about,
             store_status: Arc::new(|| json!({"records": 7})),
             models: Arc::new(|| json!([{"name": "ae"}])),
+            inference: inference::Models::new(
+                Arc::new(|| vec![json!({"name": "ae", "versions": ["1"], "inputs": [{"shape": [-1, 2, 1]}]})]),
+                Arc::new(|_, window| Ok(vec![inference::Tensor { name: "score".into(), ..window }])),
+            ),
             commands: Some(tx),
             settings,
         };

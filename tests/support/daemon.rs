@@ -123,6 +123,10 @@ impl Daemon {
         self.watchdog = Some(period);
     }
 
+    pub fn port(&self) -> u16 {
+        self.web
+    }
+
     pub fn config(&self) -> PathBuf {
         self.dir.path().join("andon.toml")
     }

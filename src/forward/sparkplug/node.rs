@@ -125,7 +125,7 @@ impl Node {
     #[expect(clippy::type_complexity, reason = "two messages, each perhaps")]
     pub fn news(&mut self, news: &Live, now: Time) -> Option<(Option<Outgoing>, Option<Outgoing>)> {
         let machine = match news {
-            Live::Step { .. } => return Some((None, None)),
+            Live::Step { .. } | Live::Flood(_) => return Some((None, None)),
             Live::Verdict(verdict, _) => &verdict.machine,
             Live::Alarm(alarm, _) => &alarm.machine,
             Live::State { machine, .. } => machine,
@@ -136,7 +136,7 @@ impl Node {
             Live::Verdict(verdict, data) => stand(device, Origin::Verdict, data, verdict.at),
             Live::Alarm(alarm, data) => stand(device, of_condition(alarm.condition), data, alarm.at),
             Live::State { at, light, why, .. } => device.light(*light, why, *at),
-            Live::Step { .. } => {}
+            Live::Step { .. } | Live::Flood(_) => {}
         }
         if self.born_at.is_none() {
             return Some((None, None));
