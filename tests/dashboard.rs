@@ -59,6 +59,7 @@ impl Plant {
             about,
             store_status: Arc::new(|| json!({"disk_bytes": 73_400_320, "dropped_records": 0})),
             models: Arc::new(|| json!([])),
+            inference: web::inference::Models::default(),
             commands: Some(tx),
             settings: None,
         };

@@ -45,6 +45,13 @@ pub struct Models {
 /// See [`Models::run`].
 pub type RunFn = Arc<dyn Fn(&str, Tensor) -> Result<Vec<Tensor>, String> + Send + Sync>;
 
+impl Default for Models {
+    /// None at all.
+    fn default() -> Models {
+        Models::new(Arc::new(Vec::new), Arc::new(|name, _| Err(format!("there is no model {name:?}"))))
+    }
+}
+
 impl Models {
     /// From the two of them.
     pub fn new(list: Arc<dyn Fn() -> Vec<Value> + Send + Sync>, run: RunFn) -> Models {
