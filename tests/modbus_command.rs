@@ -2,7 +2,7 @@
 //! that are silent or refuse.
 #![allow(clippy::unwrap_used, dead_code)]
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use andon::types::Time;
@@ -229,4 +229,18 @@ fn a_map_becomes_a_profile_that_devices_use() {
     assert_eq!(code, Some(78), "{text}");
     let told = "drive.toml:8: signal.type: \"u61\" is not one of";
     assert_eq!(text.matches(told).count(), 1, "{text}");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let dir = tempfile::tempdir().unwrap();
+    let map = dir.path().join("map.csv");
+    let rows: String = (0..9000).map(|at| format!("signal {at},holding:{at},u16\n")).collect();
+    std::fs::write(&map, format!("name,address,type\n{rows}")).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_andon"));
+    let pipes = command.args(["modbus", "import"]).arg(&map).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = pipes.spawn().unwrap();
+    drop(child.stdout.take());
+    let out = child.wait_with_output().unwrap();
+    assert_eq!((out.status.code(), stderr(&out)), (Some(0), String::new()));
 }

@@ -69,6 +69,9 @@ impl Config {
         }
         let url = read_url(section);
         let unit = section.integer("unit", 0..=255).unwrap_or(1) as u8;
+        if unit == 0 && matches!(url, Url::Rtu(_)) {
+            section.problem("unit", "0 is every unit of a serial line at once, and none of them answers to it");
+        }
         let poll = either(section, profile, |s| positive(s, "poll")).unwrap_or(DEFAULT_POLL);
         let timeout = either(section, profile, |s| positive(s, "timeout")).unwrap_or(DEFAULT_TIMEOUT);
         let limits = read_limits(section, profile);

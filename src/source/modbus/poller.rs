@@ -169,10 +169,11 @@ impl Poller {
     /// seldom: not worth a thread.
     pub fn keep(&mut self) {
         let Some(learnt) = self.learnt.as_ref().filter(|_| self.kept.0 != self.memory.lessons()) else { return };
-        if let Err(e) = learnt.keep(&self.memory, Time::now()) {
-            debug!(source = %self.config.name, "what was learnt of the device is not kept: {e}");
+        self.kept.1 = Some(Instant::now());
+        match learnt.keep(&self.memory, Time::now()) {
+            Ok(()) => self.kept.0 = self.memory.lessons(),
+            Err(e) => debug!(source = %self.config.name, "what was learnt of the device is not kept: {e}"),
         }
-        self.kept = (self.memory.lessons(), Some(Instant::now()));
     }
 
     fn dial(&self) -> Dialing {

@@ -199,7 +199,7 @@ fn urls() {
 fn a_line_has_one_setting() {
     let source = |name: &str, url: &str| {
         format!(
-            "[[modbus]]\nname = \"{name}\"\nurl = \"{url}\"\nmachine = \"m\"\nsignal = [{{ name = \"s\", at = \"coil:1\" }}]\n"
+            "[[modbus]]\nname = \"{name}\"\nurl = \"{url}\"\nsignal = [{{ name = \"s\", at = \"coil:1\", machine = \"m\" }}]\n"
         )
     };
     let problems = |urls: [&str; 2]| {
@@ -211,6 +211,10 @@ fn a_line_has_one_setting() {
     assert_eq!(problems(["rtu:///dev/x?baud=9600", "rtu:///dev/y"]), [] as [String; 0]);
     assert_eq!(problems(["rtu:///dev/x?baud=9600", "rtu:///dev/x?parity=even&baud=9600"]), [] as [String; 0]);
     assert_eq!(problems(["rtu-tcp://gateway", "rtu-tcp://gateway:502"]), [] as [String; 0]);
+    assert_eq!(
+        problems(["rtu:///dev/y\"\nunit = 0\nmachine = \"m", "tcp://plc\"\nunit = 0\nmachine = \"m"]),
+        ["modbus.unit: 0 is every unit of a serial line at once, and none of them answers to it"]
+    );
     assert_eq!(
         problems(["rtu:///dev/x?baud=9600", "rtu:///dev/x"]),
         ["modbus.url: \"a\" uses it as rtu:///dev/x?baud=9600&parity=even&stop=1, and a line has one setting"]
