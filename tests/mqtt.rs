@@ -16,6 +16,7 @@ use andon::types::{
 };
 use support::certificates::certificates;
 use support::mosquitto::{Mosquitto, dynamic_security, free_port};
+use support::peer::Peer;
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -478,6 +479,17 @@ async fn tls_with_client_certificates() {
             source.stop().await;
         }
     }
+    // A certificate that has been replaced is used without a restart, from the next connection on.
+    let copy = |from: &str, to: &str| std::fs::copy(broker.dir().join(from), broker.dir().join(to)).expect("copying");
+    copy("other.pem", "own.pem");
+    copy("other.key", "own.key");
+    let url = format!("mqtts://localhost:{}", broker.port());
+    let tls = "tls = { ca = \"ca.pem\", cert = \"own.pem\", key = \"own.key\" }";
+    let source = Source::run(config(&text(&[&url], "5", tls), broker.dir()), 16);
+    until("it is refused", || source.health().0 == Health::Down).await;
+    copy("client.key", "own.key");
+    copy("client.pem", "own.pem");
+    source.connected().await.stop().await;
     for (tls, reason) in [
         ("tls = { ca = \"other.pem\", cert = \"client.pem\", key = \"client.key\" }", "certificate"),
         ("tls = { ca = \"ca.pem\" }", "ertificate"),
@@ -692,4 +704,48 @@ async fn home_assistant_is_told_again_when_it_starts() {
     while listener.next().await != discovery {}
     publisher.shared.stop.cancel();
     timeout(PATIENCE, publisher.task).await.expect("it stops").expect("without a panic");
+}
+
+/// A client that follows Home Assistant's documentation finds each machine and its entities right.
+#[tokio::test(flavor = "multi_thread")]
+async fn home_assistant_shows_what_is_published() {
+    let broker = Mosquitto::start();
+    let publisher = Publisher::start(&broker.url(), mqtt::Version::V5, true).connected().await;
+    let mut home = Peer::start("home_assistant.py", &[&broker.port().to_string()]);
+    home.says("started").await;
+    publisher.state("a");
+    // What it is told of a device first makes it subscribe; what is retained is then all there.
+    let shown = |line: &serde_json::Value| format!("{}: {}", line["entity"].as_str().unwrap_or("?"), line["state"]);
+    let mut home = Shown { home, last: Default::default(), shown };
+    home.until("binary_sensor.press Problem: \"ON\"").await;
+    publisher.tell(verdict());
+    publisher.tell(alarm());
+    home.until("sensor.press Anomaly score: \"0.5\"").await;
+    home.until("sensor.press Health: \"unknown\"").await;
+    // Started anew it is told again, and finds what is retained.
+    home.home.order("restart");
+    home.home.says("device").await;
+    home.until("binary_sensor.press Problem: \"ON\"").await;
+    publisher.shared.stop.cancel();
+    timeout(PATIENCE, publisher.task).await.expect("it stops").expect("without a panic");
+    home.until("binary_sensor.press Problem: \"unavailable\"").await;
+}
+
+struct Shown<F> {
+    home: Peer,
+    last: BTreeSet<String>,
+    shown: F,
+}
+
+impl<F: Fn(&serde_json::Value) -> String> Shown<F> {
+    /// Reads on until an entity is shown like this.
+    async fn until(&mut self, wanted: &str) {
+        while !self.last.remove(wanted) {
+            let line = self.home.next().await;
+            assert!(line.get("problem").is_none(), "{line}");
+            if line.get("entity").is_some() {
+                self.last.insert((self.shown)(&line));
+            }
+        }
+    }
 }

@@ -2,8 +2,6 @@
 //! other side: as what listens to an edge node, and as an edge node.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +14,7 @@ use andon::source;
 use andon::types::{Batch, Kind, Light, Live, Quality, Record, RecordId, Time};
 use serde_json::Value;
 use support::mosquitto::Mosquitto;
+use support::peer::Peer;
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -25,53 +24,8 @@ mod support;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// pysparkplug in a process of its own.
-struct Peer {
-    child: Child,
-    stdin: ChildStdin,
-    lines: mpsc::UnboundedReceiver<Value>,
-}
-
-impl Peer {
-    fn start(role: &str, broker: &Mosquitto) -> Peer {
-        let root = env!("CARGO_MANIFEST_DIR");
-        let python = std::env::var("ANDON_TEST_PYTHON").unwrap_or_else(|_| format!("{root}/target/venv/bin/python"));
-        let mut child = Command::new(&python)
-            .args([&format!("{root}/tests/support/sparkplug_peer.py"), role, &broker.port().to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|e| panic!("{python}: {e}: tests/run sets up all that the tests need"));
-        let (tx, lines) = mpsc::unbounded_channel();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        std::thread::spawn(move || {
-            for line in stdout.lines().map_while(Result::ok) {
-                let _ = tx.send(serde_json::from_str(&line).unwrap_or_else(|e| panic!("{line}: {e}")));
-            }
-        });
-        let stdin = child.stdin.take().unwrap();
-        Peer { child, stdin, lines }
-    }
-
-    fn order(&mut self, line: &str) {
-        writeln!(self.stdin, "{line}").unwrap();
-    }
-
-    /// What it says next that has this key.
-    async fn says(&mut self, key: &str) -> Value {
-        loop {
-            let line = timeout(PATIENCE, self.lines.recv()).await.expect("a line in time").expect("it lives");
-            if line.get(key).is_some() {
-                return line;
-            }
-        }
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn peer(role: &str, broker: &Mosquitto) -> Peer {
+    Peer::start("sparkplug_peer.py", &[role, &broker.port().to_string()])
 }
 
 /// A running source that listens to edge nodes.
@@ -148,7 +102,7 @@ impl Source {
 async fn an_edge_node_is_heard_through_birth_data_gap_rebirth_and_death() {
     let broker = Mosquitto::start();
     let mut source = Source::start(&broker, "hold = \"0s\"").await;
-    let mut edge = Peer::start("edge", &broker);
+    let mut edge = peer("edge", &broker);
     let born = source.until("edge/press boolean 1").await;
     let born: Vec<&str> = born.iter().map(|(line, _)| line.as_str()).collect();
     for line in [
@@ -201,7 +155,7 @@ async fn an_edge_node_is_heard_through_birth_data_gap_rebirth_and_death() {
 #[tokio::test(flavor = "multi_thread")]
 async fn births_are_asked_for_after_a_restart_and_when_the_broker_was_away() {
     let mut broker = Mosquitto::start();
-    let mut edge = Peer::start("edge", &broker);
+    let mut edge = peer("edge", &broker);
     edge.says("started").await;
     let mut source = Source::start(&broker, "hold = \"200ms\"").await;
     // Nobody has heard its birth: the first data leads to one. More comes before it is there.
@@ -239,7 +193,7 @@ fn values(message: &Value) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_application_hears_us_through_birth_data_rebirth_outage_and_death() {
     let broker = Mosquitto::start();
-    let mut host = Peer::start("host", &broker);
+    let mut host = peer("host", &broker);
     host.says("subscribed").await;
     let outbox = Arc::new(MemoryOutbox::new(1000));
     let (live, receiver) = broadcast::channel(64);
@@ -328,7 +282,7 @@ async fn a_host_application_hears_us_through_birth_data_rebirth_outage_and_death
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_sent_while_the_primary_host_is_away() {
     let broker = Mosquitto::start();
-    let mut host = Peer::start("host", &broker);
+    let mut host = peer("host", &broker);
     host.says("subscribed").await;
     let outbox = Arc::new(MemoryOutbox::new(1000));
     let (_live, receiver) = broadcast::channel(64);

@@ -18,6 +18,9 @@ use crate::types::{
     Alarm, AlarmState, Condition, Light, Live, Name, Quality, Reading, Reason, Record, RecordId, Time, Verdict, Window,
 };
 
+/// Signals that are followed, of all machines together; at some 500 bytes each this bounds the memory that
+/// made-up topics can take.
+const MAX_SIGNALS: usize = 200_000;
 /// Version of the snapshot; another one is not restored.
 const SNAPSHOT_VERSION: u32 = 2;
 
@@ -57,6 +60,8 @@ pub struct Tally {
     pub runs: Vec<(Name, Duration)>,
     /// Batches that failed: the model and why.
     pub errors: Vec<(Name, String)>,
+    /// The first reading for which there was no room, for a person.
+    pub full: Option<String>,
 }
 
 /// See the module.
@@ -66,6 +71,9 @@ pub struct Engine {
     units: Vec<Unit>,
     places: HashMap<Name, usize>,
     max_machines: usize,
+    /// Signals of all machines, and how many there may be.
+    signals: usize,
+    max_signals: usize,
     ordinal: u64,
 }
 
@@ -102,7 +110,8 @@ struct UnitSnapshot {
 impl Engine {
     /// An engine that has seen nothing.
     pub fn new(recorder: Recorder, blocks: Vec<Block>, max_machines: usize) -> Engine {
-        Engine { recorder, blocks, units: Vec::new(), places: HashMap::new(), max_machines, ordinal: 0 }
+        let (units, places) = Default::default();
+        Engine { recorder, blocks, units, places, max_machines, signals: 0, max_signals: MAX_SIGNALS, ordinal: 0 }
     }
 
     /// Machines known.
@@ -191,7 +200,14 @@ impl Engine {
             let Some(i) = self.place(&r.machine, arrived, out) else { continue };
             let unit = &mut self.units[i];
             unit.heard = unit.heard.max(arrived);
-            let drop = match unit.pipe.push(r, arrived, again) {
+            let before = unit.pipe.signals();
+            let taken = if self.signals >= self.max_signals && !unit.pipe.follows(&r.signal) {
+                Taken::Limit
+            } else {
+                unit.pipe.push(r, arrived, again)
+            };
+            self.signals += unit.pipe.signals() - before;
+            let drop = match taken {
                 Taken::Yes => {
                     if touched.last() != Some(&i) {
                         touched.push(i);
@@ -201,7 +217,13 @@ impl Engine {
                 Taken::Duplicate => "duplicate",
                 Taken::Late => "late",
                 Taken::Future => "future",
-                Taken::Limit => "limit",
+                Taken::Limit => {
+                    let signals = unit.pipe.signals();
+                    let full =
+                        || format!("signal {:?} of machine {:?}: {signals} signals of it are", r.signal, r.machine);
+                    out.tally.full.get_or_insert_with(|| format!("{} followed, of all {}", full(), self.signals));
+                    "limit"
+                }
             };
             *out.tally.dropped.entry(drop).or_default() += 1;
         }
@@ -215,11 +237,18 @@ impl Engine {
         let block = self.blocks.iter().position(|b| b.matcher.matches(name));
         let full = self.units.len() >= self.max_machines;
         let Some(block) = block.filter(|_| !full) else {
+            if full && block.is_some() {
+                let n = self.max_machines;
+                out.tally
+                    .full
+                    .get_or_insert_with(|| format!("machine {name:?}: {n} are followed ([agent] max_machines)"));
+            }
             *out.tally.dropped.entry(if full { "limit" } else { "no_machine" }).or_default() += 1;
             return None;
         };
         let pipe = pipeline::Machine::new(name.clone(), self.blocks[block].layout.clone());
         self.places.insert(name.clone(), self.units.len());
+        self.signals += pipe.signals();
         self.units.push(Unit::new(block, pipe, arrived));
         Some(self.units.len() - 1)
     }
@@ -455,6 +484,7 @@ impl Engine {
             let UnitSnapshot { anomaly, input, heard, light, why, .. } = u;
             self.units.push(Unit { block, pipe, anomaly, input, heard, light, why });
         }
+        self.signals = self.units.iter().map(|u| u.pipe.signals()).sum();
         Ok(())
     }
 }
