@@ -13,8 +13,10 @@ use andon::settings::{Document, Surroundings};
 use andon::source;
 use andon::types::{Batch, Kind, Light, Live, Quality, Record, RecordId, Time};
 use serde_json::Value;
+use support::daemon::{Daemon, until};
 use support::mosquitto::Mosquitto;
 use support::peer::Peer;
+use support::publisher::publish as send;
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -325,4 +327,68 @@ async fn nothing_is_sent_while_the_primary_host_is_away() {
     shared.stop.cancel();
     timeout(PATIENCE, task).await.expect("it stops").expect("without a panic");
     assert_eq!((outbox.acked(), outbox.waiting()), (2, 0));
+}
+
+/// The whole agent: results wait in the store for the primary host, over a kill too, and go out as history.
+#[tokio::test(flavor = "multi_thread")]
+async fn results_wait_in_the_store_over_a_kill() {
+    let broker = Mosquitto::start();
+    let mut host = peer("host", &broker);
+    host.says("subscribed").await;
+    let config = r#"
+[agent]
+site = "lyon/line3"
+id = "gw"
+data_dir = "@DIR@/data"
+models_dir = "@DATA@"
+[[source.mqtt]]
+name = "shop"
+url = "@BROKER@"
+[[source.mqtt.subscribe]]
+topic = "plant/{machine}/{signal}"
+value = "/value"
+time = "/ts"
+time_format = "unix_ms"
+[[machine]]
+match = "*"
+model = "one-step"
+rate = "100ms"
+[machine.alarm]
+threshold = 1000000
+[publish]
+source = "shop"
+format = "sparkplug_b"
+primary_host = "scada"
+[web]
+listen = "@WEB@"
+"#;
+    let mut daemon = Daemon::new(&config.replace("@BROKER@", &broker.url())).ready();
+    until("it has subscribed", || daemon.component("source/shop").0 == "up");
+    let message = |n: i64| {
+        let payload = format!("{{\"value\":{n},\"ts\":{}}}", 1_735_689_600_000 + n * 100);
+        ("plant/press/count".to_owned(), payload)
+    };
+    send(&broker.url(), (1..=20).map(message)).await;
+    until("it is judged", || daemon.metric("andon_store_records_total", "verdict") == 20.0);
+    daemon.kill9();
+    daemon.start_ready();
+    let state = r#"{"online":true,"timestamp":1}"#;
+    let out = std::process::Command::new("mosquitto_pub")
+        .args(["-p", &broker.port().to_string(), "-q", "1", "-r", "-t", "spBv1.0/STATE/scada", "-m", state])
+        .status();
+    assert!(out.expect("mosquitto_pub is there").success());
+    let (mut seen, mut scores) = (Vec::new(), Vec::new());
+    while scores.len() < 20 {
+        let line = host.says("type").await;
+        seen.push(line["type"].as_str().unwrap().to_owned());
+        let score = values(&line).into_iter().find(|v| v.starts_with("Anomaly Score="));
+        scores.extend(score.filter(|_| line["type"] == "DDATA"));
+    }
+    // The broker told the killed one's death by its will.
+    seen.retain(|t| t != "STATE" && t != "NDEATH");
+    assert_eq!(seen[..2], ["NBIRTH", "DBIRTH"], "{seen:?}");
+    let wanted: Vec<String> = (1..=20).map(|n| format!("Anomaly Score={n}.0 historical")).collect();
+    assert_eq!(scores, wanted);
+    assert!(daemon.terminate().success());
+    while host.says("type").await["type"] != "NDEATH" {}
 }
