@@ -246,9 +246,8 @@ pub async fn probe(connection: &Connection, address: &Address, filters: &[Filter
     let client_id = format!("{}-check-{:08x}", connection.client_id, fastrand::u32(..));
     let connection = Connection { client_id, clean: true, ..connection.clone() };
     let mut link = open(&connection, address, None)?;
-    match link.next().await {
-        Event::Disconnected(reason) => anyhow::bail!(reason),
-        _ => {}
+    if let Event::Disconnected(reason) = link.next().await {
+        anyhow::bail!(reason);
     }
     let filters: Vec<Filter> = filters.iter().filter(|f| !f.topic.starts_with("$share/")).cloned().collect();
     let mut refused = Vec::new();

@@ -263,6 +263,16 @@ impl Machine {
         &self.layout
     }
 
+    /// Signals that are followed.
+    pub fn signals(&self) -> usize {
+        self.state.tracks.len()
+    }
+
+    /// Whether this signal is followed.
+    pub fn follows(&self, signal: &str) -> bool {
+        self.state.tracks.iter().any(|t| &**t.signal() == signal)
+    }
+
     /// Takes one reading; `arrived` is the wall clock when it came, `again` whether the other side says
     /// that it may have delivered it before.
     pub fn push(&mut self, reading: &Reading, arrived: Time, again: bool) -> Taken {

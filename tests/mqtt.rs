@@ -16,6 +16,7 @@ use andon::types::{
 };
 use support::certificates::certificates;
 use support::mosquitto::{Mosquitto, dynamic_security, free_port};
+use support::peer::Peer;
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -112,13 +113,6 @@ impl Source {
         self.shared.stop.cancel();
         timeout(PATIENCE, self.task).await.expect("it stops").expect("without a panic");
     }
-
-    /// Stops, and waits until the broker has read all that was sent. A successor that connects
-    /// before that makes mosquitto throw the rest away, acks included.
-    async fn stop_and_be_heard(self, broker: &Mosquitto) {
-        self.stop().await;
-        heard(broker).await;
-    }
 }
 
 fn complete(batch: Batch) {
@@ -188,7 +182,7 @@ async fn nothing_is_acked_before_it_is_durable() {
 
         let mut second = Source::start(&text).connected().await;
         assert_eq!(second.durable_values(300).await, (0..300).collect(), "all of it comes again, {version}");
-        second.stop_and_be_heard(&broker).await;
+        second.stop().await;
 
         let mut third = Source::start(&text).connected().await;
         assert!(third.health().1.contains("session resumed"), "{:?}", third.health());
@@ -332,6 +326,30 @@ async fn stopping_waits_for_what_is_under_way() {
     again.stop().await;
 }
 
+/// A goodbye waits for the broker to have read the acks: mosquitto throws away what it has not read when
+/// a successor connects.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acked_at_the_end_does_not_come_again() {
+    for version in VERSIONS {
+        let broker = Mosquitto::start();
+        let text = text(&[&broker.url()], version, "");
+        for round in 0..5 {
+            let numbers = round * 1000..(round + 1) * 1000;
+            let mut source = Source::start(&text).connected().await;
+            let (url, flood) = (broker.url(), numbers.clone());
+            let publishing = tokio::spawn(async move { publish(&url, numbered(flood)).await });
+            let (values, batches) = source.values(1000).await;
+            // Nothing of the rounds before comes again.
+            assert_eq!(values, numbers.collect(), "{version}");
+            publishing.await.expect("all is published");
+            // All of it becomes durable at the last moment.
+            source.shared.stop.cancel();
+            batches.into_iter().for_each(complete);
+            source.stop().await;
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_read_is_set_aside_and_acked() {
     let broker = Mosquitto::start();
@@ -351,7 +369,7 @@ async fn what_cannot_be_read_is_set_aside_and_acked() {
     assert_eq!(told[1], "plant//a: the topic's \"\" cannot be the name of a machine");
     assert_eq!(told[2], format!("plant/m/big: its {} bytes are more than 262144", large.len()));
     assert!(rejects.iter().all(|r| r.payload.len() <= Reject::KEEP_BYTES));
-    source.stop_and_be_heard(&broker).await;
+    source.stop().await;
     let mut again = Source::start(&text).connected().await;
     publish(&broker.url(), numbered(0..1)).await;
     let batch = again.batch().await;
@@ -478,6 +496,17 @@ async fn tls_with_client_certificates() {
             source.stop().await;
         }
     }
+    // A certificate that has been replaced is used without a restart, from the next connection on.
+    let copy = |from: &str, to: &str| std::fs::copy(broker.dir().join(from), broker.dir().join(to)).expect("copying");
+    copy("other.pem", "own.pem");
+    copy("other.key", "own.key");
+    let url = format!("mqtts://localhost:{}", broker.port());
+    let tls = "tls = { ca = \"ca.pem\", cert = \"own.pem\", key = \"own.key\" }";
+    let source = Source::run(config(&text(&[&url], "5", tls), broker.dir()), 16);
+    until("it is refused", || source.health().0 == Health::Down).await;
+    copy("client.key", "own.key");
+    copy("client.pem", "own.pem");
+    source.connected().await.stop().await;
     for (tls, reason) in [
         ("tls = { ca = \"other.pem\", cert = \"client.pem\", key = \"client.key\" }", "certificate"),
         ("tls = { ca = \"ca.pem\" }", "ertificate"),
@@ -693,4 +722,48 @@ async fn home_assistant_is_told_again_when_it_starts() {
     while listener.next().await != discovery {}
     publisher.shared.stop.cancel();
     timeout(PATIENCE, publisher.task).await.expect("it stops").expect("without a panic");
+}
+
+/// A client that follows Home Assistant's documentation finds each machine and its entities right.
+#[tokio::test(flavor = "multi_thread")]
+async fn home_assistant_shows_what_is_published() {
+    let broker = Mosquitto::start();
+    let publisher = Publisher::start(&broker.url(), mqtt::Version::V5, true).connected().await;
+    let mut home = Peer::start("home_assistant.py", &[&broker.port().to_string()]);
+    home.says("started").await;
+    publisher.state("a");
+    // What it is told of a device first makes it subscribe; what is retained is then all there.
+    let shown = |line: &serde_json::Value| format!("{}: {}", line["entity"].as_str().unwrap_or("?"), line["state"]);
+    let mut home = Shown { home, last: Default::default(), shown };
+    home.until("binary_sensor.press Problem: \"ON\"").await;
+    publisher.tell(verdict());
+    publisher.tell(alarm());
+    home.until("sensor.press Anomaly score: \"0.5\"").await;
+    home.until("sensor.press Health: \"unknown\"").await;
+    // Started anew it is told again, and finds what is retained.
+    home.home.order("restart");
+    home.home.says("device").await;
+    home.until("binary_sensor.press Problem: \"ON\"").await;
+    publisher.shared.stop.cancel();
+    timeout(PATIENCE, publisher.task).await.expect("it stops").expect("without a panic");
+    home.until("binary_sensor.press Problem: \"unavailable\"").await;
+}
+
+struct Shown<F> {
+    home: Peer,
+    last: BTreeSet<String>,
+    shown: F,
+}
+
+impl<F: Fn(&serde_json::Value) -> String> Shown<F> {
+    /// Reads on until an entity is shown like this.
+    async fn until(&mut self, wanted: &str) {
+        while !self.last.remove(wanted) {
+            let line = self.home.next().await;
+            assert!(line.get("problem").is_none(), "{line}");
+            if line.get("entity").is_some() {
+                self.last.insert((self.shown)(&line));
+            }
+        }
+    }
 }

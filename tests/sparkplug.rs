@@ -2,8 +2,6 @@
 //! other side: as what listens to an edge node, and as an edge node.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +13,10 @@ use andon::settings::{Document, Surroundings};
 use andon::source;
 use andon::types::{Batch, Kind, Light, Live, Quality, Record, RecordId, Time};
 use serde_json::Value;
+use support::daemon::{Daemon, until};
 use support::mosquitto::Mosquitto;
+use support::peer::Peer;
+use support::publisher::publish as send;
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -25,53 +26,8 @@ mod support;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// pysparkplug in a process of its own.
-struct Peer {
-    child: Child,
-    stdin: ChildStdin,
-    lines: mpsc::UnboundedReceiver<Value>,
-}
-
-impl Peer {
-    fn start(role: &str, broker: &Mosquitto) -> Peer {
-        let root = env!("CARGO_MANIFEST_DIR");
-        let python = std::env::var("ANDON_TEST_PYTHON").unwrap_or_else(|_| format!("{root}/target/venv/bin/python"));
-        let mut child = Command::new(&python)
-            .args([&format!("{root}/tests/support/sparkplug_peer.py"), role, &broker.port().to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|e| panic!("{python}: {e}: tests/run sets up all that the tests need"));
-        let (tx, lines) = mpsc::unbounded_channel();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        std::thread::spawn(move || {
-            for line in stdout.lines().map_while(Result::ok) {
-                let _ = tx.send(serde_json::from_str(&line).unwrap_or_else(|e| panic!("{line}: {e}")));
-            }
-        });
-        let stdin = child.stdin.take().unwrap();
-        Peer { child, stdin, lines }
-    }
-
-    fn order(&mut self, line: &str) {
-        writeln!(self.stdin, "{line}").unwrap();
-    }
-
-    /// What it says next that has this key.
-    async fn says(&mut self, key: &str) -> Value {
-        loop {
-            let line = timeout(PATIENCE, self.lines.recv()).await.expect("a line in time").expect("it lives");
-            if line.get(key).is_some() {
-                return line;
-            }
-        }
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn peer(role: &str, broker: &Mosquitto) -> Peer {
+    Peer::start("sparkplug_peer.py", &[role, &broker.port().to_string()])
 }
 
 /// A running source that listens to edge nodes.
@@ -148,7 +104,7 @@ impl Source {
 async fn an_edge_node_is_heard_through_birth_data_gap_rebirth_and_death() {
     let broker = Mosquitto::start();
     let mut source = Source::start(&broker, "hold = \"0s\"").await;
-    let mut edge = Peer::start("edge", &broker);
+    let mut edge = peer("edge", &broker);
     let born = source.until("edge/press boolean 1").await;
     let born: Vec<&str> = born.iter().map(|(line, _)| line.as_str()).collect();
     for line in [
@@ -201,7 +157,7 @@ async fn an_edge_node_is_heard_through_birth_data_gap_rebirth_and_death() {
 #[tokio::test(flavor = "multi_thread")]
 async fn births_are_asked_for_after_a_restart_and_when_the_broker_was_away() {
     let mut broker = Mosquitto::start();
-    let mut edge = Peer::start("edge", &broker);
+    let mut edge = peer("edge", &broker);
     edge.says("started").await;
     let mut source = Source::start(&broker, "hold = \"200ms\"").await;
     // Nobody has heard its birth: the first data leads to one. More comes before it is there.
@@ -239,7 +195,7 @@ fn values(message: &Value) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_application_hears_us_through_birth_data_rebirth_outage_and_death() {
     let broker = Mosquitto::start();
-    let mut host = Peer::start("host", &broker);
+    let mut host = peer("host", &broker);
     host.says("subscribed").await;
     let outbox = Arc::new(MemoryOutbox::new(1000));
     let (live, receiver) = broadcast::channel(64);
@@ -328,7 +284,7 @@ async fn a_host_application_hears_us_through_birth_data_rebirth_outage_and_death
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_sent_while_the_primary_host_is_away() {
     let broker = Mosquitto::start();
-    let mut host = Peer::start("host", &broker);
+    let mut host = peer("host", &broker);
     host.says("subscribed").await;
     let outbox = Arc::new(MemoryOutbox::new(1000));
     let (_live, receiver) = broadcast::channel(64);
@@ -371,4 +327,68 @@ async fn nothing_is_sent_while_the_primary_host_is_away() {
     shared.stop.cancel();
     timeout(PATIENCE, task).await.expect("it stops").expect("without a panic");
     assert_eq!((outbox.acked(), outbox.waiting()), (2, 0));
+}
+
+/// The whole agent: results wait in the store for the primary host, over a kill too, and go out as history.
+#[tokio::test(flavor = "multi_thread")]
+async fn results_wait_in_the_store_over_a_kill() {
+    let broker = Mosquitto::start();
+    let mut host = peer("host", &broker);
+    host.says("subscribed").await;
+    let config = r#"
+[agent]
+site = "lyon/line3"
+id = "gw"
+data_dir = "@DIR@/data"
+models_dir = "@DATA@"
+[[source.mqtt]]
+name = "shop"
+url = "@BROKER@"
+[[source.mqtt.subscribe]]
+topic = "plant/{machine}/{signal}"
+value = "/value"
+time = "/ts"
+time_format = "unix_ms"
+[[machine]]
+match = "*"
+model = "one-step"
+rate = "100ms"
+[machine.alarm]
+threshold = 1000000
+[publish]
+source = "shop"
+format = "sparkplug_b"
+primary_host = "scada"
+[web]
+listen = "@WEB@"
+"#;
+    let mut daemon = Daemon::new(&config.replace("@BROKER@", &broker.url())).ready();
+    until("it has subscribed", || daemon.component("source/shop").0 == "up");
+    let message = |n: i64| {
+        let payload = format!("{{\"value\":{n},\"ts\":{}}}", 1_735_689_600_000 + n * 100);
+        ("plant/press/count".to_owned(), payload)
+    };
+    send(&broker.url(), (1..=20).map(message)).await;
+    until("it is judged", || daemon.metric("andon_store_records_total", "verdict") == 20.0);
+    daemon.kill9();
+    daemon.start_ready();
+    let state = r#"{"online":true,"timestamp":1}"#;
+    let out = std::process::Command::new("mosquitto_pub")
+        .args(["-p", &broker.port().to_string(), "-q", "1", "-r", "-t", "spBv1.0/STATE/scada", "-m", state])
+        .status();
+    assert!(out.expect("mosquitto_pub is there").success());
+    let (mut seen, mut scores) = (Vec::new(), Vec::new());
+    while scores.len() < 20 {
+        let line = host.says("type").await;
+        seen.push(line["type"].as_str().unwrap().to_owned());
+        let score = values(&line).into_iter().find(|v| v.starts_with("Anomaly Score="));
+        scores.extend(score.filter(|_| line["type"] == "DDATA"));
+    }
+    // The broker told the killed one's death by its will.
+    seen.retain(|t| t != "STATE" && t != "NDEATH");
+    assert_eq!(seen[..2], ["NBIRTH", "DBIRTH"], "{seen:?}");
+    let wanted: Vec<String> = (1..=20).map(|n| format!("Anomaly Score={n}.0 historical")).collect();
+    assert_eq!(scores, wanted);
+    assert!(daemon.terminate().success());
+    while host.says("type").await["type"] != "NDEATH" {}
 }

@@ -19,6 +19,9 @@ use crate::types::{
     Alarm, Change, Condition, Explanation, Light, Live, Name, Quality, Reading, Reason, Record, Time, Verdict, Window,
 };
 
+/// Signals that are followed, of all machines together; at some 500 bytes each this bounds the memory that
+/// made-up topics can take.
+const MAX_SIGNALS: usize = 200_000;
 mod people;
 
 /// Version of the snapshot; another one is not restored.
@@ -64,6 +67,8 @@ pub struct Tally {
     pub runs: Vec<(Name, Duration)>,
     /// Batches that failed: the model and why.
     pub errors: Vec<(Name, String)>,
+    /// The first reading for which there was no room, for a person.
+    pub full: Option<String>,
 }
 
 /// See the module.
@@ -73,6 +78,9 @@ pub struct Engine {
     units: Vec<Unit>,
     places: HashMap<Name, usize>,
     max_machines: usize,
+    /// Signals of all machines, and how many there may be.
+    signals: usize,
+    max_signals: usize,
     ordinal: u64,
     flood: flood::Watch,
     ledger: Ledger,
@@ -137,7 +145,21 @@ impl Engine {
     pub fn new(recorder: Recorder, blocks: Vec<Block>, max_machines: usize) -> Engine {
         let (units, places) = (Vec::new(), HashMap::new());
         let (flood, ledger, running, now) = Default::default();
-        Engine { recorder, blocks, units, places, max_machines, ordinal: 0, flood, ledger, running, now }
+        let (signals, max_signals, ordinal) = (0, MAX_SIGNALS, 0);
+        Engine {
+            recorder,
+            blocks,
+            units,
+            places,
+            max_machines,
+            signals,
+            max_signals,
+            ordinal,
+            flood,
+            ledger,
+            running,
+            now,
+        }
     }
 
     /// Machines known.
@@ -226,7 +248,14 @@ impl Engine {
             let Some(i) = self.place(&r.machine, arrived, out) else { continue };
             let unit = &mut self.units[i];
             unit.heard = unit.heard.max(arrived);
-            let drop = match unit.pipe.push(r, arrived, again) {
+            let before = unit.pipe.signals();
+            let taken = if self.signals >= self.max_signals && !unit.pipe.follows(&r.signal) {
+                Taken::Limit
+            } else {
+                unit.pipe.push(r, arrived, again)
+            };
+            self.signals += unit.pipe.signals() - before;
+            let drop = match taken {
                 Taken::Yes => {
                     if touched.last() != Some(&i) {
                         touched.push(i);
@@ -236,7 +265,13 @@ impl Engine {
                 Taken::Duplicate => "duplicate",
                 Taken::Late => "late",
                 Taken::Future => "future",
-                Taken::Limit => "limit",
+                Taken::Limit => {
+                    let signals = unit.pipe.signals();
+                    let full =
+                        || format!("signal {:?} of machine {:?}: {signals} signals of it are", r.signal, r.machine);
+                    out.tally.full.get_or_insert_with(|| format!("{} followed, of all {}", full(), self.signals));
+                    "limit"
+                }
             };
             *out.tally.dropped.entry(drop).or_default() += 1;
         }
@@ -250,11 +285,18 @@ impl Engine {
         let block = self.blocks.iter().position(|b| b.matcher.matches(name));
         let full = self.units.len() >= self.max_machines;
         let Some(block) = block.filter(|_| !full) else {
+            if full && block.is_some() {
+                let n = self.max_machines;
+                out.tally
+                    .full
+                    .get_or_insert_with(|| format!("machine {name:?}: {n} are followed ([agent] max_machines)"));
+            }
             *out.tally.dropped.entry(if full { "limit" } else { "no_machine" }).or_default() += 1;
             return None;
         };
         let pipe = pipeline::Machine::new(name.clone(), self.blocks[block].layout.clone());
         self.places.insert(name.clone(), self.units.len());
+        self.signals += pipe.signals();
         let memory = Memory::of(self.blocks[block].model.as_deref());
         self.units.push(Unit::new(block, pipe, memory, arrived));
         Some(self.units.len() - 1)
@@ -526,6 +568,7 @@ impl Engine {
             let memory = if memory.digest == fresh.digest { memory } else { fresh };
             self.units.push(Unit { block, pipe, memory, anomaly, input, heard, light, why, reason, on_since });
         }
+        self.signals = self.units.iter().map(|u| u.pipe.signals()).sum();
         Ok(())
     }
 }

@@ -31,6 +31,9 @@ const CHECKPOINT_PAUSE: Duration = Duration::from_secs(1);
 const HELD_KIB: usize = 32 << 10;
 /// The same, in steps of the engine; each holds a batch of readings at least.
 const N_HELD: usize = 8_192;
+/// Where the board says that there are more names than room, and how often the log does.
+const LIMIT: &str = "limits";
+const WARN_EVERY: Duration = Duration::from_secs(60);
 /// How often the engine looks at the clock when nothing comes.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -300,6 +303,9 @@ impl Feed {
             m.inference_errors.get_or_create(&[("model", model.to_string())]).inc();
             self.shared.board.set(&format!("model/{model}"), Health::Degraded, error.clone());
         }
+        if let Some(full) = &outcome.tally.full {
+            self.warn_of_limit(full);
+        }
         for event in &outcome.live {
             match event {
                 Live::Verdict(v, _) => self.count_verdict(v),
@@ -320,6 +326,18 @@ impl Feed {
             }
             Some(_) => {}
             None => tracing::info!("the flood of alarms is over"),
+        }
+    }
+
+    /// Names for which there is no room are a topic storm or a plant larger than thought.
+    fn warn_of_limit(&self, first: &str) {
+        let standing =
+            self.shared.board.components().get(LIMIT).is_some_and(|c| Time::now().since(c.since) < WARN_EVERY);
+        if !standing {
+            tracing::warn!("readings are dropped, there is no room for {first}");
+            // Taken off first, so that it stands since now.
+            self.shared.board.set(LIMIT, Health::Starting, "");
+            self.shared.board.set(LIMIT, Health::Degraded, format!("readings are dropped: no room for {first}"));
         }
     }
 

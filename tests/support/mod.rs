@@ -5,4 +5,5 @@ pub mod certificates;
 pub mod chromium;
 pub mod daemon;
 pub mod mosquitto;
+pub mod peer;
 pub mod publisher;

@@ -102,6 +102,25 @@ fn readings_of_unknown_machines_and_beyond_the_limit_are_counted() {
 }
 
 #[test]
+fn a_storm_of_names_does_not_grow_memory_and_is_told() {
+    let mut engine = engine();
+    engine.max_signals = 40;
+    // Eight channels of each of two machines are there before any of them is heard.
+    let storm =
+        (0..100).map(|i| Reading::good(format!("pump-{}", i % 2).into(), format!("x{i}").into(), Time(MS), 1.0));
+    let out = engine.step(&Group { inputs: vec![Input::Readings(Time(MS), storm.collect())] });
+    assert_eq!((engine.signals, out.tally.dropped.get("limit")), (40, Some(&76)));
+    let told = out.tally.full.expect("told");
+    assert_eq!(told, r#"signal "x24" of machine "pump-0": 20 signals of it are followed, of all 40"#);
+    let mut again = super::tests::engine();
+    again.restore(&engine.snapshot()).expect("restored");
+    assert_eq!(again.signals, 40);
+    let machines = (0..20).map(|i| Reading::good(format!("pump-{i}").into(), "flow".into(), Time(MS), 1.0)).collect();
+    let out = engine.step(&Group { inputs: vec![Input::Readings(Time(MS), machines)] });
+    assert_eq!(out.tally.full.as_deref(), Some(r#"machine "pump-8": 8 are followed ([agent] max_machines)"#));
+}
+
+#[test]
 fn a_silent_machine_goes_grey_and_keeps_nothing_back() {
     let mut engine = engine();
     feed(&mut engine, &course(5, &[]), &[16]);

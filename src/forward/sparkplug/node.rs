@@ -122,7 +122,6 @@ impl Node {
 
     /// Takes how things stand from what is live, and gives what is to be told at once while the node is
     /// born: the birth of a machine that is new, and its light. `None` when there are too many machines.
-    #[expect(clippy::type_complexity, reason = "two messages, each perhaps")]
     pub fn news(&mut self, news: &Live, now: Time) -> Option<(Option<Outgoing>, Option<Outgoing>)> {
         let machine = match news {
             Live::Step { .. } | Live::Flood(_) => return Some((None, None)),
