@@ -186,8 +186,6 @@ async fn no_secret_is_ever_told() {
     fs::write(daemon.dir().join("cloud-token"), &cloud_token).expect("written");
     daemon.environment([("ANDON_CANARY", web.as_str())]);
     daemon.start_ready();
-    publish(&broker.url(), (0..40).map(message)).await;
-    until("the cloud has some", || cloud.stats().distinct > 10);
 
     // Wrong and right tokens, an action, a reload, and one that is refused.
     let asked = |path: &str, token: &str| {
@@ -195,6 +193,12 @@ async fn no_secret_is_ever_told() {
         let request = client.get(format!("http://127.0.0.1:{}{path}", daemon.web_port())).bearer_auth(token);
         async move { request.send().await.expect("an answer").text().await.expect("text") }
     };
+    let deadline = tokio::time::Instant::now() + support::daemon::PATIENCE;
+    while !asked("/api/v1/status", &web).await.contains("session new") {
+        assert!(tokio::time::Instant::now() < deadline, "it does not subscribe");
+    }
+    publish(&broker.url(), (0..40).map(message)).await;
+    until("the cloud has some", || cloud.stats().distinct > 10);
     let mut said = String::new();
     for path in ["/api/v1/status", "/api/v1/alarms", "/api/v1/machines", "/metrics", "/health/ready", "/nowhere"] {
         said.push_str(&asked(path, &web).await);

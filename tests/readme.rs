@@ -152,13 +152,12 @@ fn the_table_of_log_lines_has_every_warning_and_error() {
             continue;
         }
         let text = std::fs::read_to_string(&path).expect("source");
-        for (level, call) in [("warn", "tracing::warn!"), ("error", "tracing::error!")] {
+        for (level, call) in [("warn", "warn!("), ("error", "error!(")] {
             for (at, _) in text.match_indices(call) {
-                let arguments = in_parentheses(&text[at + call.len()..]);
+                let arguments = in_parentheses(&text[at + call.len() - 1..]);
                 there.insert((level.to_owned(), message(arguments)));
             }
         }
-        assert!(!text.contains("use tracing::"), "{name}: write tracing::warn! in full, or this test is blind");
     }
     let told = table(&read("README.md"), "## Log lines");
     assert!(told.iter().all(|row| row[2].len() > 5), "a row that does not say what to do");
