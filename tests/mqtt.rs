@@ -558,7 +558,8 @@ struct Publisher {
 
 impl Publisher {
     fn start(url: &str, version: mqtt::Version, home_assistant: bool) -> Publisher {
-        let config = publish::Config { source: "shop".into(), prefix: "andon".into(), home_assistant };
+        let config =
+            publish::Config { source: "shop".into(), prefix: "andon".into(), home_assistant, command_token: None };
         let mut connection = plain(url, "andon-test");
         connection.version = version;
         let shared = Shared::new();

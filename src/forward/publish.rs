@@ -6,16 +6,19 @@ use std::time::Duration;
 
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use crate::metrics::{Health, Shared};
-use crate::mqtt::{self, Connection, Dialer, Event, Filter, Link, Outgoing, Qos, Refused};
-use crate::settings::Section;
-use crate::types::{Live, Name};
+use crate::mqtt::{self, Connection, Dialer, Event, Filter, Link, Message, Outgoing, Qos, Refused};
+use crate::settings::{Secret, Section};
+use crate::types::{Command, Live, Name};
 
+mod commands;
 mod messages;
 mod standing;
 
+use commands::Commands;
 use messages::Topics;
 use standing::Standing;
 
@@ -26,6 +29,9 @@ const GOODBYE_PATIENCE: Duration = Duration::from_secs(3);
 /// Where Home Assistant says that it has started.
 const BIRTH_TOPIC: &str = "homeassistant/status";
 
+/// Shorter tokens could be guessed.
+const MIN_TOKEN_CHARS: usize = 16;
+
 /// `[publish]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -35,6 +41,8 @@ pub struct Config {
     pub prefix: String,
     /// Whether to announce machines to Home Assistant.
     pub home_assistant: bool,
+    /// What commands have to carry; `None`: none are taken.
+    pub command_token: Option<Secret>,
 }
 
 impl Config {
@@ -46,7 +54,11 @@ impl Config {
             section.problem("prefix", format_args!("{prefix:?} is not a topic: levels of plain text, joined by /"));
             prefix = "andon".to_owned();
         }
-        Config { source, prefix, home_assistant: section.boolean("home_assistant").unwrap_or(false) }
+        let command_token = section.secret("command_token");
+        if command_token.as_ref().is_some_and(|t| t.reveal().chars().count() < MIN_TOKEN_CHARS) {
+            section.problem("command_token", format_args!("the token is shorter than {MIN_TOKEN_CHARS} characters"));
+        }
+        Config { source, prefix, home_assistant: section.boolean("home_assistant").unwrap_or(false), command_token }
     }
 }
 
@@ -54,11 +66,23 @@ impl Config {
 /// source; the publisher uses a client id of its own and leaves no session behind.
 pub async fn run(
     config: Config,
-    mut connection: Connection,
+    connection: Connection,
     site: String,
     agent_id: String,
     shared: Shared,
     live: Receiver<Live>,
+) {
+    run_with(config, connection, (site, agent_id), shared, live, None).await;
+}
+
+/// The same, and takes what people want done to alarms to `engine` where the config allows it.
+pub async fn run_with(
+    config: Config,
+    mut connection: Connection,
+    (site, agent_id): (String, String),
+    shared: Shared,
+    live: Receiver<Live>,
+    engine: Option<mpsc::Sender<Command>>,
 ) {
     connection.client_id.push_str("-publish");
     connection.clean = true;
@@ -68,6 +92,7 @@ pub async fn run(
     let mut publisher = Publisher {
         standing: Standing::new(topics, config.home_assistant),
         home_assistant: config.home_assistant,
+        commands: config.command_token.zip(engine).map(|(token, engine)| Commands::new(token, engine)),
         connected_at: None,
         in_flight: 0,
         part,
@@ -96,6 +121,7 @@ pub async fn run(
 struct Publisher {
     standing: Standing,
     home_assistant: bool,
+    commands: Option<Commands>,
     connected_at: Option<Instant>,
     /// Messages on their way that the broker has not yet said it has.
     in_flight: usize,
@@ -119,13 +145,12 @@ impl Publisher {
                 },
                 event = link.next() => match event {
                     Event::Connected { .. } => self.arrived(&link, address),
-                    Event::Message(message) => if &*message.payload == b"online" {
-                        self.standing.announce_again();
-                    },
+                    Event::Message(message) => self.heard(&link, message),
                     Event::Delivered => self.in_flight = self.in_flight.saturating_sub(1),
                     Event::Subscribed(_) => {}
                     Event::Disconnected(reason) => return Some(reason),
                 },
+                Some(answer) = next_answer(&mut self.commands) => self.answer(&link, answer),
                 _ = retry.tick(), if self.connected_at.is_some() && self.standing.is_due() => {}
             }
             self.send_due(&link);
@@ -144,7 +169,33 @@ impl Publisher {
             let birth = Filter { topic: BIRTH_TOPIC.to_owned(), qos: Qos::AtMostOnce };
             let _ = link.client.subscribe(&[birth]);
         }
+        if self.commands.is_some() {
+            let commands = Filter { topic: self.standing.topics().command(), qos: Qos::AtLeastOnce };
+            let _ = link.client.subscribe(&[commands]);
+        }
         self.standing.all_again();
+    }
+
+    fn heard(&mut self, link: &Link, mut message: Message) {
+        if let Some(ack) = message.ack.take() {
+            let _ = link.client.ack(ack);
+        }
+        if message.topic() == BIRTH_TOPIC {
+            if &*message.payload == b"online" {
+                self.standing.announce_again();
+            }
+        } else if let Some(commands) = &self.commands
+            // What a broker has kept was meant for another time.
+            && !message.retained
+        {
+            commands.take(&message.payload);
+        }
+    }
+
+    fn answer(&mut self, link: &Link, payload: String) {
+        let topic = format!("{}/result", self.standing.topics().command());
+        // Whoever asked sees by the alarm itself what became of it.
+        let _ = self.publish(link, &Outgoing { topic, payload, qos: Qos::AtLeastOnce, retain: false });
     }
 
     /// Takes what the engine tells: verdicts go out at once or not at all, the rest is remembered
@@ -260,6 +311,13 @@ impl Publisher {
 
     fn board(&self, health: Health, detail: &str) {
         self.shared.board.set(&self.part, health, detail);
+    }
+}
+
+async fn next_answer(commands: &mut Option<Commands>) -> Option<String> {
+    match commands {
+        Some(commands) => commands.answer().await,
+        None => std::future::pending().await,
     }
 }
 
