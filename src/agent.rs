@@ -3,6 +3,7 @@
 //! Sources send batches to the engine's thread; it sends commits to the store's thread; the store
 //! completes receipts, and forwarders read what is durable. Dashboards hear of things as they happen.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -63,10 +64,10 @@ pub struct Agent {
     shared: Shared,
     /// Told after the store has everything.
     last: CancellationToken,
-    sources: JoinSet<&'static str>,
+    sources: Tasks,
     lines: Lines,
     engine: oneshot::Receiver<()>,
-    outlets: JoinSet<&'static str>,
+    outlets: Tasks,
     store: Arc<Store>,
     live: broadcast::Sender<Live>,
     dashboard: Option<SocketAddr>,
@@ -99,10 +100,10 @@ impl Agent {
         let engine = Engine::new(recorder, blocks, config.agent.max_machines);
         let mut agent = Agent {
             last: CancellationToken::new(),
-            sources: JoinSet::new(),
+            sources: Tasks::default(),
             lines: Lines::default(),
             engine: oneshot::channel().1,
-            outlets: JoinSet::new(),
+            outlets: Tasks::default(),
             live: broadcast::channel(N_QUEUED_LIVE).0,
             dashboard: None,
             ready: String::new(),
@@ -127,8 +128,8 @@ impl Agent {
         let n = config.source.mqtt.len() + config.source.modbus.len();
         self.ready = format!("{n} sources, {} models", self.reloader.n_models());
         // Dashboards first, so that they hear how things stood.
-        self.start_web(&config, commands_tx).await?;
-        self.start_publish(&config);
+        self.start_web(&config, commands_tx.clone()).await?;
+        self.start_publish(&config, commands_tx);
         let lights = self.start_lights(&config.source, &batches_tx);
         let inputs = Inputs { batches, commands, orders, lights, data_dir: config.agent.data_dir.clone() };
         self.start_engine(engine, recovered, inputs)?;
@@ -136,10 +137,7 @@ impl Agent {
         self.start_cloud(&config);
         self.start_sources(config.source, &config.agent.data_dir, &batches_tx);
         let (board, last) = (self.shared.board.clone(), self.last.clone());
-        self.outlets.spawn(async move {
-            systemd::watchdog(board, last).await;
-            "watchdog"
-        });
+        self.outlets.spawn("the watchdog", systemd::watchdog(board, last));
         Ok(())
     }
 
@@ -153,10 +151,9 @@ impl Agent {
             let (light, lines, shared, batches) =
                 (light.clone(), self.lines.clone(), self.shared.clone(), batches.clone());
             let (stand, tell) = (stand.clone(), tell.clone());
-            self.sources.spawn(async move {
+            self.sources.spawn(format!("stack light {}", light.device), async move {
                 light::run(light, device, lines, shared, stand, tell).await;
                 drop(batches);
-                "a stack light"
             });
         }
         (!config.lights.is_empty()).then_some(feed::Lights { standing, wrote })
@@ -165,18 +162,12 @@ impl Agent {
     fn start_sources(&mut self, config: source::Config, data_dir: &Path, batches: &mpsc::Sender<Batch>) {
         for mqtt in config.mqtt {
             let (shared, batches) = (self.shared.clone(), batches.clone());
-            self.sources.spawn(async move {
-                source::mqtt::run(mqtt, shared, batches).await;
-                "an MQTT source"
-            });
+            self.sources.spawn(format!("source {}", mqtt.name), source::mqtt::run(mqtt, shared, batches));
         }
         for mut modbus in config.modbus {
             modbus.learnt = Some(data_dir.join("modbus"));
             let (lines, shared, batches) = (self.lines.clone(), self.shared.clone(), batches.clone());
-            self.sources.spawn(async move {
-                source::modbus::run(modbus, lines, shared, batches).await;
-                "a Modbus source"
-            });
+            self.sources.spawn(format!("source {}", modbus.name), source::modbus::run(modbus, lines, shared, batches));
         }
     }
 
@@ -223,29 +214,26 @@ impl Agent {
         let Some(cloud) = config.cloud.clone() else { return };
         let Some(outbox) = self.store.outbox(CLOUD).map(outbox::Adapter::new) else { return };
         let (site, id, shared) = (config.agent.site.clone(), config.agent.id.clone(), self.last_shared());
-        self.outlets.spawn(async move {
-            forward::cloud::run(cloud, site, id, outbox, FORWARD_GRACE, shared).await;
-            "the cloud sink"
-        });
+        self.outlets.spawn("the cloud sink", forward::cloud::run(cloud, site, id, outbox, FORWARD_GRACE, shared));
     }
 
-    fn start_publish(&mut self, config: &Config) {
+    fn start_publish(&mut self, config: &Config, commands: mpsc::Sender<web::Command>) {
         let Some(publish) = config.publish.clone() else { return };
         let Some(source) = config.source.mqtt.iter().find(|s| *s.name == publish.source) else { return };
         let (connection, events, shared) = (source.connection.clone(), self.live.subscribe(), self.last_shared());
         let (site, id) = (config.agent.site.clone(), config.agent.id.clone());
         if publish.format == forward::publish::Format::SparkplugB {
             let Some(outbox) = self.store.outbox(forward::sparkplug::SINK).map(outbox::Adapter::new) else { return };
-            self.outlets.spawn(async move {
-                forward::sparkplug::run(publish, connection, id, outbox, events, FORWARD_GRACE, shared).await;
-                "publishing as a Sparkplug node"
-            });
+            self.outlets.spawn(
+                "publishing as a Sparkplug node",
+                forward::sparkplug::run(publish, connection, id, outbox, events, FORWARD_GRACE, shared),
+            );
             return;
         }
-        self.outlets.spawn(async move {
-            forward::publish::run(publish, connection, site, id, shared, events).await;
-            "publishing to MQTT"
-        });
+        self.outlets.spawn(
+            "publishing to MQTT",
+            forward::publish::run_with(publish, connection, (site, id), shared, events, Some(commands)),
+        );
     }
 
     async fn start_web(&mut self, config: &Config, commands: mpsc::Sender<web::Command>) -> Result<()> {
@@ -256,10 +244,7 @@ impl Agent {
         self.dashboard = Some(address);
         let view = web::View::new();
         let (follower, events, last) = (view.clone(), self.live.subscribe(), self.last.clone());
-        self.outlets.spawn(async move {
-            follower.follow(events, last).await;
-            "the dashboard's picture"
-        });
+        self.outlets.spawn("the dashboard's picture", follower.follow(events, last));
         // Weak: at the end the store is closed by its one owner.
         let store = Arc::downgrade(&self.store);
         let store_status =
@@ -280,10 +265,7 @@ impl Agent {
             settings: Some(self.reloader.web_settings()),
         };
         let (settings, shared) = (config.web.clone(), self.last_shared());
-        self.outlets.spawn(async move {
-            web::run(listener, settings, state, shared).await;
-            "the dashboard"
-        });
+        self.outlets.spawn("the dashboard", web::run(listener, settings, state, shared));
         Ok(())
     }
 
@@ -316,12 +298,12 @@ impl Agent {
     /// store syncs, forwarders send what they can. Names what did not end in time.
     pub async fn finish(mut self) -> Result<()> {
         self.shared.stop.cancel();
-        let mut late = join(&mut self.sources, SOURCES_GRACE).await;
+        let mut late = self.sources.join(SOURCES_GRACE).await;
         if tokio::time::timeout(SLACK, &mut self.engine).await.is_err() {
             late.push("the engine".into());
         }
         self.last.cancel();
-        late.extend(join(&mut self.outlets, FORWARD_GRACE + SLACK).await);
+        late.extend(self.outlets.join(FORWARD_GRACE + SLACK).await);
         match Arc::try_unwrap(self.store) {
             Ok(store) => tokio::task::spawn_blocking(move || store.close()).await?.context("closing the store")?,
             Err(_) => late.push("the store".into()),
@@ -339,19 +321,55 @@ struct Inputs {
     data_dir: std::path::PathBuf,
 }
 
-/// Waits for tasks; says how many had to be left.
-async fn join(tasks: &mut JoinSet<&'static str>, limit: Duration) -> Vec<String> {
-    let mut late = Vec::new();
-    let all = async {
-        while let Some(ended) = tasks.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!(%error, "a stage ended badly");
-            }
-        }
-    };
-    if tokio::time::timeout(limit, all).await.is_err() {
-        late.push(format!("{} tasks of it", tasks.len()));
-        tasks.shutdown().await;
+/// Tasks by the names that people are told when one does not end.
+#[derive(Default)]
+struct Tasks {
+    set: JoinSet<()>,
+    names: HashMap<tokio::task::Id, String>,
+}
+
+impl Tasks {
+    fn spawn(&mut self, name: impl Into<String>, task: impl Future<Output = ()> + Send + 'static) {
+        let id = self.set.spawn(task).id();
+        self.names.insert(id, name.into());
     }
-    late
+
+    /// Waits for all of them; names those that had to be left.
+    async fn join(&mut self, limit: Duration) -> Vec<String> {
+        let (set, names) = (&mut self.set, &mut self.names);
+        let all = async {
+            while let Some(ended) = set.join_next_with_id().await {
+                let id = match &ended {
+                    Ok((id, ())) => *id,
+                    Err(error) => error.id(),
+                };
+                let name = names.remove(&id).unwrap_or_default();
+                if let Err(error) = ended {
+                    tracing::error!(%error, name, "a stage ended badly");
+                }
+            }
+        };
+        let timely = tokio::time::timeout(limit, all).await.is_ok();
+        if !timely {
+            self.set.shutdown().await;
+        }
+        let mut late: Vec<String> = self.names.drain().map(|(_, name)| name).collect();
+        late.sort();
+        late
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_does_not_end_is_named() {
+        let mut tasks = Tasks::default();
+        tasks.spawn("the source shop", std::future::pending());
+        tasks.spawn("the dashboard", async {});
+        tasks.spawn("the cloud sink", async { panic!("for the test") });
+        assert_eq!(tasks.join(Duration::from_millis(200)).await, ["the source shop"]);
+        assert!(tasks.join(Duration::from_secs(1)).await.is_empty(), "all have gone");
+    }
 }

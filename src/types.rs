@@ -11,7 +11,9 @@ use tokio::sync::oneshot;
 
 mod alarm;
 
-pub use alarm::{Action, CRITICAL_SEVERITY, Care, Change, Explanation, Flood, Ranked, Shelf, Target, priority};
+pub use alarm::{
+    Action, CRITICAL_SEVERITY, Care, Change, Command, Explanation, Flood, Ranked, Refusal, Shelf, Target, priority,
+};
 
 /// A machine, signal or channel name; cheap to clone.
 pub type Name = Arc<str>;

@@ -9,13 +9,13 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::metrics::{Shared, lock};
 use crate::settings::{Secret, Section};
-use crate::types::{Target, Time};
+use crate::types::Time;
 
-pub use crate::types::Action;
+pub use crate::types::{Action, Command, Refusal};
 
 mod actions;
 mod api;
@@ -132,30 +132,6 @@ pub struct State {
     pub commands: Option<mpsc::Sender<Command>>,
     /// The settings in force, when they can change: token and names are taken over at once.
     pub settings: Option<watch::Receiver<Config>>,
-}
-
-/// What a person wants done to alarms.
-#[derive(Debug)]
-pub struct Command {
-    /// To which.
-    pub target: Target,
-    /// What to do.
-    pub action: Action,
-    /// Who wants it, at most 64 characters: as they call themselves, and the address they come from.
-    pub who: String,
-    /// What they say to it, at most 200 characters.
-    pub comment: Option<String>,
-    /// The answer, once it is on disk. Dropping it tells them that the agent could not say.
-    pub reply: oneshot::Sender<Result<(), Refusal>>,
-}
-
-/// Why it was not done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// No alarm of that id stands.
-    NoSuchAlarm,
-    /// The alarm is there, but not in a state for this; says why.
-    NotNow(String),
 }
 
 /// What every request handler sees.

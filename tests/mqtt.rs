@@ -569,6 +569,7 @@ impl Publisher {
             format: publish::Format::Json,
             group: String::new(),
             primary_host: None,
+            command_token: None,
         };
         let mut connection = plain(url, "andon-test");
         connection.version = version;

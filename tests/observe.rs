@@ -60,6 +60,11 @@ fn message(n: i64) -> (String, String) {
     ("plant/m1/count".to_owned(), format!("{{\"value\":{n},\"ts\":{}}}", EPOCH_MS + n * 100))
 }
 
+fn client() -> reqwest::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().no_proxy().build().expect("a client")
+}
+
 fn installed(program: &str) -> Command {
     let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     assert!(found.is_ok_and(|s| s.success()), "{program} is not installed: tests/run sets up all that the tests need");
@@ -117,7 +122,7 @@ async fn promtool_and_prometheus_read_the_metrics() {
     prometheus.arg(format!("--storage.tsdb.path={}", dir.path().join("tsdb").display()));
     prometheus.arg(format!("--web.listen-address=127.0.0.1:{port}"));
     let _running = Running(prometheus.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("prometheus starts"));
-    let http = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let http = client();
     let wanted = [
         ("sum(andon_readings_total)", "40"),
         ("andon_rejected_payloads_total", "1"),
@@ -181,15 +186,19 @@ async fn no_secret_is_ever_told() {
     fs::write(daemon.dir().join("cloud-token"), &cloud_token).expect("written");
     daemon.environment([("ANDON_CANARY", web.as_str())]);
     daemon.start_ready();
-    publish(&broker.url(), (0..40).map(message)).await;
-    until("the cloud has some", || cloud.stats().distinct > 10);
 
     // Wrong and right tokens, an action, a reload, and one that is refused.
     let asked = |path: &str, token: &str| {
-        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let client = client();
         let request = client.get(format!("http://127.0.0.1:{}{path}", daemon.web_port())).bearer_auth(token);
         async move { request.send().await.expect("an answer").text().await.expect("text") }
     };
+    let deadline = tokio::time::Instant::now() + support::daemon::PATIENCE;
+    while !asked("/api/v1/status", &web).await.contains("session new") {
+        assert!(tokio::time::Instant::now() < deadline, "it does not subscribe");
+    }
+    publish(&broker.url(), (0..40).map(message)).await;
+    until("the cloud has some", || cloud.stats().distinct > 10);
     let mut said = String::new();
     for path in ["/api/v1/status", "/api/v1/alarms", "/api/v1/machines", "/metrics", "/health/ready", "/nowhere"] {
         said.push_str(&asked(path, &web).await);

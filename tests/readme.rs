@@ -102,6 +102,71 @@ fn the_metrics_table_names_what_is_scraped() {
     }
 }
 
+/// What stands between the first parenthesis of `text` and the one that closes it.
+fn in_parentheses(text: &str) -> &str {
+    let (mut depth, mut quoted, mut before) = (0, false, ' ');
+    for (i, c) in text.char_indices() {
+        match c {
+            '"' if before != '\\' => quoted = !quoted,
+            '(' if !quoted => depth += 1,
+            ')' if !quoted => {
+                depth -= 1;
+                if depth == 0 {
+                    return &text[1..i];
+                }
+            }
+            _ => {}
+        }
+        before = c;
+    }
+    text
+}
+
+/// The message of a log macro, with `…` for what differs: its one literal that is no field's value.
+fn message(arguments: &str) -> String {
+    let literals: Vec<&str> = arguments.split('"').skip(1).step_by(2).collect();
+    let text = literals.iter().max_by_key(|l| l.len()).expect("a message");
+    let mut out = String::new();
+    let mut rest = *text;
+    while let Some((plain, more)) = rest.split_once('{') {
+        out.push_str(plain);
+        out.push('…');
+        rest = more.split_once('}').map_or("", |(_, rest)| rest);
+    }
+    out + rest
+}
+
+fn rust_files(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).expect("a directory").map(|e| e.expect("an entry").path());
+    entries.flat_map(|p| if p.is_dir() { rust_files(&p) } else { vec![p] }).collect()
+}
+
+#[test]
+fn the_table_of_log_lines_has_every_warning_and_error() {
+    let mut there = BTreeSet::new();
+    for path in rust_files(&root().join("src")) {
+        let name = path.strip_prefix(root()).expect("below").to_string_lossy().into_owned();
+        // The demo and its stand-ins speak to who started them.
+        let ours = !name.contains("src/simulator") && !name.contains("src/command/demo") && name.ends_with(".rs");
+        if !ours || name.ends_with("tests.rs") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).expect("source");
+        for (level, call) in [("warn", "warn!("), ("error", "error!(")] {
+            for (at, _) in text.match_indices(call) {
+                let arguments = in_parentheses(&text[at + call.len() - 1..]);
+                there.insert((level.to_owned(), message(arguments)));
+            }
+        }
+    }
+    let told = table(&read("README.md"), "## Log lines");
+    assert!(told.iter().all(|row| row[2].len() > 5), "a row that does not say what to do");
+    let told: BTreeSet<(String, String)> = told.iter().map(|r| (r[0].clone(), plain(&r[1]))).collect();
+    let missing: Vec<_> = there.difference(&told).collect();
+    let gone: Vec<_> = told.difference(&there).collect();
+    assert!(missing.is_empty() && gone.is_empty(), "not in the README: {missing:#?}\nin the README only: {gone:#?}");
+}
+
 /// One setting of the annotated config.
 #[derive(Clone, Debug, PartialEq)]
 struct Setting {

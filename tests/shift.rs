@@ -240,3 +240,26 @@ async fn what_people_did_survives_the_plug() {
     assert!(lines.iter().filter(|l| l.contains("\"subject\":\"pump-2\"")).count() == 6, "{log}");
     assert_eq!(whole.entries, lines.len() as u64);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn alarms_are_acted_on_over_mqtt_by_who_has_the_token() {
+    let broker = Mosquitto::start();
+    let publishing = "[publish]\nsource = \"shop\"\ncommand_token = \"only for this test\"\n";
+    let mut daemon = Daemon::new(&(CONFIG.replace("@BROKER@", &broker.url()) + publishing)).ready();
+    let pumps = Pumps::start(&broker.url());
+    until("the pump is heard", || daemon.get("/api/v1/machines/pump-2").is_ok_and(|(code, _)| code == 200));
+    pumps.fail(true);
+    until("the alarm is raised", || alarm(&daemon)["state"] == "unacknowledged");
+    let id = alarm(&daemon)["id"].as_str().unwrap().to_owned();
+    let command = |token: &str, by: &str| {
+        let payload = json!({"token": token, "alarm": id, "action": "ack", "by": by}).to_string();
+        ("andon/lyon/line3/gw-07/command".to_owned(), payload)
+    };
+    // In order: had the first been obeyed, the second would have come too late.
+    publish(&broker.url(), [command("not the token", "Eve"), command("only for this test", "Ana")]).await;
+    until("it is acknowledged", || alarm(&daemon)["state"] == "acknowledged");
+    assert_eq!(alarm(&daemon)["acknowledged_by"], "Ana (MQTT)");
+    assert!(daemon.terminate().success());
+    let log = std::fs::read_to_string(daemon.dir().join("data/audit.jsonl")).unwrap();
+    assert!(log.contains("Ana (MQTT)") && !log.contains("Eve"), "{log}");
+}

@@ -19,10 +19,11 @@ use crate::types::{
     Alarm, Change, Condition, Explanation, Light, Live, Name, Quality, Reading, Reason, Record, Time, Verdict, Window,
 };
 
+mod people;
+
 /// Signals that are followed, of all machines together; at some 500 bytes each this bounds the memory that
 /// made-up topics can take.
 const MAX_SIGNALS: usize = 200_000;
-mod people;
 
 /// Version of the snapshot; another one is not restored.
 const SNAPSHOT_VERSION: u32 = 4;

@@ -6,16 +6,19 @@ use std::time::Duration;
 
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use crate::metrics::{Health, Shared};
-use crate::mqtt::{self, Connection, Dialer, Event, Filter, Link, Outgoing, Qos, Refused};
-use crate::settings::Section;
-use crate::types::{Live, Name};
+use crate::mqtt::{self, Connection, Dialer, Event, Filter, Link, Message, Outgoing, Qos, Refused};
+use crate::settings::{Secret, Section};
+use crate::types::{Command, Live, Name};
 
+mod commands;
 mod messages;
 mod standing;
 
+use commands::Commands;
 use messages::Topics;
 use standing::Standing;
 
@@ -25,6 +28,9 @@ const RETRY: Duration = Duration::from_millis(100);
 const GOODBYE_PATIENCE: Duration = Duration::from_secs(3);
 /// Where Home Assistant says that it has started.
 const BIRTH_TOPIC: &str = "homeassistant/status";
+
+/// Shorter tokens could be guessed.
+const MIN_TOKEN_CHARS: usize = 16;
 
 /// `[publish]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +57,8 @@ pub enum Format {
     Json,
     /// As an edge node, see [`super::sparkplug`].
     SparkplugB,
+    /// What commands have to carry; `None`: none are taken.
+    pub command_token: Option<Secret>,
 }
 
 impl Config {
@@ -80,7 +88,14 @@ impl Config {
             section.problem("home_assistant", "does not go with format = \"sparkplug_b\"");
         }
         let group = group.unwrap_or_else(|| site.replace('/', "-"));
-        Config { source, prefix, home_assistant, format, group, primary_host }
+        let command_token = section.secret("command_token");
+        if command_token.as_ref().is_some_and(|t| t.reveal().chars().count() < MIN_TOKEN_CHARS) {
+            section.problem("command_token", format_args!("the token is shorter than {MIN_TOKEN_CHARS} characters"));
+        }
+        if format == Format::SparkplugB && command_token.is_some() {
+            section.problem("command_token", "does not go with format = \"sparkplug_b\"");
+        }
+        Config { source, prefix, home_assistant, format, group, primary_host, command_token }
     }
 }
 
@@ -88,11 +103,23 @@ impl Config {
 /// source; the publisher uses a client id of its own and leaves no session behind.
 pub async fn run(
     config: Config,
-    mut connection: Connection,
+    connection: Connection,
     site: String,
     agent_id: String,
     shared: Shared,
     live: Receiver<Live>,
+) {
+    run_with(config, connection, (site, agent_id), shared, live, None).await;
+}
+
+/// The same, and takes what people want done to alarms to `engine` where the config allows it.
+pub async fn run_with(
+    config: Config,
+    mut connection: Connection,
+    (site, agent_id): (String, String),
+    shared: Shared,
+    live: Receiver<Live>,
+    engine: Option<mpsc::Sender<Command>>,
 ) {
     connection.client_id.push_str("-publish");
     connection.clean = true;
@@ -102,6 +129,7 @@ pub async fn run(
     let mut publisher = Publisher {
         standing: Standing::new(topics, config.home_assistant),
         home_assistant: config.home_assistant,
+        commands: config.command_token.zip(engine).map(|(token, engine)| Commands::new(token, engine)),
         connected_at: None,
         in_flight: 0,
         part,
@@ -130,6 +158,7 @@ pub async fn run(
 struct Publisher {
     standing: Standing,
     home_assistant: bool,
+    commands: Option<Commands>,
     connected_at: Option<Instant>,
     /// Messages on their way that the broker has not yet said it has.
     in_flight: usize,
@@ -153,13 +182,12 @@ impl Publisher {
                 },
                 event = link.next() => match event {
                     Event::Connected { .. } => self.arrived(&link, address),
-                    Event::Message(message) => if &*message.payload == b"online" {
-                        self.standing.announce_again();
-                    },
+                    Event::Message(message) => self.heard(&link, message),
                     Event::Delivered => self.in_flight = self.in_flight.saturating_sub(1),
                     Event::Subscribed(_) | Event::Echo => {}
                     Event::Disconnected(reason) => return Some(reason),
                 },
+                Some(answer) = next_answer(&mut self.commands) => self.answer(&link, answer),
                 _ = retry.tick(), if self.connected_at.is_some() && self.standing.is_due() => {}
             }
             self.send_due(&link);
@@ -178,7 +206,33 @@ impl Publisher {
             let birth = Filter { topic: BIRTH_TOPIC.to_owned(), qos: Qos::AtMostOnce };
             let _ = link.client.subscribe(&[birth]);
         }
+        if self.commands.is_some() {
+            let commands = Filter { topic: self.standing.topics().command(), qos: Qos::AtLeastOnce };
+            let _ = link.client.subscribe(&[commands]);
+        }
         self.standing.all_again();
+    }
+
+    fn heard(&mut self, link: &Link, mut message: Message) {
+        if let Some(ack) = message.ack.take() {
+            let _ = link.client.ack(ack);
+        }
+        if message.topic() == BIRTH_TOPIC {
+            if &*message.payload == b"online" {
+                self.standing.announce_again();
+            }
+        } else if let Some(commands) = &self.commands
+            // What a broker has kept was meant for another time.
+            && !message.retained
+        {
+            commands.take(&message.payload);
+        }
+    }
+
+    fn answer(&mut self, link: &Link, payload: String) {
+        let topic = format!("{}/result", self.standing.topics().command());
+        // Whoever asked sees by the alarm itself what became of it.
+        let _ = self.publish(link, &Outgoing { topic, payload, qos: Qos::AtLeastOnce, retain: false });
     }
 
     /// Takes what the engine tells: verdicts go out at once or not at all, the rest is remembered
@@ -294,6 +348,13 @@ impl Publisher {
 
     fn board(&self, health: Health, detail: &str) {
         self.shared.board.set(&self.part, health, detail);
+    }
+}
+
+async fn next_answer(commands: &mut Option<Commands>) -> Option<String> {
+    match commands {
+        Some(commands) => commands.answer().await,
+        None => std::future::pending().await,
     }
 }
 

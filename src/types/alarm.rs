@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use super::{Name, RecordId, Time};
 
@@ -155,6 +156,48 @@ impl Action {
             Action::InService => "in_service",
         }
     }
+}
+
+impl Action {
+    /// The action of that name; shelving says for how long.
+    ///
+    /// # Errors
+    /// What would be one, for a person.
+    pub fn named(name: &str, seconds: Option<u32>) -> Result<Action, String> {
+        Ok(match name {
+            "ack" => Action::Acknowledge,
+            "reset" => Action::Reset,
+            "unshelve" => Action::Unshelve,
+            "out_of_service" => Action::OutOfService,
+            "in_service" => Action::InService,
+            "shelve" => Action::Shelve(seconds.ok_or("say for how long: {\"seconds\": 3600}")?),
+            _ => return Err("what can be done is ack, reset, shelve, unshelve, out_of_service or in_service".into()),
+        })
+    }
+}
+
+/// What a person wants done to alarms.
+#[derive(Debug)]
+pub struct Command {
+    /// To which.
+    pub target: Target,
+    /// What to do.
+    pub action: Action,
+    /// Who wants it, at most 64 characters: as they call themselves, and where they come from.
+    pub who: String,
+    /// What they say to it, at most 200 characters.
+    pub comment: Option<String>,
+    /// The answer, once it is on disk. Dropping it tells them that the agent could not say.
+    pub reply: oneshot::Sender<Result<(), Refusal>>,
+}
+
+/// Why it was not done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No alarm of that id stands.
+    NoSuchAlarm,
+    /// The alarm is there, but not in a state for this; says why.
+    NotNow(String),
 }
 
 /// What an action is for.

@@ -62,21 +62,8 @@ pub async fn machine(
 }
 
 fn read_action(name: &str, body: &Body) -> Answer<Action> {
-    Ok(match name {
-        "ack" => Action::Acknowledge,
-        "reset" => Action::Reset,
-        "unshelve" => Action::Unshelve,
-        "out_of_service" => Action::OutOfService,
-        "in_service" => Action::InService,
-        "shelve" => match body.seconds {
-            Some(seconds) => Action::Shelve(seconds),
-            None => return problem(StatusCode::BAD_REQUEST, "say for how long: {\"seconds\": 3600}"),
-        },
-        _ => {
-            let all = "ack, reset, shelve, unshelve, out_of_service or in_service";
-            return problem(StatusCode::NOT_FOUND, format!("what can be done to an alarm is {all}"));
-        }
-    })
+    let code = if name == "shelve" { StatusCode::BAD_REQUEST } else { StatusCode::NOT_FOUND };
+    Action::named(name, body.seconds).or_else(|why| problem(code, why))
 }
 
 async fn carry_out(

@@ -450,8 +450,16 @@ async fn plots_are_svg() {
 
 #[test]
 fn the_page_is_small_and_asks_nobody_else() {
-    let parts = [include_str!("assets/index.html"), include_str!("assets/app.css"), include_str!("assets/app.js")];
-    assert!(parts.iter().map(|p| p.len()).sum::<usize>() < 30 * 1024);
+    let parts = [
+        include_str!("assets/index.html"),
+        include_str!("assets/app.css"),
+        include_str!("assets/app.js"),
+        include_str!("assets/alarms.js"),
+        include_str!("assets/pages.js"),
+        include_str!("assets/words.js"),
+    ];
+    // README says so: over a slow line too it is there at once.
+    assert!(parts.iter().map(|p| p.len()).sum::<usize>() < 64 * 1024);
     for part in parts {
         for word in ["http:", "https:", "//cdn", "@import", "innerHTML", "outerHTML", "insertAdjacentHTML", "eval("] {
             assert!(!part.contains(word), "{word}");

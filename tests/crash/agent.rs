@@ -121,6 +121,10 @@ impl Taken {
         for line in std::io::BufReader::new(file).lines() {
             let e: Value = serde_json::from_str(&line.expect("a line")).expect("JSON");
             let text = |key: &str| e[key].as_str().expect("a string").to_owned();
+            // The audit log tells when the agent was started with what, which no two runs share.
+            if text("type") == "io.andon.audit.v1" {
+                continue;
+            }
             let event =
                 Event { kind: text("type"), subject: text("subject"), time: text("time"), data: e["data"].clone() };
             let (id, sequence) = (text("id"), text("sequence"));

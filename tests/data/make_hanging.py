@@ -14,25 +14,46 @@ HERE = pathlib.Path(__file__).resolve().parent / "hanging"
 SIDE, TIMES = 4096, 80
 
 
-def graph():
-    window = helper.make_tensor_value_info("window", TensorProto.FLOAT, ["N", 1, 1])
-    score = helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N"])
+def branch(name, nodes, constants, result):
+    out = helper.make_tensor_value_info(result, TensorProto.FLOAT, [1, 1, 1])
+    return helper.make_graph(nodes, name, [], [out], constants)
+
+
+def heavy():
+    """From the number `sum`: a matrix, multiplied with itself over and over, summed up."""
     ints = lambda name, *v: numpy_helper.from_array(np.array(v, np.int64), name)
-    constants = [ints("all", 0, 1, 2), ints("inner", 1, 2), ints("column", 1, SIDE, 1), ints("row", 1, 1, SIDE),
-                 numpy_helper.from_array(np.array([1e-30], np.float32), "tiny")]
+    floats = lambda name, v: numpy_helper.from_array(np.array(v, np.float32), name)
     one = lambda: helper.make_tensor("value", TensorProto.FLOAT, [1], [1e-3])
-    nodes = [
-        helper.make_node("ReduceSum", ["window", "all"], ["sum"], keepdims=1),
+    return branch("heavy", [
         helper.make_node("ConstantOfShape", ["column"], ["c"], value=one()),
         helper.make_node("ConstantOfShape", ["row"], ["r"], value=one()),
         helper.make_node("Mul", ["sum", "c"], ["left"]),
         helper.make_node("Mul", ["sum", "r"], ["right"]),
         helper.make_node("MatMul", ["left", "right"], ["m0"]),
         *[helper.make_node("MatMul", [f"m{i}", f"m{i}"], [f"m{i + 1}"]) for i in range(TIMES)],
-        helper.make_node("ReduceSum", [f"m{TIMES}", "all"], ["end"], keepdims=0),
-        helper.make_node("Mul", ["end", "tiny"], ["little"]),
+        helper.make_node("ReduceSum", [f"m{TIMES}", "square"], ["much"], keepdims=1),
+    ], [ints("column", 1, SIDE, 1), ints("row", 1, 1, SIDE), ints("square", 1, 2)], "much")
+
+
+def light():
+    zero = numpy_helper.from_array(np.zeros((1, 1, 1), np.float32), "zero")
+    return branch("light", [helper.make_node("Mul", ["sum", "zero"], ["little"])], [zero], "little")
+
+
+def graph():
+    """score[n] = window[n, 0, 0], at once while all of a batch is zero; else after minutes."""
+    window = helper.make_tensor_value_info("window", TensorProto.FLOAT, ["N", 1, 1])
+    score = helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N"])
+    ints = lambda name, *v: numpy_helper.from_array(np.array(v, np.int64), name)
+    constants = [ints("all", 0, 1, 2), ints("inner", 1, 2), numpy_helper.from_array(np.array(0, np.float32), "nothing")]
+    nodes = [
+        helper.make_node("ReduceSum", ["window", "all"], ["sum"], keepdims=1),
+        helper.make_node("ReduceSum", ["window", "all"], ["scalar"], keepdims=0),
+        helper.make_node("Greater", ["scalar", "nothing"], ["is_some"]),
+        helper.make_node("If", ["is_some"], ["end"], then_branch=heavy(), else_branch=light()),
+        helper.make_node("ReduceSum", ["end", "inner"], ["flat"], keepdims=0),
         helper.make_node("ReduceSum", ["window", "inner"], ["own"], keepdims=0),
-        helper.make_node("Add", ["own", "little"], ["score"]),
+        helper.make_node("Add", ["own", "flat"], ["score"]),
     ]
     made = helper.make_graph(nodes, "hanging", [window], [score], constants)
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="andon-tests")

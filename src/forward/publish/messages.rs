@@ -23,6 +23,11 @@ impl Topics {
         format!("{}/{}/{what}", self.root, level(machine))
     }
 
+    /// Where commands are taken.
+    pub fn command(&self) -> String {
+        format!("{}/command", self.root)
+    }
+
     /// `online` or `offline`.
     pub fn status(&self, payload: &str) -> Outgoing {
         Outgoing {

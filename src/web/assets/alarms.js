@@ -4,7 +4,6 @@
 const STATES = { unacknowledged: "Active", acknowledged: "Active, acknowledged", returned_unacknowledged: "Over, not acknowledged",
   latched_unacknowledged: "Latched", latched_acknowledged: "Latched, acknowledged", normal: "Over",
   shelved: "Shelved", suppressed: "Suppressed", out_of_service: "Out of service" };
-const SVG = "http://www.w3.org/2000/svg";
 
 // Where an alarm is listed.
 function shelfOf(a) {
@@ -155,17 +154,13 @@ function course(c) {
   const w = 240, h = 44, band = c.normal || [Math.min(...c.trace), Math.max(...c.trace)];
   const low = Math.min(band[0], ...c.trace), high = Math.max(band[1], ...c.trace), span = high - low || 1;
   const y = v => (h - 3 - (v - low) / span * (h - 6)).toFixed(1);
-  const svg = document.createElementNS(SVG, "svg"), part = (name, attributes) => {
-    const e = document.createElementNS(SVG, name);
-    for (const [k, v] of Object.entries(attributes)) e.setAttribute(k, v);
-    svg.append(e);
-  };
-  svg.setAttribute("viewBox", "0 0 " + w + " " + h);
-  svg.setAttribute("preserveAspectRatio", "none");
-  svg.setAttribute("role", "img");
+  const svg = $("course").cloneNode(true), [rect, line] = svg.children;
+  svg.removeAttribute("id");
+  svg.removeAttribute("hidden");
   svg.setAttribute("aria-label", c.name + ": " + num(c.trace[0]) + " → " + num(c.trace[c.trace.length - 1]));
-  if (c.normal) part("rect", { class: "band", x: 0, width: w, y: y(band[1]), height: (y(band[0]) - y(band[1])).toFixed(1) });
-  part("polyline", { class: "line", points: c.trace.map((v, i) => (i / (c.trace.length - 1) * w).toFixed(1) + "," + y(v)).join(" ") });
+  const set = (e, attributes) => { for (const [k, v] of Object.entries(attributes)) e.setAttribute(k, v); };
+  if (c.normal) set(rect, { x: 0, width: w, y: y(band[1]), height: (y(band[0]) - y(band[1])).toFixed(1) }); else rect.remove();
+  set(line, { points: c.trace.map((v, i) => (i / (c.trace.length - 1) * w).toFixed(1) + "," + y(v)).join(" ") });
   return svg;
 }
 
