@@ -10,6 +10,7 @@ use wildmatch::WildMatch;
 
 use super::ConfigFile;
 use super::table::Table;
+use crate::agent::blocks;
 use crate::config::{Config, Machine, Needs};
 use crate::logging;
 use crate::model::fit::{self, Fitted, Stretch};
@@ -21,6 +22,8 @@ use crate::types::{Name, Reading, Time};
 const HELD_BACK: f64 = 0.2;
 /// More flagged windows than this on held-back healthy data, and the data was not alike throughout.
 const RESTLESS: f64 = 0.2;
+/// Windows' lengths before the data held back that the detector is run over first.
+const WARM: usize = 40;
 
 /// See `andon learn --help`.
 #[derive(Args)]
@@ -73,9 +76,10 @@ pub fn run(options: &Options) -> Result<()> {
     let recorded = read(options, block)?;
     let steps = usize::from(options.window);
     let stretches = align(&config, block, &recorded)?;
-    let fitted = fit::fit(&stretches, &recorded.channels, steps)?;
+    let limit = blocks::limit(&block.alarm.limit, recorded.rate.as_nanos() as i64, steps);
+    let fitted = fit::fit(&stretches, &recorded.channels, steps, &limit)?;
     let (train, held) = split(&stretches, steps);
-    let flagged = flagged(&fit::fit(&train, &recorded.channels, steps)?, &held);
+    let flagged = flagged(&fit::fit(&train, &recorded.channels, steps, &limit)?, &train, &held);
     if flagged > RESTLESS && !options.force {
         bail!(
             "{:.0} % of the last windows look unlike those before them, so this is not one steady, healthy state; give \
@@ -188,15 +192,25 @@ fn split(stretches: &[Stretch], steps: usize) -> (Vec<Stretch>, Vec<Stretch>) {
     (train, held)
 }
 
-/// Share of windows that score above all but the highest hundredth of the reference.
-fn flagged(fitted: &Fitted, held: &[Stretch]) -> f64 {
-    let mut reference = fitted.reference.clone();
-    reference.sort_by(f64::total_cmp);
-    let limit = reference.last().copied().unwrap_or(f64::MAX) * 1.5;
+/// Share of the held-back windows at or above the limit of a fit that had not seen them, by a
+/// detector that comes from the stretches before.
+fn flagged(fitted: &Fitted, before: &[Stretch], held: &[Stretch]) -> f64 {
+    let mut state = fitted.start();
+    let mut run = |window: &[Vec<f64>]| {
+        let stepped = fitted.step(&state, &fitted.mean_of(&window.concat()));
+        state = stepped.next;
+        stepped.score >= fitted.limit
+    };
+    // Only the baseline matters, and it forgets: the last stretch's end is enough to warm it.
+    let last = before.iter().rev().find(|s| s.len() >= fitted.steps);
+    let warm = last.map_or(&[][..], |s| &s[s.len().saturating_sub(WARM * fitted.steps)..]);
+    for window in warm.windows(fitted.steps) {
+        run(window);
+    }
     let (mut over, mut all) = (0.0, 0.0);
     for window in held.iter().flat_map(|s| s.windows(fitted.steps)) {
         all += 1.0;
-        over += f64::from(u8::from(fitted.score(&window.concat()).0 > limit));
+        over += f64::from(u8::from(run(window)));
     }
     if all > 0.0 { over / all } else { 0.0 }
 }
@@ -206,7 +220,7 @@ fn samples(stretches: &[Stretch], steps: usize) -> Vec<Vec<f64>> {
 }
 
 fn tell(out: &Path, about: &write::About, fitted: &Fitted, model: &Model, flagged: f64) {
-    let independent = fitted.reference.len() / fitted.steps;
+    let independent = fitted.independent();
     let seconds = about.rate.as_secs_f64() * fitted.steps as f64;
     println!(
         "{}: learnt {} channels, windows of {} steps ({seconds:.1} s)",
@@ -216,7 +230,12 @@ fn tell(out: &Path, about: &write::About, fitted: &Fitted, model: &Model, flagge
     );
     println!("  {:<24} {:>12} {:>12}", "channel", "mean", "deviation");
     for (i, channel) in about.channels.iter().enumerate() {
-        println!("  {channel:<24} {:>12.4} {:>12.4}", fitted.mean[i], fitted.std[i]);
+        let wanders = if fitted.slow[i] { "  wanders: judged by its recent course" } else { "" };
+        println!("  {channel:<24} {:>12.4} {:>12.4}{wanders}", fitted.mean[i], fitted.std[i]);
+    }
+    if fitted.optimism > 1.25 {
+        let percent = (fitted.optimism - 1.0) * 100.0;
+        println!("  little data for so many channels: scores are taken {percent:.0} % larger; more data sees more");
     }
     println!("  held back: {:.1} % of the windows flagged", flagged * 100.0);
     println!("  self-test passed, sha256 {}", model.digest());
