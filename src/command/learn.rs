@@ -239,7 +239,7 @@ fn tell(out: &Path, about: &write::About, fitted: &Fitted, model: &Model, flagge
     }
     println!("  held back: {:.1} % of the windows flagged", flagged * 100.0);
     println!("  self-test passed, sha256 {}", model.digest());
-    println!("  {} reference scores, worth about {independent} independent windows:", fitted.reference.len());
+    println!("  {} reference scores, worth about {independent} independent windows:", fitted.windows);
     let shortest = Duration::from_secs_f64(seconds * independent.max(1) as f64);
     println!("  a budget of one false alarm per {shortest:.0?} is counted; longer ones rest on a fitted tail");
 }

@@ -22,6 +22,9 @@ const MEMORY: f64 = 0.4;
 const LEAST_MEMORY: f64 = 5.0;
 /// A fault is over when what is left of it, seen along its own direction, is below this share.
 pub const RECEDED: f64 = 0.2;
+/// A fault that has been this many times the limit is known well enough to tell when it is over; a
+/// lesser one simply ends when the score is below the limit.
+const ESTABLISHED: f64 = 1.2;
 /// After that the baseline takes up the present state for so many windows' lengths, and nothing is
 /// flagged meanwhile.
 const SETTLING: f64 = 4.0 / 3.0;
@@ -29,6 +32,11 @@ const SETTLING: f64 = 4.0 / 3.0;
 const SETTLING_MEMORY: f64 = 2.0 / 3.0;
 /// The most that scores are enlarged for what few windows leave unknown.
 const MOST_OPTIMISM: f64 = 3.0;
+/// No limit is above this, so that its square is a number in single precision.
+const MOST_LIMIT: f64 = 1e15;
+/// Independent windows that the expectation of normal data is worth in the reference: the highest
+/// of a few healthy scores say little of how high healthy scores go.
+const EXPECTED_WINDOWS: usize = 100;
 
 /// Why nothing was learnt; `Display` is for a person.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -77,8 +85,10 @@ pub struct Fitted {
     pub precision: Vec<f64>,
     /// The score from which on the baseline rests.
     pub limit: f64,
-    /// Scores of the healthy windows, enlarged by `optimism`.
+    /// Scores of the healthy windows, enlarged by `optimism`, and those that normal data would give.
     pub reference: Vec<f64>,
+    /// How many of them come from windows.
+    pub windows: usize,
     /// How much larger scores of new healthy windows are to be expected than of those learnt from.
     pub optimism: f64,
 }
@@ -143,16 +153,19 @@ pub fn fit(stretches: &[Stretch], names: &[String], steps: usize, limit: &Limit)
         precision: Vec::new(),
         limit: f64::MAX,
         reference: Vec::new(),
+        windows,
         optimism: optimism(windows, n, steps),
     };
     let strays = fitted.strays(&means);
     fitted.precision = precision(&strays, n).ok_or(FitError::Singular)?;
     let score = |d: &Vec<f64>| distance(&parts(d, &fitted.precision)) * fitted.optimism;
     fitted.reference = strays.iter().map(score).collect();
+    fitted.reference.extend(expected_scores(EXPECTED_WINDOWS * steps, n).map(|s| s * fitted.optimism));
     fitted.limit = match limit {
         Limit::PValue(p) => Calibration::new(fitted.reference.clone()).score_at(*p),
         Limit::Score(s) => *s,
-    };
+    }
+    .clamp(0.0, MOST_LIMIT);
     Ok(fitted)
 }
 
@@ -165,7 +178,7 @@ impl Fitted {
 
     /// Independent windows that the reference is worth: neighbours overlap.
     pub fn independent(&self) -> usize {
-        self.reference.len() / self.steps
+        self.windows / self.steps
     }
 
     /// The mean of a window [steps × channels] in scaled units.
@@ -189,7 +202,8 @@ impl Fitted {
         let present = along(&off) > RECEDED * along(&state.fault);
         let was = state.alarm > 0.5;
         let stays = was && over && present;
-        let settling = if was && !stays { self.settling } else { state.settling };
+        let established = along(&state.fault) / m.len() as f64 > self.established();
+        let settling = if was && !stays && established { self.settling } else { state.settling };
         let settles = !stays && settling > 0.5;
         let begins = !was && !settles && over;
         let in_alarm = stays || begins;
@@ -221,6 +235,11 @@ impl Fitted {
         0.5 * self.limit
     }
 
+    /// The squared distance from which on a fault is well enough known.
+    pub fn established(&self) -> f64 {
+        (ESTABLISHED * self.limit).powi(2)
+    }
+
     fn expected(&self, state: &State, m: &[f64]) -> Vec<f64> {
         let found = |c: usize| self.slow[c] && state.fresh > 0.5;
         (0..m.len()).map(|c| if found(c) { m[c] } else { state.baseline[c] }).collect()
@@ -249,6 +268,25 @@ fn optimism(windows: usize, channels: usize, steps: usize) -> f64 {
     let left = worth - k - 2.0;
     let ratio = if left > 0.0 { (worth + 1.0) / left } else { f64::MAX };
     ratio.sqrt().min(MOST_OPTIMISM)
+}
+
+/// Scores of so many normal windows, evenly spread over their probabilities: roots of chi-squared
+/// quantiles over the number of channels (after Wilson and Hilferty).
+fn expected_scores(count: usize, channels: usize) -> impl Iterator<Item = f64> {
+    let k = channels as f64;
+    (0..count).map(move |i| {
+        let z = normal_quantile((i as f64 + 0.5) / count as f64);
+        let spread = 2.0 / (9.0 * k);
+        (1.0 - spread + z * spread.sqrt()).max(0.0).powf(1.5)
+    })
+}
+
+/// Quantile of the normal distribution to some 5e-4 (Abramowitz and Stegun 26.2.23), `p` in 0..1.
+fn normal_quantile(p: f64) -> f64 {
+    let t = (-2.0 * p.min(1.0 - p).ln()).sqrt();
+    let over = 2.515_517 + t * (0.802_853 + t * 0.010_328);
+    let under = 1.0 + t * (1.432_788 + t * (0.189_269 + t * 0.001_308));
+    (t - over / under).copysign(p - 0.5)
 }
 
 /// How much a channel's value tells of the one `lag` steps later.
@@ -449,6 +487,14 @@ mod tests {
         assert!(optimism(370, 8, 30) > 1.4 && optimism(370, 8, 30) < 1.6);
         assert!(optimism(1_000_000, 8, 30) < 1.001);
         assert_eq!(optimism(100, 64, 30), MOST_OPTIMISM);
+    }
+
+    #[test]
+    fn expected_scores_are_those_of_tables() {
+        assert!((normal_quantile(0.975) - 1.96).abs() < 1e-3 && (normal_quantile(0.01) + 2.326).abs() < 1e-3);
+        // Chi-squared with 8 degrees of freedom exceeds 20.09 in one of a hundred cases.
+        let scores: Vec<f64> = expected_scores(10_000, 8).collect();
+        assert!((scores[9900].powi(2) * 8.0 - 20.09).abs() < 0.1, "{}", scores[9900].powi(2) * 8.0);
     }
 
     #[test]

@@ -57,16 +57,15 @@ fn constants(fitted: &Fitted) -> Vec<TensorProto> {
     let scale: Vec<f64> = fitted.std.iter().map(|s| 1.0 / s).collect();
     let slow: Vec<f64> = fitted.slow.iter().map(|s| f64::from(u8::from(*s))).collect();
     let scalar = |name: &str, value: f64| tensor(name, &[], &[value]);
-    // Single precision has no use for more.
-    let limit = fitted.limit.min(1e30);
     vec![
         tensor("mean", &[n], &fitted.mean),
         tensor("scale", &[n], &scale),
         tensor("slow", &[n], &slow),
         tensor("rates", &[n], &fitted.rates),
         tensor("precision", &[n, n], &fitted.precision),
-        scalar("limit", limit),
-        scalar("calm", fitted.calm().min(1e30)),
+        scalar("limit", fitted.limit),
+        scalar("calm", fitted.calm()),
+        scalar("established", fitted.established()),
         scalar("receded", RECEDED),
         scalar("settling_rate", fitted.settling_rate),
         scalar("settling_steps", fitted.settling),
@@ -112,9 +111,12 @@ fn nodes() -> Vec<NodeProto> {
         node("Mul", &["over", "present"], "holds"),
         node("Mul", &["alarm", "holds"], "stays"),
         node("Sub", &["alarm", "stays"], "ends"),
-        node("Sub", &["one", "ends"], "goes_on"),
+        node("Greater", &["fault_squared", "established"], "is_established"),
+        op("Cast", &["is_established"], "was_established", float()),
+        node("Mul", &["ends", "was_established"], "ends_well"),
+        node("Mul", &["ends_well", "settling_steps"], "settling_new"),
+        node("Sub", &["one", "ends_well"], "goes_on"),
         node("Mul", &["goes_on", "settling"], "settling_on"),
-        node("Mul", &["ends", "settling_steps"], "settling_new"),
         node("Add", &["settling_on", "settling_new"], "settling_now"),
         node("Greater", &["settling_now", "half"], "is_settling"),
         op("Cast", &["is_settling"], "would_settle", float()),

@@ -158,8 +158,8 @@ fn card(about: &About, fitted: &Fitted) -> String {
          half of that), since the data could not show what is normal over longer times: what goes wrong more slowly is \
          not seen. From a score of {:.3} on it rests, so a fault is not learnt; when less than {:.0} % of the fault is \
          left it takes up the new state for {:.0} s, in which nothing is flagged.\n\n\
-         {} reference scores; they overlap, so they are worth about {} independent windows. They were enlarged by \
-         {:.2}, because the fit had seen them.\n\n\
+         {} reference scores come from windows; they overlap, so they are worth about {} independent ones. They were \
+         enlarged by {:.2}, because the fit had seen them, and completed by {} scores that normal data would give.\n\n\
          | channel | mean | deviation | least | greatest | wanders |\n|---|---|---|---|---|---|\n",
         about.name,
         about.source,
@@ -170,9 +170,10 @@ fn card(about: &About, fitted: &Fitted) -> String {
         fitted.limit,
         super::fit::RECEDED * 100.0,
         fitted.settling * about.rate.as_secs_f64(),
-        fitted.reference.len(),
+        fitted.windows,
         fitted.independent(),
         fitted.optimism,
+        fitted.reference.len() - fitted.windows,
     );
     for (i, name) in about.channels.iter().enumerate() {
         let (low, high) = fitted.range[i];
