@@ -13,6 +13,12 @@ use figures::{Figures, changepoint_score};
 
 /// Rows of each recording that are learnt from, as its protocol has it.
 const LEARNT: usize = 400;
+/// What the README says of SKAB: F1 and the change-point score at least, false and missed alarms at
+/// most, with what rounding there leaves.
+const F1: f64 = 0.844;
+const NAB: f64 = 20.0;
+const FAR: f64 = 13.1;
+const MAR: f64 = 19.0;
 /// Default settings but for the model's name: no limit, no window is given.
 const CONFIG: &str = "[agent]\nmodels_dir = \"models\"\n[[machine]]\nmatch = \"*\"\nmodel = \"mine\"\n";
 
@@ -131,8 +137,3 @@ fn faults_of_a_real_pump_are_found_with_default_settings() {
     assert!(whole.f1() >= F1 && whole.far() <= FAR && whole.mar() <= MAR, "the README claims more");
     assert!(nab >= NAB, "the README claims more: {nab}");
 }
-
-const F1: f64 = 0.85;
-const FAR: f64 = 15.5;
-const MAR: f64 = 16.5;
-const NAB: f64 = 20.0;
