@@ -40,7 +40,10 @@ def check_manifest(bundle, manifest):
     assert manifest["schema"] == "andon.model/v1", manifest["schema"]
     assert manifest["name"] == bundle.name, manifest["name"]
     steps, channels = manifest["window"]["steps"], manifest["channels"]
-    assert manifest["inputs"] == [{"name": "window", "datatype": "FP32", "shape": [-1, steps, len(channels)]}]
+    assert manifest["inputs"][0] == {"name": "window", "datatype": "FP32", "shape": [-1, steps, len(channels)]}
+    outputs = {o["name"]: o["shape"] for o in manifest["outputs"]}
+    for state in manifest["inputs"][1:]:
+        assert outputs[state["name"] + "_next"] == state["shape"], f"no next of {state['name']}"
     for channel in channels:
         assert channel["std"] > 0 and channel["min"] <= channel["mean"] <= channel["max"], channel
 
@@ -48,7 +51,7 @@ def check_manifest(bundle, manifest):
 def check_reference(bundle):
     scores = json.loads((bundle / "reference.json").read_text("utf-8"))["scores"]
     assert len(scores) >= 2000, f"only {len(scores)} reference scores"
-    assert scores == sorted(scores) and all(math.isfinite(s) for s in scores), "scores are not sorted and finite"
+    assert all(math.isfinite(s) for s in scores), "scores are not finite"
 
 
 def check_graph(manifest, session):
@@ -66,7 +69,7 @@ def check_case(manifest, session, case):
         name = declared["name"]
         assert fits(answers[name].shape, declared["shape"]), f"shape of {name}"
         np.testing.assert_allclose(found[name], answers[name], rtol=case["rtol"], atol=case["atol"], err_msg=name)
-    if "contributions" in found:
+    if "contributions" in found and "state" not in manifest:
         np.testing.assert_allclose(found["contributions"].sum(axis=1), 1, atol=1e-4, err_msg="contributions do not sum to 1")
 
 

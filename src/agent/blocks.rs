@@ -74,12 +74,7 @@ fn bind(machine: &Machine, model: Option<Arc<Model>>) -> Result<Block, String> {
         Some(m) => (bound_channels(machine, m)?, m.manifest().steps, m.manifest().stride, m.manifest().rate),
     };
     let layout = Layout::new(&machine.pipeline, channels, steps, stride, rate);
-    // Overlapping windows say much the same: a budget counts fresh windows only.
-    let fresh = Duration::from_nanos(layout.rate as u64) * u32::try_from(steps.max(stride)).unwrap_or(u32::MAX);
-    let limit = match machine.alarm.limit {
-        LimitConfig::Score(s) => Limit::Score(s),
-        LimitConfig::Budget { alarms, period } => Limit::from_budget(alarms, period, fresh),
-    };
+    let limit = limit(&machine.alarm.limit, layout.rate, steps.max(stride));
     if let (Limit::PValue(_), Some(m)) = (limit, &model)
         && m.calibration().is_empty()
     {
@@ -96,6 +91,16 @@ fn bind(machine: &Machine, model: Option<Arc<Model>>) -> Result<Block, String> {
         alarm: machine.alarm.clone(),
         suppress: machine.suppress.clone(),
     })
+}
+
+/// What verdicts are held against. Overlapping windows say much the same: a budget counts fresh
+/// ones only, one every `fresh` steps of `rate` nanoseconds.
+pub fn limit(config: &LimitConfig, rate: i64, fresh: usize) -> Limit {
+    let fresh = Duration::from_nanos(rate as u64) * u32::try_from(fresh).unwrap_or(u32::MAX);
+    match *config {
+        LimitConfig::Score(s) => Limit::Score(s),
+        LimitConfig::Budget { alarms, period } => Limit::from_budget(alarms, period, fresh),
+    }
 }
 
 /// The signal of each channel: the channel's own name unless `[machine.channels]` says otherwise.

@@ -10,17 +10,23 @@ use wildmatch::WildMatch;
 
 use super::ConfigFile;
 use super::table::Table;
+use crate::agent::blocks;
 use crate::config::{Config, Machine, Needs};
 use crate::logging;
 use crate::model::fit::{self, Fitted, Stretch};
 use crate::model::{Model, write};
 use crate::pipeline::{self, Due, Layout};
+use crate::settings::parse_duration;
 use crate::types::{Name, Reading, Time};
+
+mod journal;
 
 /// Share of the data that is held back to judge what was learnt.
 const HELD_BACK: f64 = 0.2;
 /// More flagged windows than this on held-back healthy data, and the data was not alike throughout.
 const RESTLESS: f64 = 0.2;
+/// Windows' lengths before the data held back that the detector is run over first.
+const WARM: usize = 40;
 
 /// See `andon learn --help`.
 #[derive(Args)]
@@ -28,8 +34,12 @@ pub struct Options {
     #[command(flatten)]
     file: ConfigFile,
     /// Recorded healthy running, one row per time, one column per signal
-    #[arg(long, value_name = "CSV")]
-    input: PathBuf,
+    #[arg(long, value_name = "CSV", required_unless_present = "from_journal")]
+    input: Option<PathBuf>,
+    /// What the agent itself took in during this time until now, as far as its journal still has
+    /// it; the agent may be running
+    #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with_all = ["input", "time", "machine_column", "rows"])]
+    from_journal: Option<Duration>,
     /// The machine it is of: finds its [[machine]] block
     #[arg(long, value_name = "ID")]
     machine: String,
@@ -42,7 +52,7 @@ pub struct Options {
     /// The column that names the machine; other machines' rows are left out
     #[arg(long, value_name = "COL")]
     machine_column: Option<String>,
-    /// Columns that are no signals, such as labels
+    /// Columns or signals to leave out, such as labels
     #[arg(long, value_name = "COL,…", value_delimiter = ',')]
     ignore: Vec<String>,
     /// Only the first rows
@@ -70,12 +80,17 @@ pub fn run(options: &Options) -> Result<()> {
     let matches = |m: &&Machine| WildMatch::new(&m.matcher).matches(&options.machine);
     let block = config.machines.iter().find(matches);
     let block = block.with_context(|| format!("no [[machine]] of the config matches {:?}", options.machine))?;
-    let recorded = read(options, block)?;
+    let recorded = match (&options.input, options.from_journal) {
+        (Some(csv), _) => read(csv, options, block)?,
+        (None, Some(span)) => from_journal(&config.agent.data_dir, span, options, block)?,
+        (None, None) => bail!("give --input or --from-journal"),
+    };
     let steps = usize::from(options.window);
     let stretches = align(&config, block, &recorded)?;
-    let fitted = fit::fit(&stretches, &recorded.channels, steps)?;
+    let limit = blocks::limit(&block.alarm.limit, recorded.rate.as_nanos() as i64, steps);
+    let fitted = fit::fit(&stretches, &recorded.channels, steps, &limit)?;
     let (train, held) = split(&stretches, steps);
-    let flagged = flagged(&fit::fit(&train, &recorded.channels, steps)?, &held);
+    let flagged = flagged(&fit::fit(&train, &recorded.channels, steps, &limit)?, &train, &held);
     if flagged > RESTLESS && !options.force {
         bail!(
             "{:.0} % of the last windows look unlike those before them, so this is not one steady, healthy state; give \
@@ -90,7 +105,7 @@ pub fn run(options: &Options) -> Result<()> {
         version: "1".into(),
         channels: recorded.channels.clone(),
         rate: recorded.rate,
-        source: options.input.file_name().map_or("data".into(), |n| n.to_string_lossy().into_owned()),
+        source: source(options),
         at: Time(Time::now().0 / 1_000_000_000 * 1_000_000_000),
         metrics: json!({ "rows": rows, "held_back_windows_flagged": flagged }),
     };
@@ -101,8 +116,29 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn read(options: &Options, block: &Machine) -> Result<Recorded> {
-    let mut table = Table::open(&options.input, options.time.as_deref())?;
+/// Takes the machine's readings from the agent's own journal.
+fn from_journal(data_dir: &Path, span: Duration, options: &Options, block: &Machine) -> Result<Recorded> {
+    let since = Time(Time::now().0.saturating_sub(i64::try_from(span.as_nanos()).unwrap_or(i64::MAX)));
+    let mut readings = journal::readings(data_dir, since, &options.machine)?;
+    readings.retain(|r| !options.ignore.iter().any(|i| **i == *r.signal));
+    ensure!(
+        !readings.is_empty(),
+        "the journal in {} has no readings of {} in that time",
+        data_dir.display(),
+        options.machine
+    );
+    let (signals, times) = journal::signals(&readings);
+    let rate = block.pipeline.rate.unwrap_or_else(|| usual_step(&times));
+    let columns: Vec<(usize, Name)> = signals.into_iter().enumerate().collect();
+    Ok(Recorded { channels: channels(&columns, block), readings, rate })
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).ok_or_else(|| format!("{text:?} is not a duration such as \"8h\" or \"7d\""))
+}
+
+fn read(input: &Path, options: &Options, block: &Machine) -> Result<Recorded> {
+    let mut table = Table::open(input, options.time.as_deref())?;
     let machine = options.machine_column.as_deref().map(|c| table.column(c)).transpose()?;
     let ignored: Vec<usize> = options.ignore.iter().map(|c| table.column(c)).collect::<Result<_>>()?;
     let signal = |i: &usize| *i != table.time && Some(*i) != machine && !ignored.contains(i);
@@ -127,7 +163,7 @@ fn read(options: &Options, block: &Machine) -> Result<Recorded> {
             readings.push(Reading::good(name.clone(), signal.clone(), at, value));
         }
     }
-    ensure!(times.len() > 1, "{} has no rows of {}", options.input.display(), options.machine);
+    ensure!(times.len() > 1, "{} has no rows of {}", input.display(), options.machine);
     let rate = block.pipeline.rate.unwrap_or_else(|| usual_step(&times));
     let channels = channels(&columns, block);
     Ok(Recorded { channels, readings, rate })
@@ -140,6 +176,12 @@ fn channels(columns: &[(usize, Name)], block: &Machine) -> Vec<String> {
         return block.channels.iter().map(|(_, signal)| signal.clone()).collect();
     }
     columns.iter().map(|(_, name)| name.to_string()).collect()
+}
+
+/// Where the data came from, for the card.
+fn source(options: &Options) -> String {
+    let file = options.input.as_deref().and_then(Path::file_name);
+    file.map_or("the agent's journal".into(), |n| n.to_string_lossy().into_owned())
 }
 
 fn usual_step(times: &[Time]) -> Duration {
@@ -188,15 +230,25 @@ fn split(stretches: &[Stretch], steps: usize) -> (Vec<Stretch>, Vec<Stretch>) {
     (train, held)
 }
 
-/// Share of windows that score above all but the highest hundredth of the reference.
-fn flagged(fitted: &Fitted, held: &[Stretch]) -> f64 {
-    let mut reference = fitted.reference.clone();
-    reference.sort_by(f64::total_cmp);
-    let limit = reference.last().copied().unwrap_or(f64::MAX) * 1.5;
+/// Share of the held-back windows at or above the limit of a fit that had not seen them, by a
+/// detector that comes from the stretches before.
+fn flagged(fitted: &Fitted, before: &[Stretch], held: &[Stretch]) -> f64 {
+    let mut state = fitted.start();
+    let mut run = |window: &[Vec<f64>]| {
+        let stepped = fitted.step(&state, &fitted.mean_of(&window.concat()));
+        state = stepped.next;
+        stepped.score >= fitted.limit
+    };
+    // Only the baseline matters, and it forgets: the last stretch's end is enough to warm it.
+    let last = before.iter().rev().find(|s| s.len() >= fitted.steps);
+    let warm = last.map_or(&[][..], |s| &s[s.len().saturating_sub(WARM * fitted.steps)..]);
+    for window in warm.windows(fitted.steps) {
+        run(window);
+    }
     let (mut over, mut all) = (0.0, 0.0);
     for window in held.iter().flat_map(|s| s.windows(fitted.steps)) {
         all += 1.0;
-        over += f64::from(u8::from(fitted.score(&window.concat()).0 > limit));
+        over += f64::from(u8::from(run(window)));
     }
     if all > 0.0 { over / all } else { 0.0 }
 }
@@ -206,7 +258,7 @@ fn samples(stretches: &[Stretch], steps: usize) -> Vec<Vec<f64>> {
 }
 
 fn tell(out: &Path, about: &write::About, fitted: &Fitted, model: &Model, flagged: f64) {
-    let independent = fitted.reference.len() / fitted.steps;
+    let independent = fitted.independent();
     let seconds = about.rate.as_secs_f64() * fitted.steps as f64;
     println!(
         "{}: learnt {} channels, windows of {} steps ({seconds:.1} s)",
@@ -216,11 +268,16 @@ fn tell(out: &Path, about: &write::About, fitted: &Fitted, model: &Model, flagge
     );
     println!("  {:<24} {:>12} {:>12}", "channel", "mean", "deviation");
     for (i, channel) in about.channels.iter().enumerate() {
-        println!("  {channel:<24} {:>12.4} {:>12.4}", fitted.mean[i], fitted.std[i]);
+        let wanders = if fitted.slow[i] { "  wanders: judged by its recent course" } else { "" };
+        println!("  {channel:<24} {:>12.4} {:>12.4}{wanders}", fitted.mean[i], fitted.std[i]);
+    }
+    if fitted.optimism > 1.25 {
+        let percent = (fitted.optimism - 1.0) * 100.0;
+        println!("  little data for so many channels: scores are taken {percent:.0} % larger; more data sees more");
     }
     println!("  held back: {:.1} % of the windows flagged", flagged * 100.0);
     println!("  self-test passed, sha256 {}", model.digest());
-    println!("  {} reference scores, worth about {independent} independent windows:", fitted.reference.len());
+    println!("  {} reference scores, worth about {independent} independent windows:", fitted.windows);
     let shortest = Duration::from_secs_f64(seconds * independent.max(1) as f64);
     println!("  a budget of one false alarm per {shortest:.0?} is counted; longer ones rest on a fitted tail");
 }

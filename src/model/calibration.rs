@@ -9,8 +9,13 @@ use std::time::Duration;
 
 /// Share of the reference scores that makes up the tail.
 const TAIL_SHARE: f64 = 0.05;
-/// Fewer tail scores than this are not fitted.
+/// Fewer tail scores than this are not fitted; a small reference gives a larger share.
 const MIN_TAIL: usize = 20;
+/// The largest share of the reference that is taken for its tail.
+const MAX_TAIL_SHARE: f64 = 0.2;
+/// The shape expected before any score is seen, and how many tail scores that expectation is worth:
+/// a shape fitted to a few scores would be chance.
+const USUAL_SHAPE: (f64, f64) = (0.2, 50.0);
 /// A tail is never taken to be lighter than this shape: an end that nothing lies beyond would be
 /// more than the data can say.
 const MIN_SHAPE: f64 = 0.05;
@@ -72,9 +77,28 @@ impl Calibration {
     }
 }
 
+impl Calibration {
+    /// The least score whose p-value is `p` or below; very large where no score has such a one.
+    pub fn score_at(&self, p: f64) -> f64 {
+        let (mut low, mut high) = (0.0, self.sorted.last().copied().unwrap_or(1.0).max(1e-9));
+        while self.p_value(high) > p {
+            if high > 1e12 {
+                return high;
+            }
+            (low, high) = (high, high * 2.0);
+        }
+        for _ in 0..64 {
+            let middle = 0.5 * (low + high);
+            if self.p_value(middle) > p { low = middle } else { high = middle }
+        }
+        high
+    }
+}
+
 impl Tail {
     fn fit(sorted: &[f64]) -> Option<Tail> {
-        let count = (sorted.len() as f64 * TAIL_SHARE) as usize;
+        let all = sorted.len() as f64;
+        let count = ((all * TAIL_SHARE) as usize).max(MIN_TAIL.min((all * MAX_TAIL_SHARE) as usize));
         if count < MIN_TAIL {
             return None;
         }
@@ -88,7 +112,9 @@ impl Tail {
         if mean <= 0.0 || spread <= 0.0 {
             return None;
         }
-        let shape = (2.0 - mean / spread).clamp(MIN_SHAPE, MAX_SHAPE);
+        let (usual, worth) = USUAL_SHAPE;
+        let fitted = (2.0 - mean / spread).clamp(-1.0, 1.0);
+        let shape = ((n * fitted + worth * usual) / (n + worth)).clamp(MIN_SHAPE, MAX_SHAPE);
         // With the shape held within bounds the scale still has to give the tail its mean.
         let scale = mean * (1.0 - shape);
         Some(Tail { start, weight: (n + 1.0) / (sorted.len() as f64 + 1.0), shape, scale })

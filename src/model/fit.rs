@@ -1,13 +1,42 @@
-//! Fitting a detector on the gateway: the mean of each window, held against how the means of
-//! healthy windows vary together (Mahalanobis distance with shrinkage).
+//! Fitting a detector on the gateway: the mean of each window is held against a baseline that
+//! follows the machine, in units of how healthy means stray from it (Mahalanobis distance with
+//! shrinkage). While in alarm the baseline rests; when the fault recedes it takes up the new state.
+//!
+//! [`Fitted::step`] is the written-out formula; `graph.rs` writes the same as ONNX, and the golden
+//! cases hold one against the other.
+
+use super::calibration::{Calibration, Limit};
 
 /// Share of the covariance that is drawn towards its diagonal: correlations that few rows suggest
 /// are believed only so far.
 const SHRINKAGE: f64 = 0.1;
-/// Blocks of the cross-validation that gives the reference scores.
-const FOLDS: usize = 5;
 /// Fewer windows than this say too little of what is normal.
 pub const MIN_WINDOWS: usize = 100;
+/// A channel whose value two windows ago still tells this much of the present one (correlation) is
+/// slow: its level wanders, and only its recent course can be judged.
+const SLOW: f64 = 0.5;
+/// How long the baseline remembers, as a share of the windows learnt from: over longer times the
+/// data could not show what is normal. Slow channels remember half as long.
+const MEMORY: f64 = 0.4;
+/// The baseline remembers at least so many windows' lengths.
+const LEAST_MEMORY: f64 = 5.0;
+/// A fault is over when what is left of it, seen along its own direction, is below this share.
+pub const RECEDED: f64 = 0.2;
+/// A fault that has been this many times the limit is known well enough to tell when it is over; a
+/// lesser one simply ends when the score is below the limit.
+const ESTABLISHED: f64 = 1.2;
+/// After that the baseline takes up the present state for so many windows' lengths, and nothing is
+/// flagged meanwhile.
+const SETTLING: f64 = 4.0 / 3.0;
+/// How fast it does so: its memory then, in windows' lengths.
+const SETTLING_MEMORY: f64 = 2.0 / 3.0;
+/// The most that scores are enlarged for what few windows leave unknown.
+const MOST_OPTIMISM: f64 = 3.0;
+/// No limit is above this, so that its square is a number in single precision.
+const MOST_LIMIT: f64 = 1e15;
+/// Independent windows that the expectation of normal data is worth in the reference: the highest
+/// of a few healthy scores say little of how high healthy scores go.
+const EXPECTED_WINDOWS: usize = 100;
 
 /// Why nothing was learnt; `Display` is for a person.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -42,16 +71,56 @@ pub struct Fitted {
     pub std: Vec<f64>,
     /// Least and greatest value of each channel.
     pub range: Vec<(f64, f64)>,
-    /// Mean of the window means, in units of `std` around `mean`.
+    /// Mean of the window means, in units of `std` around `mean`: where the baseline starts.
     pub centre: Vec<f64>,
-    /// Inverse covariance of the window means [channels × channels], row-major.
+    /// Which channels wander.
+    pub slow: Vec<bool>,
+    /// Share of the difference that the baseline makes up in a step, by channel.
+    pub rates: Vec<f64>,
+    /// The same while settling.
+    pub settling_rate: f64,
+    /// Steps that settling takes.
+    pub settling: f64,
+    /// Inverse covariance of the window means around the baseline [channels × channels], row-major.
     pub precision: Vec<f64>,
-    /// Scores of windows that the fit they were scored by had not seen.
+    /// The score from which on the baseline rests.
+    pub limit: f64,
+    /// Scores of the healthy windows, enlarged by `optimism`, and those that normal data would give.
     pub reference: Vec<f64>,
+    /// How many of them come from windows.
+    pub windows: usize,
+    /// How much larger scores of new healthy windows are to be expected than of those learnt from.
+    pub optimism: f64,
 }
 
-/// Fits on stretches of healthy running.
-pub fn fit(stretches: &[Stretch], names: &[String], steps: usize) -> Result<Fitted, FitError> {
+/// What the detector keeps from window to window.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    /// Where the window's mean is expected, in scaled units.
+    pub baseline: Vec<f64>,
+    /// The mean difference since the alarm began; zeros without one.
+    pub fault: Vec<f64>,
+    /// 1 while in alarm.
+    pub alarm: f64,
+    /// Steps of settling that are left.
+    pub settling: f64,
+    /// 1 until the first window: then slow channels are taken as they are found.
+    pub fresh: f64,
+}
+
+/// What a step gave.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stepped {
+    /// The score.
+    pub score: f64,
+    /// Each channel's part in it, none negative.
+    pub parts: Vec<f64>,
+    /// What is kept.
+    pub next: State,
+}
+
+/// Fits on stretches of healthy running; the baseline will rest where a score reaches `limit`.
+pub fn fit(stretches: &[Stretch], names: &[String], steps: usize, limit: &Limit) -> Result<Fitted, FitError> {
     let windows: usize = stretches.iter().map(|s| (s.len() + 1).saturating_sub(steps)).sum();
     if windows < MIN_WINDOWS {
         return Err(FitError::TooLittle { found: windows });
@@ -67,47 +136,200 @@ pub fn fit(stretches: &[Stretch], names: &[String], steps: usize) -> Result<Fitt
         return Err(FitError::Constant(names[c].clone()));
     }
     let bounds = |c: usize| column(c).fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
+    let slow: Vec<bool> = (0..n).map(|c| autocorrelation(stretches, c, mean[c], 2 * steps) > SLOW).collect();
+    let memory = (MEMORY * windows as f64).max(LEAST_MEMORY * steps as f64);
     let means = window_means(stretches, steps, &mean, &std);
-    let (centre, precision) = spread(&means, n).ok_or(FitError::Singular)?;
-    let reference = cross_validate(&means, n, steps).ok_or(FitError::Singular)?;
-    Ok(Fitted { steps, range: (0..n).map(bounds).collect(), mean, std, centre, precision, reference })
+    let count = means.len() as f64;
+    let mut fitted = Fitted {
+        steps,
+        range: (0..n).map(bounds).collect(),
+        centre: (0..n).map(|c| means.iter().map(|m| m[c]).sum::<f64>() / count).collect(),
+        rates: slow.iter().map(|slow| if *slow { 2.0 / memory } else { 1.0 / memory }).collect(),
+        settling_rate: (1.0 / (SETTLING_MEMORY * steps as f64)).min(1.0),
+        settling: (SETTLING * steps as f64).ceil(),
+        slow,
+        mean,
+        std,
+        precision: Vec::new(),
+        limit: f64::MAX,
+        reference: Vec::new(),
+        windows,
+        optimism: optimism(windows, n, steps),
+    };
+    let strays = fitted.strays(&means);
+    fitted.precision = precision(&strays, n).ok_or(FitError::Singular)?;
+    let score = |d: &Vec<f64>| distance(&parts(d, &fitted.precision)) * fitted.optimism;
+    fitted.reference = strays.iter().map(score).collect();
+    fitted.reference.extend(expected_scores(EXPECTED_WINDOWS * steps, n).map(|s| s * fitted.optimism));
+    fitted.limit = match limit {
+        Limit::PValue(p) => Calibration::new(fitted.reference.clone()).score_at(*p),
+        Limit::Score(s) => *s,
+    }
+    .clamp(0.0, MOST_LIMIT);
+    Ok(fitted)
 }
 
 impl Fitted {
-    /// The score of a window [steps × channels] and each channel's part in it, as the graph gives
-    /// them: the written-out formula that the golden cases hold the graph against.
-    pub fn score(&self, window: &[f64]) -> (f64, Vec<f64>) {
+    /// The state at the start.
+    pub fn start(&self) -> State {
+        let fault = vec![0.0; self.centre.len()];
+        State { baseline: self.centre.clone(), fault, alarm: 0.0, settling: 0.0, fresh: 1.0 }
+    }
+
+    /// Independent windows that the reference is worth: neighbours overlap.
+    pub fn independent(&self) -> usize {
+        self.windows / self.steps
+    }
+
+    /// The mean of a window [steps × channels] in scaled units.
+    pub fn mean_of(&self, window: &[f64]) -> Vec<f64> {
         let n = self.mean.len();
         let mut m = vec![0.0; n];
         for (i, v) in window.iter().enumerate() {
             m[i % n] += (v - self.mean[i % n]) / self.std[i % n] / self.steps as f64;
         }
-        let parts = parts(&m, &self.centre, &self.precision);
-        (distance(&parts), parts.iter().map(|p| p.max(0.0)).collect())
+        m
     }
+
+    /// What the graph does with a window whose mean is `m`.
+    pub fn step(&self, state: &State, m: &[f64]) -> Stepped {
+        let baseline: Vec<f64> = self.expected(state, m);
+        let off: Vec<f64> = m.iter().zip(&baseline).map(|(m, b)| m - b).collect();
+        let parts = parts(&off, &self.precision);
+        let raw = distance(&parts);
+        let over = raw > self.limit;
+        let along = |v: &[f64]| dot(v, &pulled(&state.fault, &self.precision));
+        let present = along(&off) > RECEDED * along(&state.fault);
+        let was = state.alarm > 0.5;
+        let stays = was && over && present;
+        let established = along(&state.fault) / m.len() as f64 > self.established();
+        let settling = if was && !stays && established { self.settling } else { state.settling };
+        let settles = !stays && settling > 0.5;
+        let begins = !was && !settles && over;
+        let in_alarm = stays || begins;
+        let rate = |c: usize| match () {
+            () if in_alarm => 0.0,
+            () if settles => self.settling_rate,
+            () => self.rates[c],
+        };
+        let pull = 1.0 / self.steps as f64;
+        let fault = |c: usize| match () {
+            () if begins => off[c],
+            () if stays => state.fault[c] + pull * (off[c] - state.fault[c]),
+            () => 0.0,
+        };
+        let n = m.len();
+        let next = State {
+            baseline: (0..n).map(|c| baseline[c] + rate(c) * off[c]).collect(),
+            fault: (0..n).map(fault).collect(),
+            alarm: f64::from(u8::from(in_alarm)),
+            settling: if settles { settling - 1.0 } else { 0.0 },
+            fresh: 0.0,
+        };
+        let score = if settles { raw.min(self.calm()) } else { raw };
+        Stepped { score, parts: parts.iter().map(|p| p.max(0.0)).collect(), next }
+    }
+
+    /// What scores are held below while settling.
+    pub fn calm(&self) -> f64 {
+        0.5 * self.limit
+    }
+
+    /// The squared distance from which on a fault is well enough known.
+    pub fn established(&self) -> f64 {
+        (ESTABLISHED * self.limit).powi(2)
+    }
+
+    fn expected(&self, state: &State, m: &[f64]) -> Vec<f64> {
+        let found = |c: usize| self.slow[c] && state.fresh > 0.5;
+        (0..m.len()).map(|c| if found(c) { m[c] } else { state.baseline[c] }).collect()
+    }
+
+    /// How far each mean is from a baseline that never rests.
+    fn strays(&self, means: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let mut state = self.start();
+        let mut out = Vec::with_capacity(means.len());
+        for m in means {
+            state.baseline = self.expected(&state, m);
+            state.fresh = 0.0;
+            let off: Vec<f64> = m.iter().zip(&state.baseline).map(|(m, b)| m - b).collect();
+            off.iter().zip(&self.rates).zip(&mut state.baseline).for_each(|((o, r), b)| *b += r * o);
+            out.push(off);
+        }
+        out
+    }
+}
+
+/// By how much the distances of new windows exceed those of the windows fitted on: the ratio of
+/// the expected squared distances of normal data (after Hotelling), for as many windows as the
+/// overlapping ones are worth in estimating a covariance.
+fn optimism(windows: usize, channels: usize, steps: usize) -> f64 {
+    let (worth, k) = (1.5 * windows as f64 / steps as f64, channels as f64);
+    let left = worth - k - 2.0;
+    let ratio = if left > 0.0 { (worth + 1.0) / left } else { f64::MAX };
+    ratio.sqrt().min(MOST_OPTIMISM)
+}
+
+/// Scores of so many normal windows, evenly spread over their probabilities: roots of chi-squared
+/// quantiles over the number of channels (after Wilson and Hilferty).
+fn expected_scores(count: usize, channels: usize) -> impl Iterator<Item = f64> {
+    let k = channels as f64;
+    (0..count).map(move |i| {
+        let z = normal_quantile((i as f64 + 0.5) / count as f64);
+        let spread = 2.0 / (9.0 * k);
+        (1.0 - spread + z * spread.sqrt()).max(0.0).powf(1.5)
+    })
+}
+
+/// Quantile of the normal distribution to some 5e-4 (Abramowitz and Stegun 26.2.23), `p` in 0..1.
+fn normal_quantile(p: f64) -> f64 {
+    let t = (-2.0 * p.min(1.0 - p).ln()).sqrt();
+    let over = 2.515_517 + t * (0.802_853 + t * 0.010_328);
+    let under = 1.0 + t * (1.432_788 + t * (0.189_269 + t * 0.001_308));
+    (t - over / under).copysign(p - 0.5)
+}
+
+/// How much a channel's value tells of the one `lag` steps later.
+fn autocorrelation(stretches: &[Stretch], c: usize, mean: f64, lag: usize) -> f64 {
+    let (mut with, mut own, mut pairs, mut all) = (0.0, 0.0, 0.0f64, 0.0f64);
+    for stretch in stretches {
+        own += stretch.iter().map(|r| (r[c] - mean).powi(2)).sum::<f64>();
+        all += stretch.len() as f64;
+        let later = stretch.iter().skip(lag);
+        with += stretch.iter().zip(later).map(|(a, b)| (a[c] - mean) * (b[c] - mean)).sum::<f64>();
+        pairs += stretch.len().saturating_sub(lag) as f64;
+    }
+    (with / pairs.max(1.0)) / (own / all.max(1.0)).max(f64::MIN_POSITIVE)
 }
 
 /// Means of all windows, a step apart, scaled by channel.
 fn window_means(stretches: &[Stretch], steps: usize, mean: &[f64], std: &[f64]) -> Vec<Vec<f64>> {
+    let n = mean.len();
     let mut out = Vec::new();
     for stretch in stretches {
-        for window in stretch.windows(steps) {
-            let of = |c: usize| window.iter().map(|r| (r[c] - mean[c]) / std[c]).sum::<f64>() / steps as f64;
-            out.push((0..mean.len()).map(of).collect());
+        let scaled = |r: &Vec<f64>, c: usize| (r[c] - mean[c]) / std[c] / steps as f64;
+        let mut sum = vec![0.0; n];
+        for (i, row) in stretch.iter().enumerate() {
+            for (c, sum) in sum.iter_mut().enumerate() {
+                let gone = if i >= steps { scaled(&stretch[i - steps], c) } else { 0.0 };
+                *sum += scaled(row, c) - gone;
+            }
+            if i + 1 >= steps {
+                out.push(sum.clone());
+            }
         }
     }
     out
 }
 
-/// Centre and inverse of the shrunk covariance.
-fn spread(means: &[Vec<f64>], n: usize) -> Option<(Vec<f64>, Vec<f64>)> {
-    let count = means.len() as f64;
-    let centre: Vec<f64> = (0..n).map(|c| means.iter().map(|m| m[c]).sum::<f64>() / count).collect();
+/// Inverse of the shrunk covariance around zero.
+fn precision(strays: &[Vec<f64>], n: usize) -> Option<Vec<f64>> {
+    let count = strays.len() as f64;
     let mut covariance = vec![0.0; n * n];
-    for m in means {
+    for d in strays {
         for i in 0..n {
             for j in 0..n {
-                covariance[i * n + j] += (m[i] - centre[i]) * (m[j] - centre[j]) / count;
+                covariance[i * n + j] += d[i] * d[j] / count;
             }
         }
     }
@@ -120,29 +342,21 @@ fn spread(means: &[Vec<f64>], n: usize) -> Option<(Vec<f64>, Vec<f64>)> {
         // A floor of a thousandth of the channel's own variance: no window mean is surer than that.
         covariance[i * n + i] += 1e-3;
     }
-    Some((centre, invert(covariance, n)?))
+    invert(covariance, n)
 }
 
-/// Scores of each block's windows by a fit on the others, a window's length kept between them.
-fn cross_validate(means: &[Vec<f64>], n: usize, steps: usize) -> Option<Vec<f64>> {
-    let mut scores = Vec::with_capacity(means.len());
-    for fold in 0..FOLDS {
-        let (from, to) = (fold * means.len() / FOLDS, (fold + 1) * means.len() / FOLDS);
-        let before = &means[..from.saturating_sub(steps)];
-        let after = &means[(to + steps).min(means.len())..];
-        let rest: Vec<Vec<f64>> = before.iter().chain(after).cloned().collect();
-        let (centre, precision) = spread(if rest.len() > n { &rest } else { means }, n)?;
-        scores.extend(means[from..to].iter().map(|m| distance(&parts(m, &centre, &precision))));
-    }
-    Some(scores)
+fn pulled(d: &[f64], precision: &[f64]) -> Vec<f64> {
+    let n = d.len();
+    (0..n).map(|i| d.iter().enumerate().map(|(j, o)| precision[j * n + i] * o).sum()).collect()
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
 /// Each channel's part in the squared distance; parts can be negative, their sum cannot.
-fn parts(m: &[f64], centre: &[f64], precision: &[f64]) -> Vec<f64> {
-    let n = m.len();
-    let off: Vec<f64> = m.iter().zip(centre).map(|(a, b)| a - b).collect();
-    let pulled = |i: usize| off.iter().enumerate().map(|(j, o)| precision[j * n + i] * o).sum::<f64>();
-    (0..n).map(|i| off[i] * pulled(i)).collect()
+fn parts(off: &[f64], precision: &[f64]) -> Vec<f64> {
+    off.iter().zip(pulled(off, precision)).map(|(o, p)| o * p).collect()
 }
 
 fn distance(parts: &[f64]) -> f64 {
@@ -199,30 +413,97 @@ mod tests {
         ["flow", "power", "temp"].map(String::from).to_vec()
     }
 
+    fn fitted(n: usize) -> Fitted {
+        fit(&[healthy(n)], &names(), 10, &Limit::PValue(1e-4)).expect("fitted")
+    }
+
+    fn constant(row: [f64; 3]) -> Vec<f64> {
+        (0..10).flat_map(|_| row).collect()
+    }
+
+    fn of(fitted: &Fitted, row: [f64; 3]) -> Stepped {
+        fitted.step(&fitted.start(), &fitted.mean_of(&constant(row)))
+    }
+
     #[test]
     fn what_breaks_a_relation_stands_out_though_each_value_is_normal() {
-        let fitted = fit(&[healthy(600)], &names(), 10).expect("fitted");
-        let normal: Vec<f64> = (0..10).flat_map(|_| [52.0, 10.8, 3.0]).collect();
-        let broken: Vec<f64> = (0..10).flat_map(|_| [52.0, 9.2, 3.0]).collect();
-        let top = fitted.reference.iter().copied().fold(0.0, f64::max);
-        assert!(fitted.score(&normal).0 < top, "{} {top}", fitted.score(&normal).0);
-        assert!(fitted.score(&broken).0 > 2.0 * top, "{} {top}", fitted.score(&broken).0);
+        let fitted = fitted(600);
+        let (normal, broken) = (of(&fitted, [52.0, 10.8, 3.0]), of(&fitted, [52.0, 9.2, 3.0]));
+        assert!(normal.score < fitted.limit, "{} {}", normal.score, fitted.limit);
+        assert!(broken.score > fitted.limit, "{} {}", broken.score, fitted.limit);
     }
 
     #[test]
     fn the_channel_that_left_has_the_largest_share() {
-        let fitted = fit(&[healthy(600)], &names(), 10).expect("fitted");
-        let hot: Vec<f64> = (0..10).flat_map(|_| [50.0, 10.0, 9.0]).collect();
-        let (_, shares) = fitted.score(&hot);
+        let shares = of(&fitted(600), [50.0, 10.0, 9.0]).parts;
         assert!(shares[2] > 10.0 * shares[0].max(shares[1]), "{shares:?}");
     }
 
     #[test]
+    fn the_baseline_rests_in_alarm_and_settles_when_the_fault_recedes() {
+        let fitted = fitted(600);
+        let well = fitted.mean_of(&constant([50.0, 10.0, 3.0]));
+        let ill = fitted.mean_of(&constant([50.0, 10.0, 9.0]));
+        let after = fitted.mean_of(&constant([50.0, 10.0, 3.4]));
+        let mut state = fitted.start();
+        let mut run = |m: &[f64], n: usize| {
+            let mut last = None;
+            for _ in 0..n {
+                let stepped = fitted.step(&state, m);
+                state = stepped.next.clone();
+                last = Some(stepped);
+            }
+            last.expect("stepped")
+        };
+        let calm = run(&well, 50);
+        assert!(calm.score < fitted.limit && calm.next.alarm == 0.0);
+        let late = run(&ill, 5000);
+        assert_eq!(late.next.alarm, 1.0, "a fault is not learnt however long it lasts");
+        assert_eq!(late.next.baseline, calm.next.baseline);
+        let over = run(&after, 1);
+        assert_eq!(over.next.alarm, 0.0, "what is left is small beside what was");
+        assert!(over.score < fitted.limit);
+        let settled = run(&after, 60);
+        assert!(settled.score < 0.5 * fitted.limit, "{} {}", settled.score, fitted.limit);
+    }
+
+    #[test]
+    fn a_channel_that_wanders_is_judged_by_its_recent_course() {
+        let mut rows = healthy(600);
+        let mut level = 0.0;
+        let mut rng = fastrand::Rng::with_seed(3);
+        rows.iter_mut().for_each(|r| {
+            level += rng.f64() - 0.5;
+            r[2] += level;
+        });
+        let fitted = fit(&[rows], &names(), 10, &Limit::PValue(1e-4)).expect("fitted");
+        assert_eq!(fitted.slow, [false, false, true]);
+        let elsewhere = of(&fitted, [50.0, 10.0, 3.0 + 10.0 * fitted.std[2]]);
+        assert!(elsewhere.score < fitted.limit, "at the start it is taken as it is found");
+    }
+
+    #[test]
+    fn few_windows_make_scores_larger() {
+        assert!(optimism(370, 8, 30) > 1.4 && optimism(370, 8, 30) < 1.6);
+        assert!(optimism(1_000_000, 8, 30) < 1.001);
+        assert_eq!(optimism(100, 64, 30), MOST_OPTIMISM);
+    }
+
+    #[test]
+    fn expected_scores_are_those_of_tables() {
+        assert!((normal_quantile(0.975) - 1.96).abs() < 1e-3 && (normal_quantile(0.01) + 2.326).abs() < 1e-3);
+        // Chi-squared with 8 degrees of freedom exceeds 20.09 in one of a hundred cases.
+        let scores: Vec<f64> = expected_scores(10_000, 8).collect();
+        assert!((scores[9900].powi(2) * 8.0 - 20.09).abs() < 0.1, "{}", scores[9900].powi(2) * 8.0);
+    }
+
+    #[test]
     fn what_cannot_be_learnt_is_refused() {
-        assert_eq!(fit(&[healthy(100)], &names(), 10), Err(FitError::TooLittle { found: 91 }));
+        let fit = |rows: Stretch| fit(&[rows], &names(), 10, &Limit::PValue(1e-4));
+        assert_eq!(fit(healthy(100)), Err(FitError::TooLittle { found: 91 }));
         let mut flat = healthy(300);
         flat.iter_mut().for_each(|r| r[1] = 4.0);
-        assert_eq!(fit(&[flat], &names(), 10), Err(FitError::Constant("power".into())));
+        assert_eq!(fit(flat), Err(FitError::Constant("power".into())));
     }
 
     proptest! {

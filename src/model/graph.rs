@@ -7,43 +7,38 @@ use tract_onnx::pb::{
     ValueInfoProto, attribute_proto, type_proto,
 };
 
-use super::fit::Fitted;
+use super::fit::{Fitted, RECEDED};
 
 /// ONNX opset: ReduceMean still takes its axes as an attribute.
 const OPSET: i64 = 17;
 /// ONNX data type FLOAT.
 const FLOAT: i32 = 1;
 
-/// The graph: `window` `[N, steps, channels]` to `score` `[N]` and `contributions` `[N, channels]`.
+/// The graph: `window` `[N, steps, channels]`, `state_baseline` and `state_fault` `[N, channels]`,
+/// `state_phase` `[N, 3]` (alarm, settling, fresh) to `score` `[N]`, `contributions`
+/// `[N, channels]` and the states after it: [`Fitted::step`], with 0 and 1 for no and yes.
 pub fn onnx(fitted: &Fitted) -> Vec<u8> {
-    let n = fitted.mean.len();
-    let scale: Vec<f64> = fitted.std.iter().map(|s| 1.0 / s).collect();
-    let initializer = vec![
-        tensor("mean", &[n], &fitted.mean),
-        tensor("scale", &[n], &scale),
-        tensor("centre", &[n], &fitted.centre),
-        tensor("precision", &[n, n], &fitted.precision),
-        tensor("zero", &[], &[0.0]),
-    ];
-    let node = vec![
-        op("Sub", &["window", "mean"], "centred", vec![]),
-        op("Mul", &["centred", "scale"], "scaled", vec![]),
-        op("ReduceMean", &["scaled"], "means", vec![ints("axes", &[1]), int("keepdims", 0)]),
-        op("Sub", &["means", "centre"], "off", vec![]),
-        op("MatMul", &["off", "precision"], "pulled", vec![]),
-        op("Mul", &["off", "pulled"], "parts", vec![]),
-        op("ReduceMean", &["parts"], "squared", vec![ints("axes", &[1]), int("keepdims", 0)]),
-        op("Max", &["squared", "zero"], "not_negative", vec![]),
-        op("Sqrt", &["not_negative"], "score", vec![]),
-        op("Relu", &["parts"], "contributions", vec![]),
-    ];
-    let (steps, channels) = (fitted.steps as i64, n as i64);
+    let (steps, n) = (fitted.steps as i64, fitted.mean.len() as i64);
+    let free = |name: &str, rest: &[i64]| {
+        value(name, &[&[None], &rest.iter().map(|d| Some(*d)).collect::<Vec<_>>()[..]].concat())
+    };
     let graph = GraphProto {
-        name: "window_mean_mahalanobis".into(),
-        node,
-        initializer,
-        input: vec![value("window", &[None, Some(steps), Some(channels)])],
-        output: vec![value("score", &[None]), value("contributions", &[None, Some(channels)])],
+        name: "adaptive_mahalanobis".into(),
+        node: nodes(),
+        initializer: constants(fitted),
+        input: vec![
+            free("window", &[steps, n]),
+            free("state_baseline", &[n]),
+            free("state_fault", &[n]),
+            free("state_phase", &[3]),
+        ],
+        output: vec![
+            free("score", &[]),
+            free("contributions", &[n]),
+            free("state_baseline_next", &[n]),
+            free("state_fault_next", &[n]),
+            free("state_phase_next", &[3]),
+        ],
         ..GraphProto::default()
     };
     let model = ModelProto {
@@ -57,6 +52,110 @@ pub fn onnx(fitted: &Fitted) -> Vec<u8> {
     model.encode_to_vec()
 }
 
+fn constants(fitted: &Fitted) -> Vec<TensorProto> {
+    let n = fitted.mean.len();
+    let scale: Vec<f64> = fitted.std.iter().map(|s| 1.0 / s).collect();
+    let slow: Vec<f64> = fitted.slow.iter().map(|s| f64::from(u8::from(*s))).collect();
+    let scalar = |name: &str, value: f64| tensor(name, &[], &[value]);
+    vec![
+        tensor("mean", &[n], &fitted.mean),
+        tensor("scale", &[n], &scale),
+        tensor("slow", &[n], &slow),
+        tensor("rates", &[n], &fitted.rates),
+        tensor("precision", &[n, n], &fitted.precision),
+        scalar("limit", fitted.limit),
+        scalar("calm", fitted.calm()),
+        scalar("established", fitted.established()),
+        scalar("receded", RECEDED),
+        scalar("settling_rate", fitted.settling_rate),
+        scalar("settling_steps", fitted.settling),
+        scalar("fault_rate", 1.0 / fitted.steps as f64),
+        scalar("zero", 0.0),
+        scalar("half", 0.5),
+        scalar("one", 1.0),
+    ]
+}
+
+fn nodes() -> Vec<NodeProto> {
+    let mean = |keep: i64| vec![ints("axes", &[1]), int("keepdims", keep)];
+    let float = || vec![int("to", i64::from(FLOAT))];
+    let split = || vec![int("axis", 1)];
+    vec![
+        node("Sub", &["window", "mean"], "centred"),
+        node("Mul", &["centred", "scale"], "scaled"),
+        op("ReduceMean", &["scaled"], "m", vec![ints("axes", &[1]), int("keepdims", 0)]),
+        several("Split", &["state_phase"], &["alarm", "settling", "fresh"], split()),
+        // At the start slow channels are taken as they are found.
+        node("Mul", &["slow", "fresh"], "found"),
+        node("Sub", &["m", "state_baseline"], "way"),
+        node("Mul", &["found", "way"], "jump"),
+        node("Add", &["state_baseline", "jump"], "baseline"),
+        node("Sub", &["m", "baseline"], "off"),
+        node("MatMul", &["off", "precision"], "pulled"),
+        node("Mul", &["off", "pulled"], "parts"),
+        op("ReduceMean", &["parts"], "squared", mean(1)),
+        node("Max", &["squared", "zero"], "not_negative"),
+        node("Sqrt", &["not_negative"], "raw"),
+        // Whether it is over the limit, and what is left of the fault along its own direction.
+        node("Greater", &["raw", "limit"], "is_over"),
+        op("Cast", &["is_over"], "over", float()),
+        node("MatMul", &["state_fault", "precision"], "fault_pulled"),
+        node("Mul", &["off", "fault_pulled"], "left_parts"),
+        op("ReduceMean", &["left_parts"], "left", mean(1)),
+        node("Mul", &["state_fault", "fault_pulled"], "fault_parts"),
+        op("ReduceMean", &["fault_parts"], "fault_squared", mean(1)),
+        node("Mul", &["fault_squared", "receded"], "least"),
+        node("Greater", &["left", "least"], "is_present"),
+        op("Cast", &["is_present"], "present", float()),
+        // The alarm stays, ends in settling, or begins.
+        node("Mul", &["over", "present"], "holds"),
+        node("Mul", &["alarm", "holds"], "stays"),
+        node("Sub", &["alarm", "stays"], "ends"),
+        node("Greater", &["fault_squared", "established"], "is_established"),
+        op("Cast", &["is_established"], "was_established", float()),
+        node("Mul", &["ends", "was_established"], "ends_well"),
+        node("Mul", &["ends_well", "settling_steps"], "settling_new"),
+        node("Sub", &["one", "ends_well"], "goes_on"),
+        node("Mul", &["goes_on", "settling"], "settling_on"),
+        node("Add", &["settling_on", "settling_new"], "settling_now"),
+        node("Greater", &["settling_now", "half"], "is_settling"),
+        op("Cast", &["is_settling"], "would_settle", float()),
+        node("Sub", &["one", "stays"], "not_stays"),
+        node("Mul", &["would_settle", "not_stays"], "settles"),
+        node("Sub", &["one", "alarm"], "was_well"),
+        node("Sub", &["one", "settles"], "not_settles"),
+        node("Mul", &["was_well", "not_settles"], "may_begin"),
+        node("Mul", &["may_begin", "over"], "begins"),
+        node("Add", &["stays", "begins"], "in_alarm"),
+        // The baseline rests, settles or follows.
+        node("Mul", &["settles", "settling_rate"], "fast"),
+        node("Mul", &["not_settles", "rates"], "ordinary"),
+        node("Add", &["fast", "ordinary"], "rate"),
+        node("Sub", &["one", "in_alarm"], "well"),
+        node("Mul", &["rate", "well"], "rate_now"),
+        node("Mul", &["rate_now", "off"], "move"),
+        node("Add", &["baseline", "move"], "state_baseline_next"),
+        // The fault so far.
+        node("Sub", &["off", "state_fault"], "news"),
+        node("Mul", &["news", "fault_rate"], "some_news"),
+        node("Add", &["state_fault", "some_news"], "fault_on"),
+        node("Mul", &["stays", "fault_on"], "fault_stays"),
+        node("Mul", &["begins", "off"], "fault_begins"),
+        node("Add", &["fault_stays", "fault_begins"], "state_fault_next"),
+        node("Sub", &["settling_now", "one"], "settling_less"),
+        node("Mul", &["settles", "settling_less"], "settling_next"),
+        node("Mul", &["fresh", "zero"], "not_fresh"),
+        op("Concat", &["in_alarm", "settling_next", "not_fresh"], "state_phase_next", split()),
+        // While settling nothing is flagged.
+        node("Min", &["raw", "calm"], "calmed"),
+        node("Mul", &["settles", "calmed"], "score_settling"),
+        node("Mul", &["not_settles", "raw"], "score_else"),
+        node("Add", &["score_settling", "score_else"], "scores"),
+        op("ReduceMean", &["scores"], "score", mean(0)),
+        node("Relu", &["parts"], "contributions"),
+    ]
+}
+
 fn tensor(name: &str, dims: &[usize], values: &[f64]) -> TensorProto {
     TensorProto {
         name: name.into(),
@@ -67,12 +166,20 @@ fn tensor(name: &str, dims: &[usize], values: &[f64]) -> TensorProto {
     }
 }
 
+fn node(kind: &str, input: &[&str], output: &str) -> NodeProto {
+    op(kind, input, output, vec![])
+}
+
 fn op(kind: &str, input: &[&str], output: &str, attribute: Vec<AttributeProto>) -> NodeProto {
+    several(kind, input, &[output], attribute)
+}
+
+fn several(kind: &str, input: &[&str], output: &[&str], attribute: Vec<AttributeProto>) -> NodeProto {
     NodeProto {
         op_type: kind.into(),
-        name: format!("{kind}_{output}"),
+        name: format!("{kind}_{}", output.join("_")),
         input: input.iter().map(|i| (*i).into()).collect(),
-        output: vec![output.into()],
+        output: output.iter().map(|o| (*o).into()).collect(),
         attribute,
         ..NodeProto::default()
     }

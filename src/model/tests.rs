@@ -198,3 +198,57 @@ proptest! {
         prop_assert!(c.p_value(high) > 0.0 && c.p_value(low) <= 1.0);
     }
 }
+
+/// `andon learn`'s graph in tract against the formula it was written from, through a fault, its end
+/// and after.
+#[test]
+fn the_learnt_graph_does_what_the_formula_says() {
+    let mut rng = fastrand::Rng::with_seed(5);
+    let mut noise = move || (0..6).map(|_| rng.f64() - 0.5).sum::<f64>();
+    let names: Vec<String> = ["flow", "power", "temp"].map(String::from).to_vec();
+    let mut row = |off: f64| vec![50.0 + noise(), 10.0 + noise() + off, 300.0 + noise()];
+    let healthy: Vec<Vec<f64>> = (0..500).map(|_| row(0.0)).collect();
+    let fitted = fit::fit(&[healthy.clone()], &names, 10, &Limit::PValue(1e-4)).expect("fitted");
+    let about = write::About {
+        name: "learnt".into(),
+        version: "1".into(),
+        channels: names,
+        rate: Duration::from_secs(1),
+        source: "a test".into(),
+        at: Time(0),
+        metrics: serde_json::Value::Null,
+    };
+    let dir = tempfile::tempdir().expect("a directory");
+    let windows: Vec<Vec<f64>> = healthy.chunks(10).map(<[Vec<f64>]>::concat).collect();
+    write::bundle(dir.path(), &about, &fitted, &windows).expect("written");
+    let model = Model::load(dir.path()).expect("loaded, so its golden cases hold");
+
+    let course: Vec<Vec<f64>> = (0..240)
+        .map(|i| {
+            row(if (60..140).contains(&i) {
+                6.0
+            } else if i >= 140 {
+                0.3
+            } else {
+                0.0
+            })
+        })
+        .collect();
+    let (mut state, mut by_formula) = (model.initial_state().to_vec(), fitted.start());
+    let (mut alarms, mut settled) = (0, 0);
+    for rows in course.windows(10) {
+        let data: Vec<f32> = rows.iter().flatten().map(|v| *v as f32).collect();
+        let exact: Vec<f64> = data.iter().map(|v| f64::from(*v)).collect();
+        let window = Window { machine: "m".into(), end: Time(0), data, quality: vec![Quality::Good; 3] };
+        let opinion = model.judge(&[&window], &[&state]).expect("judged")[0].clone().expect("an opinion");
+        let stepped = fitted.step(&by_formula, &fitted.mean_of(&exact));
+        assert!((opinion.score - stepped.score).abs() < 1e-2 * (1.0 + stepped.score), "{opinion:?} {stepped:?}");
+        model.follow(&mut state, opinion.next, false);
+        by_formula = stepped.next;
+        assert_eq!(f64::from(state[6]), by_formula.alarm);
+        assert_eq!(f64::from(state[7]), by_formula.settling);
+        alarms += u32::from(by_formula.alarm > 0.5);
+        settled += u32::from(by_formula.settling > 0.5);
+    }
+    assert!((70..100).contains(&alarms) && settled > 5, "{alarms} {settled}");
+}

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::alarm::Config as AlarmConfig;
+use crate::model::{fit, write};
 use crate::pipeline::Settings;
 
 const MS: i64 = 1_000_000;
@@ -15,8 +16,38 @@ fn pump_model() -> Arc<Model> {
     MODEL.get_or_init(load).clone()
 }
 
+/// An adaptive model as `andon learn` would make it, of the pump's channels with a window of 1 s.
+fn learnt_model() -> Arc<Model> {
+    static MODEL: std::sync::OnceLock<Arc<Model>> = std::sync::OnceLock::new();
+    let learn = || {
+        let channels = pump_model().manifest().channels.clone();
+        let names: Vec<String> = channels.iter().map(|c| c.name.clone()).collect();
+        let mut rng = fastrand::Rng::with_seed(1);
+        let mut row = |_| channels.iter().map(|c| c.mean + c.std * 0.1 * (rng.f64() - 0.5)).collect::<Vec<f64>>();
+        let rows: Vec<Vec<f64>> = (0..600).map(&mut row).collect();
+        let fitted = fit::fit(&[rows.clone()], &names, 10, &Limit::PValue(1e-4)).expect("fitted");
+        let about = write::About {
+            name: "learnt".into(),
+            version: "1".into(),
+            channels: names,
+            rate: Duration::from_millis(100),
+            source: "a test".into(),
+            at: Time(0),
+            metrics: serde_json::Value::Null,
+        };
+        let dir = tempfile::tempdir().expect("a directory");
+        let windows: Vec<Vec<f64>> = rows.chunks(10).map(<[Vec<f64>]>::concat).collect();
+        write::bundle(dir.path(), &about, &fitted, &windows).expect("written");
+        Model::load(dir.path()).expect("loaded")
+    };
+    MODEL.get_or_init(learn).clone()
+}
+
 fn engine() -> Engine {
-    let model = pump_model();
+    engine_with(pump_model())
+}
+
+fn engine_with(model: Arc<Model>) -> Engine {
     let settings = Settings {
         rate: None,
         stale_after: Some(Duration::from_secs(1)),
@@ -140,6 +171,36 @@ fn a_snapshot_of_another_version_is_refused() {
     assert!(engine.restore(b"garbage").is_err());
     let odd = postcard::to_stdvec(&(99u32, 1u64)).expect("encoded");
     assert!(engine.restore(&odd).expect_err("another version").contains("version 99"));
+}
+
+#[test]
+fn what_another_model_kept_is_not_gone_on_with() {
+    let mut learnt = engine_with(learnt_model());
+    feed(&mut learnt, &course(5, &[]), &[16]);
+    let kept = &learnt.units[0].memory;
+    assert_ne!(kept.values, learnt_model().initial_state(), "it has learnt something");
+    let mut other = engine();
+    other.restore(&learnt.snapshot()).expect("restored");
+    assert_eq!(other.units[0].memory, Memory::default());
+    let mut same = engine_with(learnt_model());
+    same.restore(&learnt.snapshot()).expect("restored");
+    assert_eq!(&same.units[0].memory, kept);
+}
+
+#[test]
+fn a_crash_changes_nothing_of_what_an_adaptive_model_keeps() {
+    let readings = course(12, &[5, 700, 1201]);
+    let plain = feed(&mut engine_with(learnt_model()), &readings, &[50]);
+    let flagged = plain.iter().filter(|r| r.data.contains("ANOMALY_DETECTED") && &*r.subject == "pump-2").count();
+    assert!(flagged > 20, "{flagged}");
+    let (mut running, mut records) = (engine_with(learnt_model()), Vec::new());
+    for part in readings.chunks(137) {
+        records.extend(feed(&mut running, part, &[7, 30]));
+        let kept = running.snapshot();
+        running = engine_with(learnt_model());
+        running.restore(&kept).expect("restored");
+    }
+    assert_eq!(sorted(plain), sorted(records));
 }
 
 proptest! {

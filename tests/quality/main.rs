@@ -1,0 +1,139 @@
+//! How well `andon learn` and `andon backtest` find faults in public recordings, told as a table and
+//! held against what the README claims. Runs where the data is (`ANDON_DATA=DIR`, else
+//! `../shared/data`); says so and passes where it is not. The recordings are no part of the project.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+mod figures;
+use figures::{Figures, changepoint_score};
+
+/// Rows of each recording that are learnt from, as its protocol has it.
+const LEARNT: usize = 400;
+/// What the README says of SKAB: F1 and the change-point score at least, false and missed alarms at
+/// most, with what rounding there leaves.
+const F1: f64 = 0.844;
+const NAB: f64 = 20.0;
+const FAR: f64 = 13.1;
+const MAR: f64 = 19.0;
+/// Default settings but for the model's name: no limit, no window is given.
+const CONFIG: &str = "[agent]\nmodels_dir = \"models\"\n[[machine]]\nmatch = \"*\"\nmodel = \"mine\"\n";
+
+fn data() -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let dir = std::env::var_os("ANDON_DATA").map_or_else(|| root.join("../shared/data"), PathBuf::from);
+    if dir.is_dir() {
+        return Some(dir);
+    }
+    eprintln!("skipped: no data in {}; set ANDON_DATA", dir.display());
+    None
+}
+
+/// Runs the binary in a directory; its stdout.
+fn andon(dir: &Path, arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_andon")).current_dir(dir).args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "andon {}: {said}", arguments.join(" "));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// One recording: what is true and what was said, row by row, without the rows learnt from.
+struct Judged {
+    name: String,
+    seconds: Vec<f64>,
+    anomaly: Vec<bool>,
+    changepoint: Vec<bool>,
+    said: Vec<bool>,
+}
+
+/// Learns from the first rows, then judges the whole recording. The labels are not shown to either;
+/// they are joined afterwards.
+fn skab(recording: &Path) -> Judged {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("andon.toml"), CONFIG).unwrap();
+    let truth = figures::table(recording, b';');
+    let signals: Vec<usize> =
+        (0..truth.0.len()).filter(|i| !matches!(truth.0[*i].as_str(), "anomaly" | "changepoint")).collect();
+    let pick = |row: &[String]| signals.iter().map(|i| row[*i].as_str()).collect::<Vec<_>>().join(";");
+    let rows: Vec<String> = std::iter::once(pick(&truth.0)).chain(truth.1.iter().map(|r| pick(r))).collect();
+    fs::write(dir.path().join("data.csv"), rows.join("\n")).unwrap();
+    let learnt = LEARNT.to_string();
+    let input = ["-c", "andon.toml", "--input", "data.csv", "--machine", "pump"];
+    andon(dir.path(), &[&["learn"], &input[..], &["--rows", &learnt, "--out", "models/mine"]].concat());
+    andon(dir.path(), &[&["backtest"], &input[..], &["--out", "out.csv", "--json"]].concat());
+    let (head, out) = figures::table(&dir.path().join("out.csv"), b',');
+    let column = |head: &[String], name: &str| head.iter().position(|h| h == name).unwrap();
+    let flags = |head: &[String], rows: &[Vec<String>], name: &str| -> Vec<bool> {
+        let at = column(head, name);
+        rows[LEARNT..].iter().map(|r| r[at].parse::<f64>().unwrap() > 0.0).collect()
+    };
+    assert_eq!(out.len(), truth.1.len(), "a row for each row");
+    Judged {
+        name: recording
+            .components()
+            .rev()
+            .take(2)
+            .map(|c| c.as_os_str().to_string_lossy())
+            .collect::<Vec<_>>()
+            .join(" of "),
+        seconds: truth.1[LEARNT..].iter().map(|r| figures::seconds(&r[0])).collect(),
+        anomaly: flags(&truth.0, &truth.1, "anomaly"),
+        changepoint: flags(&truth.0, &truth.1, "changepoint"),
+        said: flags(&head, &out, "pred"),
+    }
+}
+
+fn recordings(dir: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = ["valve1", "valve2"]
+        .iter()
+        .flat_map(|v| fs::read_dir(dir.join(v)).unwrap())
+        .map(|e| e.unwrap().path())
+        .collect();
+    all.sort();
+    all
+}
+
+/// In order, on as many threads as there are cores.
+fn all_of(paths: &[PathBuf]) -> Vec<Judged> {
+    let next = AtomicUsize::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let work = || {
+        let mut mine = Vec::new();
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(path) = paths.get(at) else { return mine };
+            mine.push((at, skab(path)));
+        }
+    };
+    let mut done: Vec<(usize, Judged)> = std::thread::scope(|s| {
+        let running: Vec<_> = (0..threads).map(|_| s.spawn(work)).collect();
+        running.into_iter().flat_map(|t| t.join().unwrap()).collect()
+    });
+    done.sort_by_key(|(at, _)| *at);
+    done.into_iter().map(|(_, j)| j).collect()
+}
+
+#[test]
+fn faults_of_a_real_pump_are_found_with_default_settings() {
+    let Some(dir) = data().map(|d| d.join("skab")).filter(|d| d.is_dir()) else { return };
+    let judged = all_of(&recordings(&dir));
+    let mut whole = Figures::default();
+    println!("SKAB, learnt from the first {LEARNT} rows of each recording, default settings (1 per week)");
+    println!("{:<24} {:>6} {:>7} {:>7}", "recording", "F1", "FAR %", "MAR %");
+    for j in &judged {
+        let one = Figures::of(&j.anomaly, &j.said);
+        println!("{:<24} {:>6.3} {:>7.1} {:>7.1}", j.name, one.f1(), one.far(), one.mar());
+        whole.add(&one);
+    }
+    let points = judged.iter().map(|j| (&j.seconds[..], &j.changepoint[..], &j.said[..]));
+    let nab = changepoint_score(points);
+    println!("{:<24} {:>6.3} {:>7.1} {:>7.1}", "all", whole.f1(), whole.far(), whole.mar());
+    println!("change points, NAB standard: {nab:.1}; always alarming would score F1 {:.3}", whole.f1_if_always());
+    assert_eq!(judged.len(), 20);
+    // What the README says.
+    assert!(whole.f1() >= F1 && whole.far() <= FAR && whole.mar() <= MAR, "the README claims more");
+    assert!(nab >= NAB, "the README claims more: {nab}");
+}
