@@ -47,6 +47,8 @@ pub struct Config {
     pub group: String,
     /// The Sparkplug host application without which nothing is sent.
     pub primary_host: Option<String>,
+    /// What commands have to carry; `None`: none are taken.
+    pub command_token: Option<Secret>,
 }
 
 /// How results are written.
@@ -57,8 +59,6 @@ pub enum Format {
     Json,
     /// As an edge node, see [`super::sparkplug`].
     SparkplugB,
-    /// What commands have to carry; `None`: none are taken.
-    pub command_token: Option<Secret>,
 }
 
 impl Config {
@@ -232,7 +232,7 @@ impl Publisher {
     fn answer(&mut self, link: &Link, payload: String) {
         let topic = format!("{}/result", self.standing.topics().command());
         // Whoever asked sees by the alarm itself what became of it.
-        let _ = self.publish(link, &Outgoing { topic, payload, qos: Qos::AtLeastOnce, retain: false });
+        let _ = self.publish(link, &Outgoing { topic, payload: payload.into(), qos: Qos::AtLeastOnce, retain: false });
     }
 
     /// Takes what the engine tells: verdicts go out at once or not at all, the rest is remembered
