@@ -207,6 +207,7 @@ async fn a_host_application_hears_us_through_birth_data_rebirth_outage_and_death
         format: publish::Format::SparkplugB,
         group: "lyon-line3".into(),
         primary_host: None,
+        command_token: None,
     };
     let connection = Connection::new(vec![Address::parse(&broker.url()).unwrap()], "andon-test");
     let grace = Duration::from_secs(5);
@@ -296,6 +297,7 @@ async fn nothing_is_sent_while_the_primary_host_is_away() {
         format: publish::Format::SparkplugB,
         group: "g".into(),
         primary_host: Some("scada".into()),
+        command_token: None,
     };
     let url = Address::parse(&broker.url()).unwrap();
     let connection = Connection::new(vec![url], "andon-test");
