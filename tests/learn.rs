@@ -5,6 +5,11 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
+use andon::agent::input::{Group, Input};
+use andon::metrics::Shared;
+use andon::store::{self, Commit, Store};
+use andon::types::{Reading, Receipt, Time};
+
 const CONFIG: &str = r#"
 [agent]
 models_dir = "models"
@@ -56,6 +61,46 @@ fn a_machine_nobody_trained_for_is_watched_after_one_command() {
     // The process faults; stuck and silent sensors are told as input alarms, not as predictions.
     assert!(figure(&faulty, "events_detected") >= 0.4 * figure(&faulty, "events"), "{faulty}");
     assert!(figure(&faulty, "precision") > 0.5, "{faulty}");
+}
+
+#[test]
+fn what_the_agent_took_in_can_be_learnt_from_while_it_runs() {
+    let dir = place();
+    let config = format!("{CONFIG}\n").replace("[agent]", "[agent]\ndata_dir = \"data\"");
+    std::fs::write(dir.path().join("andon.toml"), config).unwrap();
+    std::fs::create_dir(dir.path().join("data")).unwrap();
+    // Stays open, as under a running agent.
+    let (store, _) =
+        Store::open(&store::Config::default(), &dir.path().join("data"), &["cloud"], Shared::new()).unwrap();
+    let wobble = |i: i64| (i * 7919 % 101) as f64 / 10.0;
+    for part in 0..10 {
+        let row = |i: i64| {
+            let reading = |machine: &str, signal: &str, value| {
+                Reading::good(machine.into(), signal.into(), Time(1_700_000_000_000_000_000 + i * 1_000_000_000), value)
+            };
+            let of = |m| [reading(m, "speed", 2000.0 + wobble(i)), reading(m, "flow", wobble(i * 3 + 1))];
+            of("pump-1").into_iter().chain(of("pump-2"))
+        };
+        let readings = (part * 60..part * 60 + 60).flat_map(row).collect();
+        let group = Group { inputs: vec![Input::Readings(Time::now(), readings)] };
+        let (receipt, written) = Receipt::new();
+        let commit = Commit { entry: Some(group.encode()), receipts: vec![receipt], ..Commit::default() };
+        store.sender().blocking_send(commit).unwrap();
+        written.blocking_recv().unwrap();
+    }
+    let learn = |more: &str| {
+        let arguments = format!("learn -c andon.toml --from-journal 1h --out models/mine --machine {more}");
+        andon(dir.path(), &arguments)
+    };
+    let told = learn("pump-1");
+    assert!(told.status.success(), "{}", said(&told));
+    assert!(said(&told).contains("learnt 2 channels"), "{}", said(&told));
+    let card = std::fs::read_to_string(dir.path().join("models/mine/MODEL_CARD.md")).unwrap();
+    assert!(card.contains("from the agent's journal"), "{card}");
+    let none = learn("pump-3");
+    assert_eq!(none.status.code(), Some(1));
+    assert!(said(&none).contains("has no readings of pump-3"), "{}", said(&none));
+    store.close().unwrap();
 }
 
 #[test]

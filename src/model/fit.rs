@@ -12,9 +12,12 @@ use super::calibration::{Calibration, Limit};
 const SHRINKAGE: f64 = 0.1;
 /// Fewer windows than this say too little of what is normal.
 pub const MIN_WINDOWS: usize = 100;
-/// A channel whose value two windows ago still tells this much of the present one (correlation) is
+/// A channel whose value a good while ago still tells this much of the present one (correlation) is
 /// slow: its level wanders, and only its recent course can be judged.
 const SLOW: f64 = 0.5;
+/// A good while, as a share of the rows learnt from: what changes more often than that has shown
+/// its range. It is at least two windows.
+const WHILE: f64 = 0.15;
 /// How long the baseline remembers, as a share of the windows learnt from: over longer times the
 /// data could not show what is normal. Slow channels remember half as long.
 const MEMORY: f64 = 0.4;
@@ -34,9 +37,9 @@ const SETTLING_MEMORY: f64 = 2.0 / 3.0;
 const MOST_OPTIMISM: f64 = 3.0;
 /// No limit is above this, so that its square is a number in single precision.
 const MOST_LIMIT: f64 = 1e15;
-/// Independent windows that the expectation of normal data is worth in the reference: the highest
-/// of a few healthy scores say little of how high healthy scores go.
-const EXPECTED_WINDOWS: usize = 100;
+/// With fewer independent windows than this the reference is completed to as many by what normal
+/// data would give: the highest of a few healthy scores say little of how high such scores go.
+const ENOUGH_WINDOWS: usize = 100;
 
 /// Why nothing was learnt; `Display` is for a person.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -136,7 +139,8 @@ pub fn fit(stretches: &[Stretch], names: &[String], steps: usize, limit: &Limit)
         return Err(FitError::Constant(names[c].clone()));
     }
     let bounds = |c: usize| column(c).fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
-    let slow: Vec<bool> = (0..n).map(|c| autocorrelation(stretches, c, mean[c], 2 * steps) > SLOW).collect();
+    let lag = (2 * steps).max((WHILE * rows.len() as f64) as usize);
+    let slow: Vec<bool> = (0..n).map(|c| autocorrelation(stretches, c, mean[c], lag) > SLOW).collect();
     let memory = (MEMORY * windows as f64).max(LEAST_MEMORY * steps as f64);
     let means = window_means(stretches, steps, &mean, &std);
     let count = means.len() as f64;
@@ -160,7 +164,8 @@ pub fn fit(stretches: &[Stretch], names: &[String], steps: usize, limit: &Limit)
     fitted.precision = precision(&strays, n).ok_or(FitError::Singular)?;
     let score = |d: &Vec<f64>| distance(&parts(d, &fitted.precision)) * fitted.optimism;
     fitted.reference = strays.iter().map(score).collect();
-    fitted.reference.extend(expected_scores(EXPECTED_WINDOWS * steps, n).map(|s| s * fitted.optimism));
+    let missing = ENOUGH_WINDOWS.saturating_sub(fitted.independent());
+    fitted.reference.extend(expected_scores(missing * steps, n).map(|s| s * fitted.optimism));
     fitted.limit = match limit {
         Limit::PValue(p) => Calibration::new(fitted.reference.clone()).score_at(*p),
         Limit::Score(s) => *s,
