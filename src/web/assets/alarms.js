@@ -143,9 +143,9 @@ function buildExplanation(box, x) {
       head.append(el("span", "", c.name), share);
       const unit = c.unit ? " " + c.unit : "";
       const outside = c.normal && c.value !== null && (c.value < c.normal[0] || c.value > c.normal[1]);
-      const value = el("span", outside ? "not-good" : "", t("now") + " " + num(c.value) + unit);
+      const value = el("span", outside ? "not-good" : "", t("was") + " " + num(c.value) + unit);
       const figures = el("span", "figures");
-      figures.append(value);
+      figures.append(value, el("span", "live"));
       if (c.normal) figures.append(el("span", "quiet", t("normal") + " " + num(c.normal[0]) + " … " + num(c.normal[1]) + unit));
       line.append(head, figures);
       // The loudest, and what is where it should not be, with their course.
