@@ -105,8 +105,9 @@ impl Reloader {
 
     /// Tells the engine what runs, for the audit log.
     pub async fn tell_what_runs(&self, who: &str) {
+        let running = self.running(who, &self.digest, &lock(&self.models));
         // It fails only when the engine has ended, which says so itself.
-        let _ = self.orders.send(Order::Running(self.running(who, &self.digest, &lock(&self.models)))).await;
+        let _ = self.orders.send(Order::Running(running)).await;
     }
 
     fn running(&self, who: &str, digest: &str, models: &Models) -> Running {

@@ -117,8 +117,16 @@ function fillAlarm(row, a) {
 function explain(row, a) {
   const box = row.querySelector(".explanation"), x = a.explanation;
   const made = a.id + language;
-  if (!x || box.dataset.made === made) return;
-  box.dataset.made = made;
+  if (!x) return;
+  if (box.dataset.made !== made) { box.dataset.made = made; buildExplanation(box, x); }
+  // What it is now stands beside what it was when the alarm was raised.
+  const m = machines.get(a.machine), signals = new Map(m ? m.signals.map(s => [s.name, s.value]) : []);
+  for (const line of box.querySelectorAll(".ranked > li")) {
+    const value = signals.get(line.dataset.channel);
+    put(line.querySelector(".live"), value === undefined ? "" : t("now") + " " + num(value));
+  }
+}
+function buildExplanation(box, x) {
   box.replaceChildren();
   const advice = (x.advice || {})[language] || (x.advice || {}).en || [];
   if (advice.length) {
@@ -135,9 +143,9 @@ function explain(row, a) {
       head.append(el("span", "", c.name), share);
       const unit = c.unit ? " " + c.unit : "";
       const outside = c.normal && c.value !== null && (c.value < c.normal[0] || c.value > c.normal[1]);
-      const value = el("span", outside ? "not-good" : "", t("now") + " " + num(c.value) + unit);
+      const value = el("span", outside ? "not-good" : "", t("was") + " " + num(c.value) + unit);
       const figures = el("span", "figures");
-      figures.append(value);
+      figures.append(value, el("span", "live"));
       if (c.normal) figures.append(el("span", "quiet", t("normal") + " " + num(c.normal[0]) + " … " + num(c.normal[1]) + unit));
       line.append(head, figures);
       // The loudest, and what is where it should not be, with their course.

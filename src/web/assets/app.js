@@ -48,7 +48,7 @@ function bytes(n) {
   return num(Math.round(n * 10) / 10) + " " + units[i];
 }
 const clock = at => { const d = new Date(at); return isNaN(d) ? "" : d.toLocaleString(language === "zh" ? "zh-CN" : [], { dateStyle: "short", timeStyle: "medium" }); };
-const rare = p => p >= 0.5 ? "usual" : "1 in " + num(Number((1 / Math.max(p, 1e-12)).toPrecision(2)));
+const rare = p => p >= 0.5 ? "usual" : p < 1e-6 ? "rarer than 1 in a million" : "1 in " + num(Number((1 / Math.max(p, 1e-12)).toPrecision(2)));
 
 async function ask(path, body) {
   const options = body ? { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) } : {};
