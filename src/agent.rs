@@ -4,22 +4,26 @@
 //! completes receipts, and forwarders read what is durable. Dashboards hear of things as they happen.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use serde_json::{Value, json};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use serde_json::Value;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Invalid};
 use crate::metrics::{Health, Metrics, Shared};
+use crate::source::modbus::Lines;
+use crate::source::modbus::light::{self, Standing};
 use crate::store::{Recovered, Store};
-use crate::types::{Batch, Live, Name, Time};
+use crate::types::{Batch, Live, Time};
 use crate::{forward, source, systemd, web};
 
+pub mod audit;
 pub mod blocks;
 pub mod engine;
 mod feed;
@@ -27,10 +31,13 @@ pub mod input;
 mod outbox;
 pub mod records;
 mod recover;
+mod reload;
+mod scribe;
 
 use engine::Engine;
-use feed::Feed;
+use feed::{Feed, Order};
 use records::Recorder;
+use reload::Reloader;
 
 /// Batches between sources and engine. Each holds at most 4,096 readings of about 60 bytes.
 const N_QUEUED_BATCHES: usize = 64;
@@ -38,6 +45,10 @@ const N_QUEUED_BATCHES: usize = 64;
 const N_QUEUED_LIVE: usize = 8_192;
 /// Clicks between dashboard and engine.
 const N_QUEUED_COMMANDS: usize = 16;
+/// Writes of stack lights that wait to be recorded.
+const N_QUEUED_WRITES: usize = 64;
+/// Orders from the agent to its engine: one at the start, one for each reload.
+const N_QUEUED_ORDERS: usize = 2;
 /// How long sources may take to hand over what they hold and to say goodbye.
 const SOURCES_GRACE: Duration = Duration::from_secs(8);
 /// How long forwarders may go on sending what is left.
@@ -53,12 +64,15 @@ pub struct Agent {
     /// Told after the store has everything.
     last: CancellationToken,
     sources: JoinSet<&'static str>,
+    lines: Lines,
     engine: oneshot::Receiver<()>,
     outlets: JoinSet<&'static str>,
     store: Arc<Store>,
     live: broadcast::Sender<Live>,
     dashboard: Option<SocketAddr>,
     ready: String,
+    restored: oneshot::Receiver<()>,
+    reloader: Reloader,
 }
 
 impl Agent {
@@ -80,19 +94,24 @@ impl Agent {
         };
         let (store, recovered) = opened.context("opening the store")?;
         let recorder = Recorder::new(&config.agent.site, &config.agent.id);
+        let (orders_tx, orders) = mpsc::channel(N_QUEUED_ORDERS);
+        let reloader = Reloader::new(&config, models, orders_tx);
         let engine = Engine::new(recorder, blocks, config.agent.max_machines);
         let mut agent = Agent {
             last: CancellationToken::new(),
             sources: JoinSet::new(),
+            lines: Lines::default(),
             engine: oneshot::channel().1,
             outlets: JoinSet::new(),
             live: broadcast::channel(N_QUEUED_LIVE).0,
             dashboard: None,
             ready: String::new(),
+            restored: oneshot::channel().1,
+            reloader,
             store: Arc::new(store),
             shared,
         };
-        agent.wire(config, engine, recovered, models).await?;
+        agent.wire(config, engine, recovered, orders).await?;
         Ok(agent)
     }
 
@@ -101,18 +120,21 @@ impl Agent {
         config: Config,
         engine: Engine,
         recovered: Recovered,
-        models: blocks::Models,
+        orders: mpsc::Receiver<Order>,
     ) -> Result<()> {
         let (commands_tx, commands) = mpsc::channel(N_QUEUED_COMMANDS);
         let (batches_tx, batches) = mpsc::channel(N_QUEUED_BATCHES);
         let n = config.source.mqtt.len() + config.source.modbus.len();
-        self.ready = format!("{n} sources, {} models", models.len());
+        self.ready = format!("{n} sources, {} models", self.reloader.n_models());
         // Dashboards first, so that they hear how things stood.
-        self.start_web(&config, commands_tx, models).await?;
+        self.start_web(&config, commands_tx).await?;
         self.start_publish(&config);
-        self.engine = self.start_engine(engine, recovered, batches, commands)?;
+        let lights = self.start_lights(&config.source, &batches_tx);
+        let inputs = Inputs { batches, commands, orders, lights, data_dir: config.agent.data_dir.clone() };
+        self.start_engine(engine, recovered, inputs)?;
+        self.reloader.tell_what_runs("start").await;
         self.start_cloud(&config);
-        self.start_sources(config.source, &batches_tx);
+        self.start_sources(config.source, &config.agent.data_dir, &batches_tx);
         let (board, last) = (self.shared.board.clone(), self.last.clone());
         self.outlets.spawn(async move {
             systemd::watchdog(board, last).await;
@@ -121,7 +143,26 @@ impl Agent {
         Ok(())
     }
 
-    fn start_sources(&mut self, config: source::Config, batches: &mpsc::Sender<Batch>) {
+    /// Stack lights, if there are any, and the engine's end of them. Each holds a sender of batches: the
+    /// engine is to last until the light is safe and that is recorded.
+    fn start_lights(&mut self, config: &source::Config, batches: &mpsc::Sender<Batch>) -> Option<feed::Lights> {
+        let (tell, wrote) = mpsc::channel(N_QUEUED_WRITES);
+        let (standing, stand) = watch::channel(Standing::default());
+        for light in &config.lights {
+            let Some(device) = config.modbus.iter().find(|d| d.name == light.device).cloned() else { continue };
+            let (light, lines, shared, batches) =
+                (light.clone(), self.lines.clone(), self.shared.clone(), batches.clone());
+            let (stand, tell) = (stand.clone(), tell.clone());
+            self.sources.spawn(async move {
+                light::run(light, device, lines, shared, stand, tell).await;
+                drop(batches);
+                "a stack light"
+            });
+        }
+        (!config.lights.is_empty()).then_some(feed::Lights { standing, wrote })
+    }
+
+    fn start_sources(&mut self, config: source::Config, data_dir: &Path, batches: &mpsc::Sender<Batch>) {
         for mqtt in config.mqtt {
             let (shared, batches) = (self.shared.clone(), batches.clone());
             self.sources.spawn(async move {
@@ -129,9 +170,9 @@ impl Agent {
                 "an MQTT source"
             });
         }
-        let lines = source::modbus::Lines::default();
-        for modbus in config.modbus {
-            let (lines, shared, batches) = (lines.clone(), self.shared.clone(), batches.clone());
+        for mut modbus in config.modbus {
+            modbus.learnt = Some(data_dir.join("modbus"));
+            let (lines, shared, batches) = (self.lines.clone(), self.shared.clone(), batches.clone());
             self.sources.spawn(async move {
                 source::modbus::run(modbus, lines, shared, batches).await;
                 "a Modbus source"
@@ -139,17 +180,12 @@ impl Agent {
         }
     }
 
-    /// The engine's thread replays the journal, then runs until the sources have gone. What it
-    /// returns resolves when it has ended.
-    fn start_engine(
-        &self,
-        mut engine: Engine,
-        recovered: Recovered,
-        batches: mpsc::Receiver<Batch>,
-        commands: mpsc::Receiver<web::Command>,
-    ) -> Result<oneshot::Receiver<()>> {
+    /// The engine's thread replays the journal, then runs until the sources have gone.
+    fn start_engine(&mut self, mut engine: Engine, recovered: Recovered, inputs: Inputs) -> Result<()> {
         let (commits, shared, live) = (self.store.sender(), self.shared.clone(), self.live.clone());
         let (ended_tx, ended) = oneshot::channel();
+        let (restored_tx, restored) = oneshot::channel();
+        (self.engine, self.restored) = (ended, restored);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let run = move || {
             runtime.block_on(async move {
@@ -157,12 +193,30 @@ impl Agent {
                 for event in engine.present() {
                     let _ = live.send(event);
                 }
-                Feed::new(engine, commits, live, shared).run(batches, commands).await;
+                // Nobody may be waiting for it.
+                let _ = restored_tx.send(());
+                let Inputs { batches, commands, orders, lights, data_dir } = inputs;
+                let feed = Feed::new(engine, commits, live, data_dir, shared).with_lights(lights);
+                feed.run(batches, commands, orders).await;
             });
             let _ = ended_tx.send(());
         };
         thread::Builder::new().name("engine".into()).spawn(run).context("starting the engine's thread")?;
-        Ok(ended)
+        Ok(())
+    }
+
+    /// Resolves when the engine is back where the last run ended.
+    pub async fn restored(&mut self) {
+        // An engine that ended before that has said why itself.
+        let _ = (&mut self.restored).await;
+    }
+
+    /// Takes over what a changed config file says, as far as that needs no restart: see [`reload`].
+    ///
+    /// # Errors
+    /// All that is wrong with the file; nothing has changed then.
+    pub async fn reload(&mut self, who: &str) -> Result<reload::Reloaded> {
+        self.reloader.reload(who).await
     }
 
     fn start_cloud(&mut self, config: &Config) {
@@ -194,12 +248,7 @@ impl Agent {
         });
     }
 
-    async fn start_web(
-        &mut self,
-        config: &Config,
-        commands: mpsc::Sender<web::Command>,
-        models: blocks::Models,
-    ) -> Result<()> {
+    async fn start_web(&mut self, config: &Config, commands: mpsc::Sender<web::Command>) -> Result<()> {
         if config.web.listen.is_none() {
             return Ok(());
         }
@@ -225,8 +274,10 @@ impl Agent {
                 data_dir: config.agent.data_dir.clone(),
             },
             store_status: Arc::new(store_status),
-            models: Arc::new(move || models.values().map(|m| describe(m)).collect()),
+            models: self.reloader.describe_models(),
+            inference: self.reloader.serve_models(),
             commands: Some(commands),
+            settings: Some(self.reloader.web_settings()),
         };
         let (settings, shared) = (config.web.clone(), self.last_shared());
         self.outlets.spawn(async move {
@@ -279,6 +330,15 @@ impl Agent {
     }
 }
 
+/// What the engine's thread is fed.
+struct Inputs {
+    batches: mpsc::Receiver<Batch>,
+    commands: mpsc::Receiver<web::Command>,
+    orders: mpsc::Receiver<Order>,
+    lights: Option<feed::Lights>,
+    data_dir: std::path::PathBuf,
+}
+
 /// Waits for tasks; says how many had to be left.
 async fn join(tasks: &mut JoinSet<&'static str>, limit: Duration) -> Vec<String> {
     let mut late = Vec::new();
@@ -294,15 +354,4 @@ async fn join(tasks: &mut JoinSet<&'static str>, limit: Duration) -> Vec<String>
         tasks.shutdown().await;
     }
     late
-}
-
-/// A model as the dashboard shows it.
-fn describe(model: &crate::model::Model) -> Value {
-    let m = model.manifest();
-    let channels: Vec<&Name> = model.channel_names().iter().collect();
-    json!({
-        "name": m.name, "version": m.version, "digest": &**model.digest(), "channels": channels,
-        "steps": m.steps, "stride": m.stride, "rate_ms": m.rate.as_secs_f64() * 1e3,
-        "reference_scores": model.calibration().len(), "stage": "active",
-    })
 }

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, Invalid, Needs};
 
+mod audit;
 mod backtest;
 mod check;
 #[cfg(feature = "demo")]
@@ -57,6 +58,9 @@ enum Command {
     /// Look into the durable queue and the dead letters of a data directory
     #[command(subcommand)]
     Outbox(outbox::Action),
+    /// Prove that the log of who did what is whole
+    #[command(subcommand)]
+    Audit(audit::Action),
     /// Ask the running daemon how it is
     Status(status::Options),
 }
@@ -90,6 +94,7 @@ impl Cli {
             Command::Modbus(action) => modbus::run(&action),
             Command::Model(action) => model::run(&action),
             Command::Outbox(action) => outbox::run(&action),
+            Command::Audit(action) => audit::run(&action),
             Command::Status(options) => status::run(&options),
         };
         match done {

@@ -15,6 +15,8 @@ const MAX_MACHINES: i64 = 10_000;
 pub struct Config {
     /// The file it was read from.
     pub path: PathBuf,
+    /// Its text, for telling what has changed since.
+    pub text: String,
     /// Who and where the agent is.
     pub agent: Agent,
     /// What brings readings in.
@@ -61,6 +63,8 @@ pub struct Machine {
     pub pipeline: pipeline::Settings,
     /// Its alarms.
     pub alarm: alarm::Config,
+    /// While this holds, its alarms are suppressed.
+    pub suppress: Option<pipeline::mode::Condition>,
     /// Where the block begins, for messages about the model.
     pub line: usize,
 }
@@ -78,7 +82,8 @@ impl std::fmt::Display for Invalid {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut out = String::new();
         for p in &self.problems {
-            writeln!(out, "{}:{}: {}", self.path.display(), p.line, p.message)?;
+            let file = p.file.as_ref().unwrap_or(&self.path);
+            writeln!(out, "{}:{}: {}", file.display(), p.line, p.message)?;
         }
         f.write_str(out.trim_end())
     }
@@ -98,7 +103,7 @@ impl Config {
     pub fn load(path: &Path, needs: Needs) -> Result<Config, Invalid> {
         let text = std::fs::read_to_string(path).map_err(|e| Invalid {
             path: path.to_path_buf(),
-            problems: vec![Problem { line: 0, message: format!("cannot be read: {e}") }],
+            problems: vec![Problem::new(0, format!("cannot be read: {e}"))],
         })?;
         Config::parse(&text, path, needs)
     }
@@ -106,7 +111,7 @@ impl Config {
     /// Checks a text; `path` is for messages and for finding files named in it.
     pub fn parse(text: &str, path: &Path, needs: Needs) -> Result<Config, Invalid> {
         let document = Document::parse(text, Surroundings::of(path));
-        let config = Config::read(&document.root(), path, needs);
+        let config = Config { text: text.to_owned(), ..Config::read(&document.root(), path, needs) };
         let problems = document.into_problems();
         if problems.is_empty() { Ok(config) } else { Err(Invalid { path: path.to_path_buf(), problems }) }
     }
@@ -116,6 +121,7 @@ impl Config {
         let source = source::Config::read(root, &agent.id);
         let config = Config {
             path: path.to_path_buf(),
+            text: String::new(),
             machines: root.sections("machine").iter().map(Machine::read).collect(),
             store: root.section("store").map(|s| store::Config::read(&s)).unwrap_or_default(),
             cloud: root.section("cloud").map(|s| forward::cloud::Config::read(&s)),
@@ -193,6 +199,10 @@ impl Machine {
             channels: channels.unwrap_or_default(),
             pipeline: pipeline::Settings::read(s),
             alarm: alarm::Config::read(s),
+            suppress: s.string("suppress_alarms").and_then(|text| {
+                let parsed = pipeline::mode::Condition::parse(&text);
+                parsed.map_err(|e| s.problem("suppress_alarms", e)).ok()
+            }),
             line: s.line(),
         }
     }

@@ -14,7 +14,7 @@
 //! | module | does | begin reading at |
 //! |---|---|---|
 //! | [`types`] | the vocabulary: reading, batch, receipt, window, verdict, alarm, record | [`types::Batch`] |
-//! | [`source`] | takes readings in: MQTT acked when durable, Modbus polled | [`source::mqtt::run`], [`source::modbus::run`] |
+//! | [`source`] | takes readings in: MQTT acked when durable, Modbus polled; the stack light | [`source::mqtt::run`], [`source::modbus::run`] |
 //! | [`pipeline`] | quality, a fixed grid, windows, the machine-off gate; pure | [`pipeline::Machine`] |
 //! | [`model`] | bundles, the ONNX graph in tract, calibration, contributions | [`model::Model`] |
 //! | [`alarm`] | from verdicts to ISA-18.2 alarms; pure | [`alarm::Tracker`] |

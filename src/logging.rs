@@ -2,6 +2,7 @@
 //! journal, which stamps the time itself.
 
 use std::fmt;
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
 use tracing::{Event, Level, Subscriber};
@@ -42,15 +43,32 @@ impl Config {
 pub fn start(config: &Config) -> Result<()> {
     let level = std::env::var("RUST_LOG").unwrap_or_else(|_| config.level.clone());
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    let subscriber = tracing_subscriber::fmt()
+    let builder = tracing_subscriber::fmt()
         .with_env_filter(filter(&level)?)
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .event_format(Lines { journal })
-        .finish();
+        .with_filter_reloading();
+    let handle = builder.reload_handle();
     // A second start, as in tests, keeps the first.
-    let _ = tracing::subscriber::set_global_default(subscriber);
+    if tracing::subscriber::set_global_default(builder.finish()).is_ok() {
+        let change = move |filter| handle.reload(filter).map_err(anyhow::Error::from);
+        let _ = CHANGE.set(Box::new(change));
+    }
     Ok(())
+}
+
+type Change = Box<dyn Fn(EnvFilter) -> Result<()> + Send + Sync>;
+
+/// Changes the filter of the one log.
+static CHANGE: OnceLock<Change> = OnceLock::new();
+
+/// Another level from now on; `RUST_LOG` goes on winning.
+pub fn set(config: &Config) {
+    let (Some(change), None) = (CHANGE.get(), std::env::var_os("RUST_LOG")) else { return };
+    if let Err(error) = filter(&config.level).and_then(change) {
+        tracing::warn!(%error, "the log's level stays as it was");
+    }
 }
 
 fn filter(level: &str) -> Result<EnvFilter> {

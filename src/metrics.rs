@@ -1,7 +1,7 @@
 //! What the agent tells of itself: Prometheus metrics, and a board with the health of each part.
 //! Names and units follow prometheus.io's conventions: `andon_` prefix, base units.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -81,6 +81,10 @@ metrics! {
     alarms_raised: Counters<1>, "alarms_raised", None, Family::default();
     /// Alarms that are active now, by condition.
     alarms_active: Gauges<1>, "alarms_active", None, Family::default();
+    /// Alarms that are shelved, suppressed or out of service.
+    alarms_put_aside: Gauge, "alarms_put_aside", None, Gauge::default();
+    /// Whether there is a flood of alarms, 1 or 0.
+    alarm_flood: Gauge, "alarm_flood", None, Gauge::default();
     /// Machines known.
     machines: Gauge, "machines", None, Gauge::default();
     /// Groups written and synced.
@@ -126,6 +130,26 @@ impl Metrics {
 }
 
 impl Metrics {
+    /// The same in Prometheus' own text format (0.0.4), for those who do not ask for OpenMetrics: there
+    /// a counter's help and type stand under the name of its samples, and units are no lines of their own.
+    pub fn render_plain(&self) -> String {
+        let text = self.render();
+        let counters: BTreeSet<&str> =
+            text.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
+        let mut out = String::with_capacity(text.len());
+        for line in text.lines().filter(|l| !l.starts_with("# UNIT ") && *l != "# EOF") {
+            let mut words = line.splitn(4, ' ');
+            match (words.next(), words.next(), words.next(), words.next()) {
+                (Some("#"), Some(what), Some(name), Some(rest)) if counters.contains(name) => {
+                    out.push_str(&format!("# {what} {name}_total {rest}"));
+                }
+                _ => out.push_str(line),
+            }
+            out.push('\n');
+        }
+        out
+    }
+
     /// The sum of all samples of this name, as scraped, whose labels contain `label`; for those who
     /// count now and then.
     pub fn total(&self, sample: &str, label: &str) -> u64 {
@@ -276,6 +300,8 @@ mod tests {
         assert_eq!(m.total("andon_readings_total", ""), 6);
         assert_eq!(m.total("andon_readings_total", "source=\"plc\""), 5);
         assert!(text.contains("# UNIT andon_store_commit_seconds seconds"), "{text}");
+        let plain = m.render_plain();
+        assert!(plain.contains("# HELP andon_readings_total Readings") && !plain.contains("# UNIT"), "{plain}");
         assert!(text.contains("# HELP andon_readings Readings taken in, by source and quality."), "{text}");
     }
 

@@ -14,6 +14,7 @@ pub mod explain;
 pub mod fit;
 pub mod graph;
 pub mod session;
+pub mod state;
 pub mod write;
 
 pub use bundle::{Bundle, Manifest, Task};
@@ -96,6 +97,8 @@ pub struct Opinion {
     pub rul: Option<Rul>,
     /// The class found.
     pub class: Option<Name>,
+    /// The model's states after this window; empty for a model without.
+    pub next: Vec<f32>,
 }
 
 impl Model {
@@ -152,17 +155,48 @@ impl Model {
         self.session.batch()
     }
 
-    /// Judges up to [`Model::batch`] windows; `None` where the outcome is of no use. The same window
-    /// gets the same answer whatever else is in the batch.
-    pub fn judge(&self, windows: &[&Window]) -> Result<Vec<Option<Opinion>>, ModelError> {
+    /// What the model keeps for a machine that it has not seen: its states one after the other.
+    pub fn initial_state(&self) -> &[f32] {
+        self.session.initial()
+    }
+
+    /// Takes over what an opinion left behind; `in_alarm` holds still the states that ask for it.
+    pub fn follow(&self, state: &mut Vec<f32>, next: Vec<f32>, in_alarm: bool) {
+        state::follow(&self.manifest.states, state, next, in_alarm);
+    }
+
+    /// Judges up to [`Model::batch`] windows, each with the states its machine has; `None` where the
+    /// outcome is of no use. The same window gets the same answer whatever else is in the batch.
+    pub fn judge(&self, windows: &[&Window], states: &[&[f32]]) -> Result<Vec<Option<Opinion>>, ModelError> {
         let inputs: Vec<&[f32]> = windows.iter().map(|w| w.data.as_slice()).collect();
-        let run = catch_unwind(AssertUnwindSafe(|| self.session.run(&inputs)));
+        let run = catch_unwind(AssertUnwindSafe(|| self.session.run(&inputs, states)));
         let outputs = run.unwrap_or_else(|_| Err(ModelError::Graph("tract gave up while running it".into())))?;
         Ok(inputs.iter().enumerate().map(|(i, x)| self.opinion(x, &outputs, i)).collect())
     }
 
+    /// Runs any number of windows, flat and row-major, each as if it were the first of its machine:
+    /// every output's name, the length of one window's part, and all of it.
+    pub fn infer(&self, windows: &[f32]) -> Result<Vec<(String, usize, Vec<f32>)>, ModelError> {
+        let window = self.manifest.steps * self.channel_names.len();
+        let rows: Vec<&[f32]> = windows.chunks(window.max(1)).collect();
+        let mut all: Vec<(String, usize, Vec<f32>)> = Vec::new();
+        for batch in rows.chunks(self.batch()) {
+            let states = vec![self.initial_state(); batch.len()];
+            let run = catch_unwind(AssertUnwindSafe(|| self.session.run(batch, &states)));
+            let outputs = run.unwrap_or_else(|_| Err(ModelError::Graph("tract gave up while running it".into())))?;
+            for (n, (name, len, part)) in outputs.parts(batch.len()).enumerate() {
+                match all.get_mut(n) {
+                    Some((_, _, data)) => data.extend_from_slice(part),
+                    None => all.push((name.to_owned(), len, part.to_vec())),
+                }
+            }
+        }
+        Ok(all)
+    }
+
     fn opinion(&self, window: &[f32], outputs: &Outputs, i: usize) -> Option<Opinion> {
         let found = explain::read(&self.manifest, window, outputs, i)?;
+        let next = self.session.next(outputs, i)?;
         let p_value = self.calibration.p_value(found.score);
         Some(Opinion {
             score: found.score,
@@ -171,6 +205,7 @@ impl Model {
             health: found.health,
             rul: found.rul,
             class: found.class,
+            next,
         })
     }
 

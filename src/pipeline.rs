@@ -158,8 +158,10 @@ pub enum Due {
         reason: Reason,
         /// The worst quality among the channels.
         quality: Quality,
-        /// The channel that is to blame, where one is.
+        /// The channel that is to blame, where one is: the first of the worst.
         channel: Option<Name>,
+        /// How many more are as bad as cannot be used.
+        others: usize,
     },
 }
 
@@ -364,7 +366,7 @@ impl Machine {
         let due = step.rem_euclid(self.layout.stride as i64) == 0;
         if self.state.off {
             self.state.rows.clear();
-            let not = Due::NotScored { reason: Reason::MachineOff, quality: Quality::Good, channel: None };
+            let not = Due::NotScored { reason: Reason::MachineOff, quality: Quality::Good, channel: None, others: 0 };
             return due.then_some(not);
         }
         let channels = &row[..self.layout.channels.len()];
@@ -373,15 +375,17 @@ impl Machine {
             return None;
         }
         let quality = self.state.rows.quality();
-        let worst = quality.iter().copied().enumerate().max_by_key(|(_, q)| *q);
+        // Of equals the first: the last is what `max_by_key` would give.
+        let worst = quality.iter().copied().enumerate().rev().max_by_key(|(_, q)| *q);
         let (at, worst) = worst.unwrap_or((0, Quality::Good));
         let blame = (worst != Quality::Good).then(|| self.layout.channels[at].clone());
         if worst >= Quality::Stale {
-            return Some(Due::NotScored { reason: Reason::InputBad, quality: worst, channel: blame });
+            let others = quality.iter().filter(|q| **q >= Quality::Stale).count() - 1;
+            return Some(Due::NotScored { reason: Reason::InputBad, quality: worst, channel: blame, others });
         }
         match self.state.rows.full(self.layout.steps) {
             Some(data) => Some(Due::Window(Window { machine: self.name.clone(), end, data, quality })),
-            None => Some(Due::NotScored { reason: Reason::WarmingUp, quality: worst, channel: None }),
+            None => Some(Due::NotScored { reason: Reason::WarmingUp, quality: worst, channel: None, others: 0 }),
         }
     }
 

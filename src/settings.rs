@@ -17,10 +17,19 @@ pub use units::{parse_duration, parse_size};
 /// One mistake in a config file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
+    /// The file, where it is another than the one that was read: one that it names.
+    pub file: Option<PathBuf>,
     /// 1-based line in the file.
     pub line: usize,
     /// What is wrong and what to do.
     pub message: String,
+}
+
+impl Problem {
+    /// In the file that was read.
+    pub fn new(line: usize, message: String) -> Problem {
+        Problem { file: None, line, message }
+    }
 }
 
 /// A value that must never be shown. `Debug` and `Display` print asterisks.
@@ -100,7 +109,7 @@ impl<'t> Document<'t> {
         }
     }
 
-    /// All mistakes, in line order.
+    /// All mistakes, in line order; those of other files last.
     pub fn into_problems(self) -> Vec<Problem> {
         let mut problems = self.problems.into_inner();
         problems.sort();
@@ -109,7 +118,7 @@ impl<'t> Document<'t> {
     }
 
     fn report(&self, offset: usize, message: String) {
-        self.problems.borrow_mut().push(Problem { line: self.line_of(offset), message });
+        self.problems.borrow_mut().push(Problem::new(self.line_of(offset), message));
     }
 
     fn line_of(&self, offset: usize) -> usize {
@@ -146,6 +155,12 @@ impl<'d> Section<'d> {
     pub fn problem(&self, key: &str, message: impl fmt::Display) {
         let at = self.entry(key).map_or(self.at, |(at, _)| at);
         self.document.report(at, format!("{}: {message}", self.name(key)));
+    }
+
+    /// Takes over the mistakes found in a file that is named here.
+    pub fn adopt(&self, file: &Path, problems: Vec<Problem>) {
+        let of = |p: Problem| Problem { file: Some(p.file.unwrap_or_else(|| file.to_path_buf())), ..p };
+        self.document.problems.borrow_mut().extend(problems.into_iter().map(of));
     }
 
     /// Whether the key is there. Counts as asking for it.

@@ -13,9 +13,25 @@ use crate::metrics::Board;
 /// period; stages beat once a second when idle.
 const LONGEST_SILENCE: Duration = Duration::from_secs(20);
 
+/// Asked for while the start goes on, in microseconds.
+const MORE_TIME: u32 = 30_000_000;
+
 /// The agent is up; `status` is shown by `systemctl status`.
 pub fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// The start takes long: so much more time is asked for, counted from now.
+pub fn still_starting() {
+    tell(&[NotifyState::ExtendTimeoutUsec(MORE_TIME), NotifyState::Status("replaying the journal")]);
+}
+
+/// The config is read again; [`ready`] ends that.
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::debug!(%error, "the monotonic clock cannot be read"),
+    }
 }
 
 /// The agent is going down.

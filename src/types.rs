@@ -9,6 +9,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+mod alarm;
+
+pub use alarm::{Action, CRITICAL_SEVERITY, Care, Change, Explanation, Flood, Ranked, Shelf, Target, priority};
+
 /// A machine, signal or channel name; cheap to clone.
 pub type Name = Arc<str>;
 
@@ -461,6 +465,26 @@ pub struct Alarm {
     pub top_channel: Option<Name>,
     /// Who acknowledged it.
     pub acknowledged_by: Option<String>,
+    /// What people and rules have made of it.
+    #[serde(default)]
+    pub care: Care,
+}
+
+impl Alarm {
+    /// The state as an ISA-18.2 list shows it: what keeps an alarm from being announced comes first.
+    pub fn shown_state(&self) -> &'static str {
+        match &self.care {
+            c if c.out_of_service.is_some() => "out_of_service",
+            c if c.suppressed => "suppressed",
+            c if c.shelf.is_some() => "shelved",
+            _ => self.state.as_str(),
+        }
+    }
+
+    /// Whether it is announced one by one; else it is only listed and recorded.
+    pub fn is_announced(&self) -> bool {
+        !self.care.is_quiet() && !self.care.grouped
+    }
 }
 
 /// What an alarm watches.
@@ -495,12 +519,29 @@ pub enum AlarmState {
     Acknowledged,
     /// Over, but nobody has acknowledged it.
     ReturnedUnacknowledged,
+    /// The condition has gone, but the alarm stays until it is acknowledged and reset.
+    LatchedUnacknowledged,
+    /// The same, acknowledged: a reset ends it.
+    LatchedAcknowledged,
 }
 
 impl AlarmState {
-    /// Whether the condition still holds.
+    /// Whether the alarm stands: its condition holds, or it is latched.
     pub fn is_active(self) -> bool {
-        matches!(self, AlarmState::Unacknowledged | AlarmState::Acknowledged)
+        !matches!(self, AlarmState::Normal | AlarmState::ReturnedUnacknowledged)
+    }
+
+    /// Whether somebody still has to acknowledge it.
+    pub fn is_owed(self) -> bool {
+        matches!(
+            self,
+            AlarmState::Unacknowledged | AlarmState::ReturnedUnacknowledged | AlarmState::LatchedUnacknowledged
+        )
+    }
+
+    /// Whether the condition has gone but the alarm stays until it is reset.
+    pub fn is_latched(self) -> bool {
+        matches!(self, AlarmState::LatchedUnacknowledged | AlarmState::LatchedAcknowledged)
     }
 
     /// The word used in records.
@@ -510,6 +551,8 @@ impl AlarmState {
             AlarmState::Unacknowledged => "unacknowledged",
             AlarmState::Acknowledged => "acknowledged",
             AlarmState::ReturnedUnacknowledged => "returned_unacknowledged",
+            AlarmState::LatchedUnacknowledged => "latched_unacknowledged",
+            AlarmState::LatchedAcknowledged => "latched_acknowledged",
         }
     }
 }
@@ -541,4 +584,6 @@ pub enum Live {
         /// Why, in a few words.
         why: String,
     },
+    /// So many alarms have come that they are announced together, or that is over.
+    Flood(Option<Flood>),
 }

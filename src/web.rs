@@ -4,20 +4,24 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use crate::metrics::Shared;
+use crate::metrics::{Shared, lock};
 use crate::settings::{Secret, Section};
-use crate::types::{RecordId, Time};
+use crate::types::{Target, Time};
 
+pub use crate::types::Action;
+
+mod actions;
 mod api;
 mod events;
 mod guard;
+pub mod inference;
 mod json;
 mod picture;
 mod plot;
@@ -122,28 +126,27 @@ pub struct State {
     pub store_status: StatusFn,
     /// The models loaded.
     pub models: StatusFn,
+    /// The same, for guests who want to use them.
+    pub inference: inference::Models,
     /// Where to send what people do to alarms; `None` refuses.
     pub commands: Option<mpsc::Sender<Command>>,
+    /// The settings in force, when they can change: token and names are taken over at once.
+    pub settings: Option<watch::Receiver<Config>>,
 }
 
-/// What a person wants done to an alarm.
+/// What a person wants done to alarms.
 #[derive(Debug)]
 pub struct Command {
-    /// The alarm.
-    pub alarm: RecordId,
+    /// To which.
+    pub target: Target,
     /// What to do.
     pub action: Action,
     /// Who wants it, at most 64 characters: as they call themselves, and the address they come from.
     pub who: String,
-    /// The answer. Dropping it tells them that the agent could not say.
+    /// What they say to it, at most 200 characters.
+    pub comment: Option<String>,
+    /// The answer, once it is on disk. Dropping it tells them that the agent could not say.
     pub reply: oneshot::Sender<Result<(), Refusal>>,
-}
-
-/// What can be done to an alarm.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Somebody has seen it.
-    Acknowledge,
 }
 
 /// Why it was not done.
@@ -157,13 +160,42 @@ pub enum Refusal {
 
 /// What every request handler sees.
 struct App {
-    config: Config,
+    access: Mutex<Arc<Access>>,
     state: State,
     shared: Shared,
-    key: Option<guard::Key>,
     samples: sampler::Samples,
     streams: Arc<Semaphore>,
     plotting: Arc<Semaphore>,
+}
+
+/// Who may ask.
+struct Access {
+    key: Option<guard::Key>,
+    hosts: Vec<String>,
+}
+
+impl Access {
+    fn of(config: &Config) -> Arc<Access> {
+        let key = config.token.as_ref().map(guard::Key::new);
+        Arc::new(Access { key, hosts: config.hosts.clone() })
+    }
+}
+
+impl App {
+    fn access(&self) -> Arc<Access> {
+        lock(&self.access).clone()
+    }
+
+    /// Takes over token and names whenever they change. A listener beyond this host keeps its token.
+    async fn follow_settings(&self, local: bool) {
+        let Some(mut settings) = self.state.settings.clone() else { return };
+        while settings.changed().await.is_ok() {
+            let new = settings.borrow_and_update().clone();
+            if new.token.is_some() || local {
+                *lock(&self.access) = Access::of(&new);
+            }
+        }
+    }
 }
 
 /// Opens the port; port 0 takes a free one. Fails when the dashboard is off or the port is taken.
@@ -178,9 +210,9 @@ pub async fn bind(config: &Config) -> Result<(TcpListener, SocketAddr)> {
 /// Serves until `shared.stop` is cancelled, then lets open requests finish for a few seconds.
 pub async fn run(listener: TcpListener, config: Config, state: State, shared: Shared) {
     let stop = shared.stop.clone();
+    let local = listener.local_addr().is_ok_and(|a| a.ip().is_loopback());
     let app = Arc::new(App {
-        key: config.token.as_ref().map(guard::Key::new),
-        config,
+        access: Mutex::new(Access::of(&config)),
         state,
         shared,
         samples: sampler::Samples::default(),
@@ -188,8 +220,12 @@ pub async fn run(listener: TcpListener, config: Config, state: State, shared: Sh
         plotting: Arc::new(Semaphore::new(MAX_PLOTTING)),
     });
     let sampling = sampler::run(app.clone(), stop.clone());
+    let (follower, until) = (app.clone(), stop.clone());
+    let following = async move {
+        until.run_until_cancelled(follower.follow_settings(local)).await;
+    };
     let serving = server::serve(listener, api::router(app), stop);
-    tokio::join!(sampling, serving);
+    tokio::join!(sampling, following, serving);
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ use std::time::Duration;
 use andon::metrics::{Health, Shared};
 use andon::settings::Secret;
 use andon::types::{
-    Alarm, AlarmState, Cause, Condition, Contribution, Light, Live, Quality, Reason, RecordId, Time, Verdict,
+    Action, Alarm, AlarmState, Cause, Condition, Contribution, Light, Live, Quality, Reason, RecordId, Target, Time,
+    Verdict,
 };
 use andon::web::{self, About, Command, Config, State, View};
 use serde_json::json;
@@ -58,7 +59,9 @@ impl Plant {
             about,
             store_status: Arc::new(|| json!({"disk_bytes": 73_400_320, "dropped_records": 0})),
             models: Arc::new(|| json!([])),
+            inference: web::inference::Models::default(),
             commands: Some(tx),
+            settings: None,
         };
         let serving = tokio::spawn(web::run(listener, config, state, shared.clone()));
         Plant { address, shared, live, commands, serving }
@@ -116,6 +119,7 @@ impl Plant {
             message: message.into(),
             top_channel: Some("vib_x".into()),
             acknowledged_by: by.map(String::from),
+            care: Default::default(),
         };
         self.send(Live::Alarm(Arc::new(alarm), "{}".into()));
         id
@@ -197,7 +201,7 @@ async fn the_page_lives() {
     browser.screenshot("desktop-light.png").await;
     browser.click(&format!("#alarms li[data-alarm='{id}'] .ack")).await;
     let command = tokio::time::timeout(Duration::from_secs(10), plant.commands.recv()).await.unwrap().unwrap();
-    assert_eq!(command.alarm, id);
+    assert_eq!((command.target, command.action), (Target::Alarm(id), Action::Acknowledge));
     command.reply.send(Ok(())).unwrap();
     plant.alarm("press-04", AlarmState::Acknowledged, "Unusual vibration", Some(&command.who));
     browser.until(&format!("{row}.dataset.state === 'acknowledged' && {row}.querySelector('.ack').hidden")).await;

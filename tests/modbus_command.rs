@@ -190,3 +190,43 @@ async fn scan_passes_over_silent_units_and_rests_between_requests() {
     assert_eq!(out.status.code(), Some(1));
     assert!(stderr(&out).contains("none of the 2 units answers at tcp://127.0.0.1:"), "{}", stderr(&out));
 }
+
+#[test]
+fn a_map_becomes_a_profile_that_devices_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let map = "Name,Register,Type,Scale\nSpeed,40101,UINT16,0.1\nSerial,40200,STRING,\nEnergy,103,UDINT,\n";
+    std::fs::write(path("map.csv"), map).unwrap();
+    let words = format!("import {} --table holding --base 1 --order CDAB", path("map.csv"));
+    let shown = andon(&words);
+    assert_eq!(shown.status.code(), Some(0), "{}", stderr(&shown));
+    assert_eq!(stderr(&shown), format!("{}:3: left out: is a text, and a signal is a number\n", path("map.csv")));
+    let words = format!("{words} --out {}", path("drive.toml"));
+    let out = andon(&words);
+    assert_eq!(stdout(&out), format!("{}: 2 signals, 1 rows left out\n", path("drive.toml")));
+    assert_eq!(std::fs::read_to_string(path("drive.toml")).unwrap(), stdout(&shown));
+    let again = andon(&words);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(stderr(&again).contains("is there already; --force writes over it"), "{}", stderr(&again));
+
+    let device = |n: u8| {
+        let name = format!("[[source.modbus]]\nname = \"drive-{n}\"\nurl = \"rtu:///dev/ttyUSB7\"\nunit = {n}\n");
+        name + &format!("machine = \"fan-{n}\"\nprofile = \"drive.toml\"\n")
+    };
+    let config = device(1) + &device(2) + "[[machine]]\nmatch = \"*\"\n";
+    std::fs::write(path("andon.toml"), config).unwrap();
+    let check = || {
+        let out =
+            Command::new(env!("CARGO_BIN_EXE_andon")).args(["check", "-c", &path("andon.toml")]).output().unwrap();
+        (out.status.code(), stdout(&out) + &stderr(&out))
+    };
+    let (code, text) = check();
+    assert!(code == Some(0) && text.contains("line /dev/ttyUSB7"), "{text}");
+    // A mistake in the profile is told once, in its own place.
+    let broken = std::fs::read_to_string(path("drive.toml")).unwrap().replace("u16", "u61");
+    std::fs::write(path("drive.toml"), broken).unwrap();
+    let (code, text) = check();
+    assert_eq!(code, Some(78), "{text}");
+    let told = "drive.toml:8: signal.type: \"u61\" is not one of";
+    assert_eq!(text.matches(told).count(), 1, "{text}");
+}

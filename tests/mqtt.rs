@@ -630,6 +630,7 @@ fn alarm() -> Live {
         message: String::new(),
         top_channel: None,
         acknowledged_by: None,
+        care: Default::default(),
     };
     Live::Alarm(alarm.into(), r#"{"state":"unacknowledged"}"#.into())
 }

@@ -318,6 +318,8 @@ def write_bundle(name, onnx_bytes, outputs, task, signals, train, scores, judged
         "sequence": 1,
         "digests": {f: hashlib.sha256((bundle / f).read_bytes()).hexdigest()
                     for f in ("model.onnx", "golden.json", "reference.json")},
+        # What to check first, by channel and language; "*" is for all.
+        "advice": json.loads((pathlib.Path(__file__).parent / "advice.json").read_text("utf-8")).get(name, {}),
     }
     dump("model.json", manifest, 1)
     (bundle / "MODEL_CARD.md").write_text(card(name, signals, len(scores), judged, thresholds, running, about), "utf-8")

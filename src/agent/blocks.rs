@@ -35,7 +35,7 @@ pub fn build(config: &Config) -> Result<(Vec<Block>, Models), Vec<Problem>> {
             Ok(model) => {
                 models.insert(name.clone(), model);
             }
-            Err(message) => problems.push(Problem { line: machine.line, message }),
+            Err(message) => problems.push(Problem::new(machine.line, message)),
         }
     }
     let mut blocks = Vec::new();
@@ -43,7 +43,7 @@ pub fn build(config: &Config) -> Result<(Vec<Block>, Models), Vec<Problem>> {
         let model = machine.model.as_ref().and_then(|name| models.get(name)).cloned();
         match bind(machine, model) {
             Ok(block) => blocks.push(block),
-            Err(message) => problems.push(Problem { line: machine.line, message }),
+            Err(message) => problems.push(Problem::new(machine.line, message)),
         }
     }
     problems.sort();
@@ -94,6 +94,7 @@ fn bind(machine: &Machine, model: Option<Arc<Model>>) -> Result<Block, String> {
         layout: Arc::new(layout),
         limit,
         alarm: machine.alarm.clone(),
+        suppress: machine.suppress.clone(),
     })
 }
 

@@ -8,21 +8,26 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
 
-use super::input::{Group, Input};
+use super::audit::{Entry, Ledger};
+use super::input::{Group, Input, Running};
 use super::records::Recorder;
-use crate::alarm::{self, Observation, Rule, Tracker};
+use crate::alarm::{self, Act, Observation, Rule, Tracker, flood};
 use crate::model::calibration::Limit;
 use crate::model::{Model, ModelError, Opinion};
 use crate::pipeline::{self, Due, Layout, Step, Taken};
 use crate::types::{
-    Alarm, AlarmState, Condition, Light, Live, Name, Quality, Reading, Reason, Record, RecordId, Time, Verdict, Window,
+    Alarm, Change, Condition, Explanation, Light, Live, Name, Quality, Reading, Reason, Record, Time, Verdict, Window,
 };
+
+mod people;
 
 /// Signals that are followed, of all machines together; at some 500 bytes each this bounds the memory that
 /// made-up topics can take.
 const MAX_SIGNALS: usize = 200_000;
 /// Version of the snapshot; another one is not restored.
-const SNAPSHOT_VERSION: u32 = 2;
+const SNAPSHOT_VERSION: u32 = 4;
+/// What every machine has an alarm for.
+const CONDITIONS: [Condition; 2] = [Condition::Anomaly, Condition::Input];
 
 /// One `[[machine]]` block met with its model.
 pub struct Block {
@@ -36,6 +41,8 @@ pub struct Block {
     pub limit: Limit,
     /// Their alarms.
     pub alarm: alarm::Config,
+    /// While this holds, alarms are suppressed.
+    pub suppress: Option<pipeline::mode::Condition>,
 }
 
 /// What became of a group.
@@ -75,18 +82,37 @@ pub struct Engine {
     signals: usize,
     max_signals: usize,
     ordinal: u64,
+    flood: flood::Watch,
+    ledger: Ledger,
+    running: Running,
+    /// The wall clock as the inputs told it last.
+    now: Time,
 }
 
 /// One machine.
 struct Unit {
     block: usize,
     pipe: pipeline::Machine,
+    memory: Memory,
     anomaly: Tracker,
     input: Tracker,
     /// Wall clock of its last reading.
     heard: Time,
     light: Light,
     why: String,
+    /// What the last verdict said.
+    reason: Reason,
+    /// When it last began to run.
+    on_since: Option<Time>,
+}
+
+/// What a machine's model keeps from window to window.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Memory {
+    /// Of the graph that left it; another one cannot go on with it.
+    digest: Option<Name>,
+    /// The graph's states one after the other.
+    values: Vec<f32>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -94,24 +120,46 @@ struct Snapshot {
     version: u32,
     ordinal: u64,
     units: Vec<UnitSnapshot>,
+    flood: flood::Watch,
+    ledger: Ledger,
+    running: Running,
+    now: Time,
 }
 
 #[derive(Serialize, Deserialize)]
 struct UnitSnapshot {
     name: Name,
     pipe: pipeline::State,
+    memory: Memory,
     anomaly: Tracker,
     input: Tracker,
     heard: Time,
     light: Light,
     why: String,
+    reason: Reason,
+    on_since: Option<Time>,
 }
 
 impl Engine {
     /// An engine that has seen nothing.
     pub fn new(recorder: Recorder, blocks: Vec<Block>, max_machines: usize) -> Engine {
-        let (units, places) = Default::default();
-        Engine { recorder, blocks, units, places, max_machines, signals: 0, max_signals: MAX_SIGNALS, ordinal: 0 }
+        let (units, places) = (Vec::new(), HashMap::new());
+        let (flood, ledger, running, now) = Default::default();
+        let (signals, max_signals, ordinal) = (0, MAX_SIGNALS, 0);
+        Engine {
+            recorder,
+            blocks,
+            units,
+            places,
+            max_machines,
+            signals,
+            max_signals,
+            ordinal,
+            flood,
+            ledger,
+            running,
+            now,
+        }
     }
 
     /// Machines known.
@@ -134,17 +182,9 @@ impl Engine {
         self.units.iter().filter(|u| u.tracker(condition).is_active()).count()
     }
 
-    /// Whether that alarm can be acknowledged: `Err(None)` when there is none of that id, else why not.
-    pub fn may_acknowledge(&self, id: RecordId) -> Result<(), Option<String>> {
-        let mut all = self.units.iter().flat_map(|u| [&u.anomaly, &u.input]).filter_map(Tracker::alarm);
-        match all.find(|a| a.id == id) {
-            None => Err(None),
-            Some(a) if a.state == AlarmState::Acknowledged => {
-                let who = a.acknowledged_by.as_deref().unwrap_or("somebody");
-                Err(Some(format!("{who} has acknowledged it already")))
-            }
-            Some(_) => Ok(()),
-        }
+    /// Each machine's light.
+    pub fn lights(&self) -> impl Iterator<Item = (Name, Light)> {
+        self.units.iter().map(|u| (u.pipe.name().clone(), u.light))
     }
 
     /// How the machines stand, for a dashboard that starts after a restart.
@@ -155,6 +195,7 @@ impl Engine {
             live.extend(alarms.map(|a| Live::Alarm(Arc::new(a.clone()), self.recorder.alarm(a).data.into())));
             live.push(u.state(u.heard));
         }
+        live.extend(self.flood.flood().map(|f| Live::Flood(Some(f.clone()))));
         live
     }
 
@@ -171,12 +212,19 @@ impl Engine {
         for input in &group.inputs {
             match input {
                 Input::Readings(arrived, readings) => {
+                    self.now = self.now.max(*arrived);
                     self.take(readings, *arrived, again, &mut touched, &mut out);
                     again = false;
                 }
                 Input::Again => again = true,
-                Input::Tick(now) => self.tick(*now, &mut out),
-                Input::Acknowledge { alarm, who, at } => self.acknowledge(*alarm, who, *at, &mut out),
+                Input::Tick(now) => {
+                    self.now = self.now.max(*now);
+                    self.tick(*now, &mut out);
+                }
+                Input::Act(target, act) => self.act(target, act, &mut out),
+                Input::Clock(now) => self.clock(*now, &mut out),
+                Input::Running(running) => self.runs(running, &mut out),
+                Input::Wrote(wrote) => self.wrote(wrote, &mut out),
             }
         }
         touched.sort_unstable();
@@ -249,7 +297,8 @@ impl Engine {
         let pipe = pipeline::Machine::new(name.clone(), self.blocks[block].layout.clone());
         self.places.insert(name.clone(), self.units.len());
         self.signals += pipe.signals();
-        self.units.push(Unit::new(block, pipe, arrived));
+        let memory = Memory::of(self.blocks[block].model.as_deref());
+        self.units.push(Unit::new(block, pipe, memory, arrived));
         Some(self.units.len() - 1)
     }
 
@@ -269,10 +318,12 @@ impl Engine {
         if let Some(gap) = &step.gap {
             out.records.push(self.recorder.gap(&machine, gap));
         }
+        let block = unit.block;
+        self.watch_rule(i, &step, out);
         out.live.push(Live::Step { machine: machine.clone(), at: step.at, values: step.values });
         match step.due {
             None => {
-                if self.blocks[unit.block].model.is_none() {
+                if self.blocks[block].model.is_none() {
                     self.set_light(i, step.at, Light::Green, "no model is bound", out);
                 }
                 None
@@ -281,8 +332,9 @@ impl Engine {
                 self.watch_input(i, step.at, None, out);
                 Some(window)
             }
-            Some(Due::NotScored { reason, quality, channel }) => {
-                self.not_scored(i, step.at, reason, quality, channel, out);
+            Some(Due::NotScored { reason, quality, channel, others }) => {
+                let blame = channel.filter(|_| reason == Reason::InputBad).map(|c| (c, others));
+                self.not_scored(i, step.at, (reason, quality), blame, out);
                 None
             }
         }
@@ -292,9 +344,8 @@ impl Engine {
         &mut self,
         i: usize,
         at: Time,
-        reason: Reason,
-        quality: Quality,
-        channel: Option<Name>,
+        (reason, quality): (Reason, Quality),
+        blame: Option<(Name, usize)>,
         out: &mut Outcome,
     ) {
         let block = &self.blocks[self.units[i].block];
@@ -302,14 +353,14 @@ impl Engine {
         let machine = self.units[i].pipe.name().clone();
         let verdict = model.empty_verdict(machine, at, reason, quality, &block.limit);
         self.emit_verdict(verdict, out);
-        let bad = channel.filter(|_| reason == Reason::InputBad).map(|c| (c, quality));
-        self.watch_input(i, at, bad, out);
+        self.ran(i, at, reason);
+        self.watch_input(i, at, blame.map(|(c, others)| (c, others, quality)), out);
         if reason == Reason::MachineOff {
             // A machine at rest cannot be in trouble; its alarm ends as if all were well.
             let look = Observation { at, strength: Some(0.0), top_channel: None, message: String::new() };
-            self.observe(i, Condition::Anomaly, &look, out);
+            self.observe(i, Condition::Anomaly, &look, None, out);
         }
-        self.refresh_light(i, at, reason, out);
+        self.refresh_light(i, at, out);
     }
 
     fn judge(&mut self, due: Vec<(usize, Window)>, out: &mut Outcome) {
@@ -323,7 +374,8 @@ impl Engine {
             for batch in mine.chunks(model.batch()) {
                 let windows: Vec<&Window> = batch.iter().map(|(_, w)| w).collect();
                 let started = Instant::now();
-                let judged = model.judge(&windows);
+                let states: Vec<&[f32]> = batch.iter().map(|(i, _)| &*self.units[*i].memory.values).collect();
+                let judged = model.judge(&windows, &states);
                 out.tally.runs.push((model.name().clone(), started.elapsed()));
                 let opinions = judged.unwrap_or_else(|e: ModelError| {
                     out.tally.errors.push((model.name().clone(), e.to_string()));
@@ -336,40 +388,49 @@ impl Engine {
         }
     }
 
-    fn verdict(&mut self, i: usize, window: &Window, opinion: Option<Opinion>, model: &Model, out: &mut Outcome) {
+    fn verdict(&mut self, i: usize, window: &Window, mut opinion: Option<Opinion>, model: &Model, out: &mut Outcome) {
         let block = &self.blocks[self.units[i].block];
         let strength = opinion.as_ref().map(|o| block.limit.strength(o.score, o.p_value));
+        let next = opinion.as_mut().map(|o| std::mem::take(&mut o.next));
         let verdict = model.verdict(window, opinion, &block.limit, &block.layout.channels);
-        let (at, reason) = (verdict.at, verdict.reason);
+        let (at, reason, layout) = (verdict.at, verdict.reason, block.layout.clone());
         let look = Observation {
             at,
             strength,
             top_channel: verdict.contributions.first().map(|c| c.name.clone()),
             message: anomaly_message(&verdict),
         };
-        self.emit_verdict(verdict, out);
-        self.observe(i, Condition::Anomaly, &look, out);
-        self.refresh_light(i, at, reason, out);
+        let verdict = self.emit_verdict(verdict, out);
+        self.ran(i, at, reason);
+        let why = || people::explain(&verdict, window, model, &layout.channels);
+        self.observe(i, Condition::Anomaly, &look, Some(&why), out);
+        if let Some(next) = next {
+            let unit = &mut self.units[i];
+            let in_alarm = reason == Reason::AnomalyDetected || unit.anomaly.is_active();
+            model.follow(&mut unit.memory.values, next, in_alarm);
+        }
+        self.refresh_light(i, at, out);
     }
 
-    fn emit_verdict(&mut self, verdict: Verdict, out: &mut Outcome) {
+    fn emit_verdict(&mut self, verdict: Verdict, out: &mut Outcome) -> Arc<Verdict> {
         let record = self.recorder.verdict(&verdict);
-        out.live.push(Live::Verdict(Arc::new(verdict), record.data.as_str().into()));
+        let verdict = Arc::new(verdict);
+        out.live.push(Live::Verdict(verdict.clone(), record.data.as_str().into()));
         out.records.push(record);
+        verdict
     }
 
-    fn watch_input(&mut self, i: usize, at: Time, bad: Option<(Name, Quality)>, out: &mut Outcome) {
+    fn watch_input(&mut self, i: usize, at: Time, bad: Option<(Name, usize, Quality)>, out: &mut Outcome) {
         let strength = if bad.is_some() { 2.0 } else { 0.0 };
-        let message =
-            bad.as_ref().map_or(String::new(), |(c, q)| format!("{c} is {}: nothing can be judged", q.as_str()));
-        let look = Observation { at, strength: Some(strength), top_channel: bad.map(|(c, _)| c), message };
-        self.observe(i, Condition::Input, &look, out);
+        let message = bad.as_ref().map_or(String::new(), |(c, others, q)| input_message(c, *others, *q));
+        let look = Observation { at, strength: Some(strength), top_channel: bad.map(|(c, ..)| c), message };
+        self.observe(i, Condition::Input, &look, None, out);
     }
 
-    fn observe(&mut self, i: usize, condition: Condition, look: &Observation, out: &mut Outcome) {
-        let unit = &mut self.units[i];
+    fn rule(&self, i: usize, condition: Condition) -> Rule {
+        let unit = &self.units[i];
         let config = &self.blocks[unit.block].alarm;
-        let rule = Rule {
+        Rule {
             machine: unit.pipe.name().clone(),
             condition,
             severity: if condition == Condition::Anomaly { config.severity } else { config.input_severity },
@@ -377,31 +438,36 @@ impl Engine {
             off_delay: config.off_delay,
             deadband: config.deadband,
             latch: config.latch,
-        };
-        if let Some(alarm) = unit.tracker_mut(condition).observe(&rule, look) {
-            self.emit_alarm(alarm, out);
+            re_alarm: config.re_alarm,
         }
+    }
+
+    /// Shows an observation to a machine's alarm; `why` tells more of one that is raised by it.
+    fn observe(
+        &mut self,
+        i: usize,
+        condition: Condition,
+        look: &Observation,
+        why: Option<&dyn Fn() -> Explanation>,
+        out: &mut Outcome,
+    ) {
+        let rule = self.rule(i, condition);
+        let Some(mut alarm) = self.units[i].tracker_mut(condition).observe(&rule, look) else { return };
+        if alarm.care.change == Change::Raised {
+            let first = self.is_first_out(i, condition);
+            let explanation = why.map(|why| Arc::new(why()));
+            let noted = self.units[i].tracker_mut(condition).annotate(|care| {
+                (care.first_out, care.explanation) = (first, explanation);
+            });
+            alarm = noted.unwrap_or(alarm);
+        }
+        self.announce(i, alarm, out);
     }
 
     fn emit_alarm(&self, alarm: Alarm, out: &mut Outcome) {
         let record = self.recorder.alarm(&alarm);
         out.live.push(Live::Alarm(Arc::new(alarm), record.data.as_str().into()));
         out.records.push(record);
-    }
-
-    fn acknowledge(&mut self, id: RecordId, who: &str, at: Time, out: &mut Outcome) {
-        for i in 0..self.units.len() {
-            for condition in [Condition::Anomaly, Condition::Input] {
-                let done = self.units[i].tracker_mut(condition).acknowledge(id, who, at);
-                let Some(alarm) = done else { continue };
-                let over = alarm.state == AlarmState::Normal;
-                self.emit_alarm(alarm, out);
-                if over && self.units[i].light == Light::Amber {
-                    self.set_light(i, at, Light::Green, "acknowledged", out);
-                }
-                return;
-            }
-        }
     }
 
     /// Machines that have fallen silent: what is pending is judged, and the light goes grey.
@@ -420,17 +486,19 @@ impl Engine {
         }
     }
 
-    fn refresh_light(&mut self, i: usize, at: Time, reason: Reason, out: &mut Outcome) {
+    fn refresh_light(&mut self, i: usize, at: Time, out: &mut Outcome) {
         let unit = &self.units[i];
-        let message = |t: &Tracker| t.alarm().map_or(String::new(), |a| a.message.clone());
-        let (light, why) = if unit.anomaly.is_active() {
-            (Light::Red, message(&unit.anomaly))
+        let (anomaly, input, reason) = (unit.anomaly.alarm(), unit.input.alarm(), unit.reason);
+        let (light, why) = if let Some(a) = anomaly.filter(|_| unit.anomaly.is_calling()) {
+            (Light::Red, a.message.clone())
         } else if reason == Reason::MachineOff {
             (Light::Grey, "off".into())
-        } else if unit.input.is_active() {
-            (Light::Amber, message(&unit.input))
-        } else if unit.anomaly.alarm().is_some() {
-            (Light::Amber, format!("over, not acknowledged: {}", message(&unit.anomaly)))
+        } else if let Some(a) = input.filter(|_| unit.input.is_calling()) {
+            (Light::Amber, a.message.clone())
+        } else if let Some(a) = anomaly.filter(|a| a.state.is_active()) {
+            (Light::Amber, format!("{}: {}", people::put_aside(a), a.message))
+        } else if let Some(a) = anomaly.filter(|a| a.state.is_owed()) {
+            (Light::Amber, format!("over, not acknowledged: {}", a.message))
         } else {
             match reason {
                 Reason::WarmingUp => (Light::Amber, "warming up".into()),
@@ -456,43 +524,71 @@ impl Engine {
         let unit = |u: &Unit| UnitSnapshot {
             name: u.pipe.name().clone(),
             pipe: u.pipe.state().clone(),
+            memory: u.memory.clone(),
             anomaly: u.anomaly.clone(),
             input: u.input.clone(),
             heard: u.heard,
             light: u.light,
             why: u.why.clone(),
+            reason: u.reason,
+            on_since: u.on_since,
         };
-        let units = self.units.iter().map(unit).collect();
-        let snapshot = Snapshot { version: SNAPSHOT_VERSION, ordinal: self.ordinal, units };
+        let snapshot = Snapshot {
+            version: SNAPSHOT_VERSION,
+            ordinal: self.ordinal,
+            units: self.units.iter().map(unit).collect(),
+            flood: self.flood.clone(),
+            ledger: self.ledger.clone(),
+            running: self.running.clone(),
+            now: self.now,
+        };
         postcard::to_stdvec(&snapshot).unwrap_or_default()
     }
 
     /// Goes back to a snapshot. Machines that no block matches any more are left out; a machine
-    /// whose model has changed its channels starts afresh.
+    /// whose model has changed its channels starts afresh, and so does what another model kept.
     pub fn restore(&mut self, bytes: &[u8]) -> Result<(), String> {
-        let snapshot: Snapshot = postcard::from_bytes(bytes).map_err(|e| format!("a damaged snapshot: {e}"))?;
-        if snapshot.version != SNAPSHOT_VERSION {
-            return Err(format!("snapshots of version {} are not known here", snapshot.version));
+        let damaged = |e| format!("a damaged snapshot: {e}");
+        let (version, _): (u32, _) = postcard::take_from_bytes(bytes).map_err(damaged)?;
+        if version != SNAPSHOT_VERSION {
+            return Err(format!("snapshots of version {version} are not known here"));
         }
+        let snapshot: Snapshot = postcard::from_bytes(bytes).map_err(damaged)?;
         self.ordinal = snapshot.ordinal;
+        (self.flood, self.ledger, self.running) = (snapshot.flood, snapshot.ledger, snapshot.running);
+        self.now = snapshot.now;
         self.units.clear();
         self.places.clear();
         for u in snapshot.units {
             let Some(block) = self.blocks.iter().position(|b| b.matcher.matches(&u.name)) else { continue };
             let pipe = pipeline::Machine::restore(u.name.clone(), self.blocks[block].layout.clone(), u.pipe);
             self.places.insert(u.name, self.units.len());
-            let UnitSnapshot { anomaly, input, heard, light, why, .. } = u;
-            self.units.push(Unit { block, pipe, anomaly, input, heard, light, why });
+            let fresh = Memory::of(self.blocks[block].model.as_deref());
+            let UnitSnapshot { memory, anomaly, input, heard, light, why, reason, on_since, .. } = u;
+            let memory = if memory.digest == fresh.digest { memory } else { fresh };
+            self.units.push(Unit { block, pipe, memory, anomaly, input, heard, light, why, reason, on_since });
         }
         self.signals = self.units.iter().map(|u| u.pipe.signals()).sum();
         Ok(())
     }
 }
 
+impl Memory {
+    /// Of a machine that its model has not seen.
+    fn of(model: Option<&Model>) -> Memory {
+        let keeps = model.filter(|m| !m.initial_state().is_empty());
+        keeps.map_or_else(Memory::default, |m| Memory {
+            digest: Some(m.digest().clone()),
+            values: m.initial_state().to_vec(),
+        })
+    }
+}
+
 impl Unit {
-    fn new(block: usize, pipe: pipeline::Machine, heard: Time) -> Unit {
-        let (anomaly, input) = Default::default();
-        Unit { block, pipe, anomaly, input, heard, light: Light::Amber, why: "warming up".into() }
+    fn new(block: usize, pipe: pipeline::Machine, memory: Memory, heard: Time) -> Unit {
+        let (anomaly, input, reason) = (Tracker::default(), Tracker::default(), Reason::WarmingUp);
+        let (light, why) = (Light::Amber, "warming up".into());
+        Unit { block, pipe, memory, anomaly, input, heard, light, why, reason, on_since: None }
     }
 
     fn tracker(&self, condition: Condition) -> &Tracker {
@@ -517,6 +613,15 @@ impl Unit {
 
     fn state(&self, at: Time) -> Live {
         Live::State { machine: self.pipe.name().clone(), at, light: self.light, why: self.why.clone() }
+    }
+}
+
+fn input_message(channel: &str, others: usize, quality: Quality) -> String {
+    let what = quality.as_str();
+    match others {
+        0 => format!("{channel} is {what}: nothing can be judged"),
+        // The rest may be stale where the first is bad, so they are not called the same.
+        n => format!("{channel} is {what}, and {n} more are not usable: nothing can be judged"),
     }
 }
 

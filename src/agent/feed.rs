@@ -1,17 +1,21 @@
 //! The engine's thread: takes batches in, steps the engine, hands the store what has to last and
 //! the dashboards what is live.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::engine::{Engine, Outcome};
-use super::input::{Group, Input};
+use super::engine::{Block, Engine, Outcome};
+use super::input::{Group, Input, Running};
+use super::scribe::{self, Note, Reply};
+use crate::alarm::Act;
 use crate::metrics::{Health, Pulse, Shared};
+use crate::source::modbus::light::{Standing, Wrote};
 use crate::store::{self, Commit};
-use crate::types::{Batch, Condition, Live, Receipt, Reject, Time, Verdict};
+use crate::types::{Batch, Change, Condition, Flood, Kind, Live, Receipt, Reject, Time, Verdict};
 use crate::web;
 
 /// Batches taken in at a time; with at most 4,096 readings each this bounds a group.
@@ -33,6 +37,14 @@ const WARN_EVERY: Duration = Duration::from_secs(60);
 /// How often the engine looks at the clock when nothing comes.
 const TICK: Duration = Duration::from_millis(500);
 
+/// What the agent asks of its engine besides taking readings in.
+pub enum Order {
+    /// This runs from now on.
+    Running(Running),
+    /// These blocks are in force from now on, with what then runs; answered when that is so.
+    Reconfigure(Vec<Block>, Running, oneshot::Sender<Result<(), String>>),
+}
+
 /// See the module.
 pub struct Feed {
     engine: Engine,
@@ -45,21 +57,66 @@ pub struct Feed {
     pulse: Pulse,
     since_checkpoint: usize,
     checkpointed: Instant,
+    notes: mpsc::Sender<Note>,
+    scribe: JoinHandle<()>,
+    lights: Option<Lights>,
+}
+
+/// The two ends that stack lights have in the engine: how the machines stand, told twice a second even
+/// where nothing has changed, and what was written, which is to be recorded.
+pub struct Lights {
+    /// What the lights are to show.
+    pub standing: watch::Sender<Standing>,
+    /// What they wrote.
+    pub wrote: mpsc::Receiver<Wrote>,
 }
 
 impl Feed {
-    /// Ready to run, within a runtime.
-    pub fn new(engine: Engine, commits: store::Sender, live: broadcast::Sender<Live>, shared: Shared) -> Feed {
+    /// Ready to run, within a runtime. The audit log's file is kept in `data_dir`.
+    pub fn new(
+        engine: Engine,
+        commits: store::Sender,
+        live: broadcast::Sender<Live>,
+        data_dir: PathBuf,
+        shared: Shared,
+    ) -> Feed {
         let pulse = shared.board.pulse("engine");
         let (held, waiting) = mpsc::channel(N_HELD);
         let carrier = tokio::spawn(carry(waiting, commits.clone()));
         let room = Arc::new(Semaphore::new(HELD_KIB));
         let (since_checkpoint, checkpointed) = (0, Instant::now());
-        Feed { engine, commits, held, room, carrier, live, shared, pulse, since_checkpoint, checkpointed }
+        let (notes, to_write) = mpsc::channel(scribe::N_QUEUED);
+        let scribe = tokio::spawn(scribe::run(data_dir, engine.audit_tail(), to_write, shared.board.clone()));
+        Feed {
+            engine,
+            commits,
+            held,
+            room,
+            carrier,
+            live,
+            shared,
+            pulse,
+            since_checkpoint,
+            checkpointed,
+            notes,
+            scribe,
+            lights: None,
+        }
+    }
+
+    /// With stack lights.
+    pub fn with_lights(mut self, lights: Option<Lights>) -> Feed {
+        self.lights = lights;
+        self
     }
 
     /// Runs until the sources have gone and all they sent is handed on, then keeps a last snapshot.
-    pub async fn run(mut self, mut batches: mpsc::Receiver<Batch>, mut commands: mpsc::Receiver<web::Command>) {
+    pub async fn run(
+        mut self,
+        mut batches: mpsc::Receiver<Batch>,
+        mut commands: mpsc::Receiver<web::Command>,
+        mut orders: mpsc::Receiver<Order>,
+    ) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut taken = Vec::with_capacity(GROUP_BATCHES);
@@ -73,17 +130,24 @@ impl Feed {
                     self.take(&mut taken).await;
                 }
                 Some(command) = commands.recv() => self.obey(command).await,
+                Some(wrote) = wrote(&mut self.lights) => self.record(wrote).await,
+                Some(order) = orders.recv() => self.follow(order).await,
                 _ = ticks.tick() => self.tick().await,
             }
+        }
+        // The lights hold the channel of batches open, so all that they wrote is here by now.
+        while let Some(wrote) = self.lights.as_mut().and_then(|l| l.wrote.try_recv().ok()) {
+            self.record(wrote).await;
         }
         if self.since_checkpoint > 0 {
             let checkpoint = Some(self.engine.snapshot());
             self.send(Commit { checkpoint, first_ordinal: self.engine.ordinal(), ..Commit::default() }).await;
         }
-        drop(self.held);
-        let mut carrier = self.carrier;
-        while tokio::time::timeout(Duration::from_secs(1), &mut carrier).await.is_err() {
-            self.pulse.beat();
+        drop((self.held, self.notes));
+        for mut last in [self.carrier, self.scribe] {
+            while tokio::time::timeout(Duration::from_secs(1), &mut last).await.is_err() {
+                self.pulse.beat();
+            }
         }
     }
 
@@ -105,21 +169,70 @@ impl Feed {
     }
 
     async fn obey(&mut self, command: web::Command) {
-        let web::Command { alarm, action: web::Action::Acknowledge, who, reply } = command;
-        let answer = self.engine.may_acknowledge(alarm);
-        if answer.is_ok() {
-            let group = Group { inputs: vec![Input::Acknowledge { alarm, who, at: Time::now() }] };
-            self.step(group, Vec::new(), Vec::new()).await;
+        let web::Command { target, action, who, comment, reply } = command;
+        let act = Act { action, who, comment, at: Time::now() };
+        if let Err(refused) = self.engine.may_act(&target, &act) {
+            let refusal = refused.map_or(web::Refusal::NoSuchAlarm, web::Refusal::NotNow);
+            // Whoever asked may have gone.
+            let _ = reply.send(Err(refusal));
+            return;
         }
-        let refusal = |e: Option<String>| e.map_or(web::Refusal::NoSuchAlarm, web::Refusal::NotNow);
-        // Whoever asked may have gone.
-        let _ = reply.send(answer.map_err(refusal));
+        self.do_and_note(Input::Act(target, act), Some(reply)).await;
+    }
+
+    async fn follow(&mut self, order: Order) {
+        match order {
+            Order::Running(running) if self.engine.is_news(&running) => {
+                self.do_and_note(Input::Running(running), None).await;
+            }
+            Order::Running(_) => {}
+            Order::Reconfigure(blocks, running, reply) => {
+                let done = self.engine.reconfigure(blocks);
+                if done.is_ok() {
+                    for event in self.engine.present() {
+                        let _ = self.live.send(event);
+                    }
+                    // With a snapshot, so that nothing from before is replayed under the new blocks.
+                    let checkpoint = Some(self.engine.snapshot());
+                    self.send(Commit { checkpoint, first_ordinal: self.engine.ordinal(), ..Commit::default() }).await;
+                    self.do_and_note(Input::Running(running), None).await;
+                }
+                let _ = reply.send(done);
+            }
+        }
+    }
+
+    /// Steps with what somebody did. They are answered, and the audit log's file is written, once it
+    /// is durable.
+    async fn do_and_note(&mut self, input: Input, reply: Option<Reply>) {
+        let (receipt, durable) = Receipt::new();
+        let lines = self.step(Group { inputs: vec![input] }, vec![receipt], Vec::new()).await;
+        let mut note = Some(Note { lines, durable, reply });
+        // The scribe waits for the store: while that cannot write, those who asked hear nothing.
+        while let Some(waiting) = note.take() {
+            match self.notes.try_send(waiting) {
+                Ok(()) => {}
+                Err(mpsc::error::TrySendError::Full(back)) => {
+                    self.pulse.beat();
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    note = Some(back);
+                }
+                Err(mpsc::error::TrySendError::Closed(_)) => tracing::error!("the audit log's file is not written"),
+            }
+        }
+    }
+
+    async fn record(&mut self, wrote: Wrote) {
+        self.do_and_note(Input::Wrote(wrote), None).await;
     }
 
     /// Tells the engine the time when a machine has fallen silent, but only while every source is
     /// up: what a broken link holds back is not silence and will still come.
     async fn tick(&mut self) {
         self.gauge();
+        if let Some(lights) = &self.lights {
+            lights.standing.send_replace(self.engine.lights().collect());
+        }
         let now = Time::now();
         let sources_up = || {
             let parts = self.shared.board.components();
@@ -128,9 +241,13 @@ impl Feed {
         if self.engine.wants_tick(now) && sources_up() {
             self.step(Group { inputs: vec![Input::Tick(now)] }, Vec::new(), Vec::new()).await;
         }
+        if self.engine.wants_clock(now) {
+            self.step(Group { inputs: vec![Input::Clock(now)] }, Vec::new(), Vec::new()).await;
+        }
     }
 
-    async fn step(&mut self, group: Group, receipts: Vec<Receipt>, rejects: Vec<Reject>) {
+    /// Gives what the audit log is to say of it.
+    async fn step(&mut self, group: Group, receipts: Vec<Receipt>, rejects: Vec<Reject>) -> Vec<String> {
         let outcome = self.engine.step(&group);
         self.count(&outcome);
         let Outcome { records, first_ordinal, live, .. } = outcome;
@@ -150,7 +267,9 @@ impl Feed {
             self.engine.snapshot()
         });
         let entry = (!group.inputs.is_empty()).then(|| group.encode());
+        let audited = records.iter().filter(|r| r.kind == Kind::Audit).map(|r| r.data.clone()).collect();
         self.send(Commit { entry, checkpoint, records, first_ordinal, rejects, receipts }).await;
+        audited
     }
 
     /// Waits for room among what the store has not taken yet, without looking dead to the watchdog
@@ -190,7 +309,8 @@ impl Feed {
         for event in &outcome.live {
             match event {
                 Live::Verdict(v, _) => self.count_verdict(v),
-                Live::Alarm(a, _) if a.at == a.since => {
+                Live::Flood(flood) => self.tell_flood(flood.as_ref()),
+                Live::Alarm(a, _) if a.care.change == Change::Raised => {
                     m.alarms_raised.get_or_create(&[("condition", a.condition.as_str().into())]).inc();
                 }
                 _ => {}
@@ -210,6 +330,17 @@ impl Feed {
         }
     }
 
+    fn tell_flood(&self, flood: Option<&Flood>) {
+        let began = self.shared.metrics.alarm_flood.set(i64::from(flood.is_some())) == 0;
+        match flood {
+            Some(flood) if began => {
+                tracing::warn!(first = %flood.first, raised = flood.raised, "a flood of alarms: they are announced together");
+            }
+            Some(_) => {}
+            None => tracing::info!("the flood of alarms is over"),
+        }
+    }
+
     fn count_verdict(&self, v: &Verdict) {
         let m = &self.shared.metrics;
         m.windows.get_or_create(&[("model", v.model.to_string()), ("reason", v.reason.as_str().into())]).inc();
@@ -226,6 +357,15 @@ impl Feed {
             let active = self.engine.active_alarms(condition) as i64;
             m.alarms_active.get_or_create(&[("condition", condition.as_str().into())]).set(active);
         }
+        m.alarms_put_aside.set(self.engine.put_aside() as i64);
+    }
+}
+
+/// The next write that is to be recorded; never, without lights.
+async fn wrote(lights: &mut Option<Lights>) -> Option<Wrote> {
+    match lights {
+        Some(lights) => lights.wrote.recv().await,
+        None => std::future::pending().await,
     }
 }
 

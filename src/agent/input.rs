@@ -2,15 +2,17 @@
 //! same engine to the same state.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Cause, Name, Quality, Reading, RecordId, Time};
+use crate::alarm::Act;
+use crate::source::modbus::light::Wrote;
+use crate::types::{Action, Cause, Name, Quality, Reading, RecordId, Target, Time};
 
 /// Version of the encoding; a newer one is refused.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// One thing the engine reacts to.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,17 +21,31 @@ pub enum Input {
     Readings(Time, Vec<Reading>),
     /// The wall clock, told when a machine has fallen silent.
     Tick(Time),
-    /// Somebody acknowledges an alarm.
-    Acknowledge {
-        /// Which.
-        alarm: RecordId,
-        /// Who.
-        who: String,
-        /// When.
-        at: Time,
-    },
+    /// Somebody does something to alarms.
+    Act(Target, Act),
+    /// The wall clock, told when something that was put aside comes back, or a flood of alarms ends.
+    Clock(Time),
+    /// What runs from now on, told when it may have changed.
+    Running(Running),
     /// The readings that follow may have been delivered before, says the broker.
     Again,
+    /// Something was written to a device.
+    Wrote(Wrote),
+}
+
+/// What the agent runs with: for the audit log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Running {
+    /// When it was told.
+    pub at: Time,
+    /// Who or what brought it about: `start`, `SIGHUP`.
+    pub who: String,
+    /// Of andon.
+    pub version: String,
+    /// Tells one configuration from another; nothing can be read from it.
+    pub config: String,
+    /// Models by name: version and digest.
+    pub models: BTreeMap<String, String>,
 }
 
 /// Inputs that are taken in together and become durable together.
@@ -50,9 +66,18 @@ struct Wire<'a> {
 enum WireInput {
     Readings(i64, Vec<WireReading>),
     Tick(i64),
+    /// Of version 1.
     Acknowledge(RecordId, String, i64),
+    Act(Target, Action, String, Option<String>, i64),
+    Clock(i64),
+    Running(Running),
     Again,
+    Wrote(WireWrote),
 }
+
+/// Device, time, address, value, reason, failure.
+#[derive(Serialize, Deserialize)]
+struct WireWrote(String, i64, String, u16, String, Option<String>);
 
 /// Names by their place in the table; the time as an offset from the arrival.
 #[derive(Serialize, Deserialize)]
@@ -72,7 +97,7 @@ impl Group {
     /// Decodes what [`Group::encode`] made.
     pub fn decode(bytes: &[u8]) -> Result<Group, String> {
         let (version, rest) = bytes.split_first().ok_or("an empty journal entry")?;
-        if *version != VERSION {
+        if !(1..=VERSION).contains(version) {
             return Err(format!("journal entries of version {version} are not known here; this is {VERSION}"));
         }
         let wire: Wire<'_> = postcard::from_bytes(rest).map_err(|e| format!("a damaged journal entry: {e}"))?;
@@ -108,8 +133,16 @@ fn encode_input<'a>(input: &'a Input, names: &mut Names<'a>) -> WireInput {
             WireInput::Readings(arrived.0, readings.iter().map(wire).collect())
         }
         Input::Tick(now) => WireInput::Tick(now.0),
-        Input::Acknowledge { alarm, who, at } => WireInput::Acknowledge(*alarm, who.clone(), at.0),
+        Input::Act(target, act) => {
+            WireInput::Act(target.clone(), act.action, act.who.clone(), act.comment.clone(), act.at.0)
+        }
+        Input::Clock(now) => WireInput::Clock(now.0),
+        Input::Running(running) => WireInput::Running(running.clone()),
         Input::Again => WireInput::Again,
+        Input::Wrote(w) => {
+            let (address, reason) = (w.address.clone(), w.reason.clone());
+            WireInput::Wrote(WireWrote(w.device.to_string(), w.at.0, address, w.value, reason, w.failure.clone()))
+        }
     }
 }
 
@@ -124,8 +157,19 @@ fn decode_input(input: WireInput, names: &[Name]) -> Option<Input> {
             Input::Readings(Time(arrived), readings.into_iter().map(reading).collect::<Option<_>>()?)
         }
         WireInput::Tick(now) => Input::Tick(Time(now)),
-        WireInput::Acknowledge(alarm, who, at) => Input::Acknowledge { alarm, who, at: Time(at) },
+        WireInput::Acknowledge(alarm, who, at) => {
+            let act = Act { action: Action::Acknowledge, who, comment: None, at: Time(at) };
+            Input::Act(Target::Alarm(alarm), act)
+        }
+        WireInput::Act(target, action, who, comment, at) => {
+            Input::Act(target, Act { action, who, comment, at: Time(at) })
+        }
+        WireInput::Clock(now) => Input::Clock(Time(now)),
+        WireInput::Running(running) => Input::Running(running),
         WireInput::Again => Input::Again,
+        WireInput::Wrote(WireWrote(device, at, address, value, reason, failure)) => {
+            Input::Wrote(Wrote { device: device.into(), at: Time(at), address, value, reason, failure })
+        }
     })
 }
 
@@ -155,10 +199,39 @@ mod tests {
             readings in prop::collection::vec(reading(), 0..50),
             who in ".{0,20}",
         ) {
-            let acknowledge = Input::Acknowledge { alarm: RecordId([7; 16]), who, at: Time(arrived) };
-            let inputs = vec![Input::Again, Input::Readings(Time(arrived), readings), Input::Tick(Time(arrived)), acknowledge];
+            let at = Time(arrived);
+            let wrote = Input::Wrote(Wrote {
+                device: "plc".into(),
+                at: at,
+                address: "coil:1".into(),
+                value: 1,
+                reason: "red".into(),
+                failure: (arrived % 2 == 0).then(|| "no answer".into()),
+            });
+            let act = |target, action| Input::Act(target, Act { action, who: who.clone(), comment: None, at });
+            let running = Running { at, who: who.clone(), models: [(who.clone(), "1".into())].into(), ..Running::default() };
+            let inputs = vec![
+                Input::Again,
+                Input::Readings(at, readings),
+                Input::Tick(at),
+                act(Target::Alarm(RecordId([7; 16])), Action::Shelve(60)),
+                act(Target::Machine("pump-1".into()), Action::OutOfService),
+                Input::Clock(at),
+                Input::Running(running),
+                wrote,
+            ];
             let group = Group { inputs };
             prop_assert_eq!(Group::decode(&group.encode()), Ok(group));
+        }
+
+        /// A journal written before there was anything but acknowledging is still read.
+        #[test]
+        fn an_acknowledgement_of_version_1_is_read(id: [u8; 16], who in ".{0,20}", at: i64) {
+            let wire = Wire { names: Vec::new(), inputs: vec![WireInput::Acknowledge(RecordId(id), who.clone(), at)] };
+            let bytes = [vec![1], postcard::to_stdvec(&wire).expect("encoded")].concat();
+            let act = Act { action: Action::Acknowledge, who, comment: None, at: Time(at) };
+            let inputs = vec![Input::Act(Target::Alarm(RecordId(id)), act)];
+            prop_assert_eq!(Group::decode(&bytes), Ok(Group { inputs }));
         }
 
         #[test]

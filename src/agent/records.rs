@@ -5,7 +5,9 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::pipeline::Gap;
-use crate::types::{Alarm, Contribution, Kind, Name, Reason, Record, RecordId, Time, Verdict};
+use crate::types::{
+    Alarm, Change, Contribution, Kind, Name, Ranked, Reason, Record, RecordId, Time, Verdict, priority,
+};
 
 /// Makes records in the name of one agent.
 #[derive(Clone, Debug)]
@@ -51,6 +53,53 @@ struct AlarmData<'a> {
     message: &'a str,
     top_channel: Option<&'a str>,
     acknowledged_by: Option<&'a str>,
+    transition: &'a str,
+    priority: &'a str,
+    /// The state an operator's list shows, where it is another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shown_state: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    by: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    comment: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shelved_until: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shelved_by: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    out_of_service_by: Option<&'a str>,
+    suppressed: bool,
+    first_out: bool,
+    chattering: bool,
+    repeats: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    explanation: Option<ExplanationData<'a>>,
+}
+
+/// With the transition that raises an alarm: why, as it was then.
+#[derive(Serialize)]
+struct ExplanationData<'a> {
+    model: &'a str,
+    model_version: &'a str,
+    anomaly_score: Option<f64>,
+    p_value: Option<f64>,
+    channels: Vec<ChannelData<'a>>,
+    advice: &'a std::collections::BTreeMap<String, Vec<String>>,
+}
+
+#[derive(Serialize)]
+struct ChannelData<'a> {
+    name: &'a str,
+    share: f64,
+    unit: &'a str,
+    value: Option<f64>,
+    normal: Option<[f64; 2]>,
+}
+
+fn channel(r: &Ranked) -> ChannelData<'_> {
+    let share = (r.share * 1e9).round() / 1e9;
+    let normal = r.normal.map(|band| band.map(tidy));
+    ChannelData { name: &r.name, share, unit: &r.unit, value: r.value.map(tidy), normal }
 }
 
 #[derive(Serialize)]
@@ -108,8 +157,30 @@ impl Recorder {
             message: &a.message,
             top_channel: a.top_channel.as_deref(),
             acknowledged_by: a.acknowledged_by.as_deref(),
+            transition: a.care.change.as_str(),
+            priority: priority(a.severity),
+            shown_state: Some(a.shown_state()).filter(|s| *s != a.state.as_str()),
+            by: a.care.by.as_deref(),
+            comment: a.care.comment.as_deref(),
+            shelved_until: a.care.shelf.as_ref().map(|s| s.until.to_string()),
+            shelved_by: a.care.shelf.as_ref().map(|s| s.by.as_str()),
+            out_of_service_by: a.care.out_of_service.as_deref(),
+            suppressed: a.care.suppressed,
+            first_out: a.care.first_out,
+            chattering: a.care.chattering,
+            repeats: a.care.repeats,
+            explanation: a.care.explanation.as_deref().filter(|_| a.care.change == Change::Raised).map(|e| {
+                ExplanationData {
+                    model: &e.model,
+                    model_version: &e.version,
+                    anomaly_score: e.score.map(tidy),
+                    p_value: e.p_value.map(tidy),
+                    channels: e.channels.iter().map(channel).collect(),
+                    advice: &e.advice,
+                }
+            }),
         };
-        let what = [&a.id.0[..], a.state.as_str().as_bytes()].concat();
+        let what = [&a.id.0[..], a.care.change.as_str().as_bytes(), &a.care.changes.to_le_bytes()].concat();
         self.record(Kind::Alarm, &a.machine, a.at, &what, &data)
     }
 
@@ -124,6 +195,12 @@ impl Recorder {
             readings: gap.readings,
         };
         self.record(Kind::Gap, machine, gap.to, gap.reason.as_str().as_bytes(), &data)
+    }
+
+    /// An entry of the audit log, whose `data` is made already; `number` is its place in the chain.
+    pub fn audit(&self, subject: &Name, at: Time, number: u64, data: String) -> Record {
+        let parts: [&[u8]; 3] = [self.agent.as_bytes(), Kind::Audit.as_str().as_bytes(), &number.to_le_bytes()];
+        Record { id: RecordId::of(&parts), kind: Kind::Audit, subject: subject.clone(), at, data }
     }
 
     fn record(&self, kind: Kind, subject: &Name, at: Time, what: &[u8], data: &impl Serialize) -> Record {

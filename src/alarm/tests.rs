@@ -11,7 +11,12 @@ fn rule(on: u64, off: u64) -> Rule {
         off_delay: Duration::from_secs(off),
         deadband: 0.1,
         latch: false,
+        re_alarm: None,
     }
+}
+
+fn act(action: Action, at: Time) -> Act {
+    Act { action, who: "kim".into(), comment: None, at }
 }
 
 fn look(second: i64, strength: impl Into<Option<f64>>) -> Observation {
@@ -53,24 +58,67 @@ fn nothing_said_changes_nothing() {
 
 #[test]
 fn acknowledged_and_over_is_normal() {
-    let mut t = Tracker::default();
-    let id = t.observe(&rule(0, 0), &look(0, 2.0)).expect("raised").id;
-    assert_eq!(t.acknowledge(RecordId::of(&[b"other"]), "kim", Time(1)), None);
-    let acked = t.acknowledge(id, "kim", Time(1)).expect("acknowledged");
+    let (mut t, rule) = (Tracker::default(), rule(0, 0));
+    assert!(t.act(&rule, &act(Action::Acknowledge, Time(1))).is_err(), "there is none");
+    t.observe(&rule, &look(0, 2.0)).expect("raised");
+    let acked = t.act(&rule, &act(Action::Acknowledge, Time(1))).expect("acknowledged");
     assert_eq!((acked.state, acked.acknowledged_by.as_deref()), (AlarmState::Acknowledged, Some("kim")));
-    assert_eq!(t.acknowledge(id, "kim", Time(2)), None, "twice changes nothing");
-    assert_eq!(t.observe(&rule(0, 0), &look(3, 0.0)).expect("over").state, AlarmState::Normal);
+    assert_eq!((acked.care.change, acked.care.by.as_deref()), (Change::Acknowledged, Some("kim")));
+    let again = t.act(&rule, &act(Action::Acknowledge, Time(2)));
+    assert_eq!(again.expect_err("twice"), "kim has acknowledged it already");
+    assert_eq!(t.observe(&rule, &look(3, 0.0)).expect("over").state, AlarmState::Normal);
     assert_eq!(t.alarm(), None);
 }
 
 #[test]
-fn latched_stays_until_acknowledged() {
+fn latched_stays_until_it_is_acknowledged_and_reset() {
     let latched = Rule { latch: true, ..rule(0, 0) };
     let mut t = Tracker::default();
-    let id = t.observe(&latched, &look(0, 2.0)).expect("raised").id;
-    assert_eq!(t.observe(&latched, &look(9, 0.0)), None);
-    t.acknowledge(id, "kim", Time(10)).expect("acknowledged");
-    assert_eq!(t.observe(&latched, &look(11, 0.0)).expect("over").state, AlarmState::Normal);
+    t.observe(&latched, &look(0, 2.0)).expect("raised");
+    assert!(t.act(&latched, &act(Action::Reset, Time(1))).is_err(), "its condition holds");
+    let gone = t.observe(&latched, &look(9, 0.0)).expect("the condition went");
+    assert_eq!((gone.state, gone.state.is_active()), (AlarmState::LatchedUnacknowledged, true));
+    assert_eq!(t.act(&latched, &act(Action::Reset, Time(10))).expect_err("too early"), "acknowledge it first");
+    let acked = t.act(&latched, &act(Action::Acknowledge, Time(10))).expect("acknowledged");
+    assert_eq!(acked.state, AlarmState::LatchedAcknowledged);
+    assert_eq!(t.act(&latched, &act(Action::Reset, Time(11))).expect("reset").state, AlarmState::Normal);
+    assert_eq!(t.alarm(), None);
+}
+
+#[test]
+fn what_stands_too_long_is_announced_again() {
+    let rule = Rule { re_alarm: Some(Duration::from_secs(60)), ..rule(0, 0) };
+    let mut t = Tracker::default();
+    t.observe(&rule, &look(0, 2.0)).expect("raised");
+    t.act(&rule, &act(Action::Acknowledge, Time(10_000_000_000))).expect("acknowledged");
+    assert_eq!(t.observe(&rule, &look(69, 2.0)), None, "counted from when it was acknowledged");
+    let again = t.observe(&rule, &look(70, 2.0)).expect("announced again");
+    assert_eq!((again.state, again.care.repeats), (AlarmState::Unacknowledged, 1));
+    t.act(&rule, &act(Action::Shelve(600), Time(71_000_000_000))).expect("shelved");
+    assert_eq!(t.observe(&rule, &look(500, 2.0)), None, "not while it is shelved");
+}
+
+#[test]
+fn the_third_raise_in_a_minute_is_chatter() {
+    let (mut t, rule) = (Tracker::default(), rule(0, 0));
+    let mut raised = |s: i64| {
+        let alarm = t.observe(&rule, &look(s, 2.0)).expect("raised");
+        t.observe(&rule, &look(s + 1, 0.0)).expect("over");
+        alarm.care.chattering
+    };
+    assert_eq!([0, 10, 20, 30, 85, 200].map(&mut raised), [false, false, true, true, false, false]);
+}
+
+#[test]
+fn critical_alarms_are_neither_shelved_nor_suppressed() {
+    let critical = Rule { severity: CRITICAL_SEVERITY, ..rule(0, 0) };
+    let mut t = Tracker::default();
+    assert_eq!(t.suppress(&critical, true, Time(0)), None);
+    let raised = t.observe(&critical, &look(0, 2.0)).expect("raised");
+    assert!(raised.is_announced());
+    let why = t.act(&critical, &act(Action::Shelve(60), Time(1))).expect_err("refused");
+    assert!(why.contains("never shelved"), "{why}");
+    assert_eq!(t.act(&critical, &act(Action::OutOfService, Time(1))).expect("done").shown_state(), "out_of_service");
 }
 
 #[test]
@@ -84,48 +132,7 @@ fn budgets() {
     }
 }
 
-#[derive(Debug, Clone)]
-enum Event {
-    See(Option<f64>),
-    Acknowledge,
-}
-
 proptest! {
-    /// Whatever happens, states follow each other only as ISA-18.2 allows, and an alarm is raised
-    /// only while the condition holds.
-    #[test]
-    fn only_legal_transitions(
-        events in prop::collection::vec(prop_oneof![
-            4 => prop::option::of(0.0..2.0f64).prop_map(Event::See),
-            1 => Just(Event::Acknowledge),
-        ], 1..200),
-        on in 0u64..4, off in 0u64..4, latch: bool,
-    ) {
-        let rule = Rule { latch, ..rule(on, off) };
-        let mut t = Tracker::default();
-        let mut before = AlarmState::Normal;
-        for (second, event) in events.iter().enumerate() {
-            let at = Time(second as i64 * 1_000_000_000);
-            let change = match event {
-                Event::See(strength) => t.observe(&rule, &look(second as i64, *strength)),
-                Event::Acknowledge => t.alarm().map(|a| a.id).and_then(|id| t.acknowledge(id, "kim", at)),
-            };
-            let Some(alarm) = change else { continue };
-            use AlarmState::{Acknowledged, Normal, ReturnedUnacknowledged, Unacknowledged};
-            let legal = matches!(
-                (before, alarm.state),
-                (Normal | ReturnedUnacknowledged, Unacknowledged)
-                    | (Unacknowledged, Acknowledged | ReturnedUnacknowledged)
-                    | (Acknowledged | ReturnedUnacknowledged, Normal)
-            );
-            prop_assert!(legal, "{before:?} -> {:?}", alarm.state);
-            if alarm.state == Unacknowledged {
-                prop_assert!(matches!(event, Event::See(Some(s)) if *s >= 1.0));
-            }
-            before = alarm.state;
-        }
-    }
-
     /// A signal that hovers around the limit by less than the deadband raises one alarm at most.
     #[test]
     fn chatter_raises_one_alarm(wobble in prop::collection::vec(0.91..1.09f64, 1..200)) {
@@ -133,3 +140,5 @@ proptest! {
         prop_assert!(states(&rule(0, 0), &looks).len() <= 1);
     }
 }
+
+mod isa;

@@ -51,6 +51,9 @@ pub fn run(options: &Options) -> Result<()> {
         println!("  model {} version {}: self-test passed, sha256 {}", m.name, m.version, model.digest());
     }
     show_lines(&config);
+    for light in &config.source.lights {
+        println!("  writes: {}", light.summary());
+    }
     if options.connect { connect(&config) } else { Ok(()) }
 }
 

@@ -11,6 +11,7 @@ use super::{Cli, runtime};
 use crate::settings::parse_duration;
 use crate::source::modbus::{Connection, Failure, Lines, Url};
 
+mod import;
 mod probe;
 mod read;
 mod scan;
@@ -24,6 +25,8 @@ pub enum Action {
     Probe(probe::Options),
     /// Find the units that answer, and what can be read from them
     Scan(scan::Options),
+    /// Make a device profile of a register map in a CSV
+    Import(import::Options),
 }
 
 /// Where the device is and how to speak to it.
@@ -57,6 +60,7 @@ pub fn run(action: &Action) -> Result<()> {
         Action::Read(options) => read::run(options),
         Action::Probe(options) => probe::run(options),
         Action::Scan(options) => scan::run(options),
+        Action::Import(options) => import::run(options),
     }
 }
 

@@ -185,7 +185,7 @@ impl Publisher {
     /// until it is out.
     fn news(&mut self, news: Live, link: Option<&Link>) {
         match news {
-            Live::Step { .. } => {}
+            Live::Step { .. } | Live::Flood(_) => {}
             Live::Verdict(verdict, data) => {
                 self.known(&verdict.machine);
                 match link.filter(|_| self.connected_at.is_some()) {

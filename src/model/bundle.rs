@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::ModelError;
+use super::state;
 
 /// The largest file of a bundle that is read at all.
 const MAX_FILE: u64 = 256 << 20;
@@ -93,8 +94,15 @@ struct Written {
     classes: Vec<String>,
     rul_cap: Option<f64>,
     #[serde(default)]
+    state: BTreeMap<String, state::Written>,
+    #[serde(default)]
     digests: BTreeMap<String, String>,
+    #[serde(default)]
+    advice: Advice,
 }
+
+/// What to check first: by channel or class (`*` is for all), then by language (`en`, `zh`).
+pub type Advice = BTreeMap<String, BTreeMap<String, Vec<String>>>;
 
 /// `model.json`, checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -121,8 +129,12 @@ pub struct Manifest {
     pub classes: Vec<String>,
     /// Remaining life at which a machine counts as fully healthy.
     pub rul_cap: f64,
+    /// What is kept from window to window; empty for most models.
+    pub states: Vec<state::Spec>,
     /// SHA-256 in hex by file name; all were checked when the bundle was read.
     pub digests: BTreeMap<String, String>,
+    /// What to check first when the model raises an alarm.
+    pub advice: Advice,
 }
 
 /// One golden case: an Open Inference Protocol request and the answer it has to get.
@@ -264,7 +276,9 @@ impl Manifest {
         if !(1e-6..=1e6).contains(&seconds) {
             return bad(format!("a step of {seconds} s cannot be used; check `window.rate_ms` or `sample_rate_hz`"));
         }
+        let states = state::read(&w.inputs, &w.outputs, &w.state).map_err(|m| invalid(path, m))?;
         Ok(Manifest {
+            states,
             stride: w.window.stride.or(w.stride).unwrap_or(1).max(1),
             rate: Duration::from_secs_f64(seconds),
             name: w.name,
@@ -277,7 +291,20 @@ impl Manifest {
             classes: w.classes,
             rul_cap: w.rul_cap.filter(|c| *c > 0.0 && c.is_finite()).unwrap_or(125.0),
             digests: w.digests,
+            advice: w.advice,
         })
+    }
+
+    /// What to check first when these channels or classes speak loudest: by language, in their order,
+    /// then what holds for all.
+    pub fn advice_for(&self, topics: &[&str]) -> BTreeMap<String, Vec<String>> {
+        let mut out: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for texts in topics.iter().chain(&["*"]).filter_map(|t| self.advice.get(*t)) {
+            for (language, lines) in texts {
+                out.entry(language.clone()).or_default().extend(lines.iter().cloned());
+            }
+        }
+        out
     }
 }
 

@@ -46,7 +46,7 @@ fn shipped_bundles_load_and_pass_their_self_test() {
             data: mean_window(&model),
             quality: vec![Quality::Good; model.channel_names().len()],
         };
-        let opinion = model.judge(&[&window]).expect("judged")[0].clone().expect("an opinion");
+        let opinion = model.judge(&[&window], &[&[]]).expect("judged")[0].clone().expect("an opinion");
         assert!((opinion.shares.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{name}");
     }
 }
@@ -151,9 +151,9 @@ fn an_answer_does_not_depend_on_the_company() {
         windows.push(Window { machine: "m".into(), end: Time(0), data: data.collect(), quality });
     }
     let all: Vec<&Window> = windows.iter().collect();
-    let together = model.judge(&all).expect("judged");
+    let together = model.judge(&all, &vec![&[][..]; all.len()]).expect("judged");
     for (i, w) in windows.iter().enumerate() {
-        assert_eq!(model.judge(&[w]).expect("judged")[0], together[i], "to the last bit");
+        assert_eq!(model.judge(&[w], &[&[]]).expect("judged")[0], together[i], "to the last bit");
     }
 }
 

@@ -84,8 +84,23 @@ fn a_silent_channel_goes_stale_and_is_named() {
     readings.extend((2..30).map(|i| at(i * 100, "flow", i as f64)));
     let steps = feed(&mut m, &readings);
     let last = steps.last().and_then(|s| s.due.clone()).expect("a step");
-    let expected = Due::NotScored { reason: Reason::InputBad, quality: Quality::Stale, channel: Some("temp".into()) };
-    assert_eq!(last, expected);
+    let stale = |channel: &str, others| {
+        let (reason, quality) = (Reason::InputBad, Quality::Stale);
+        Due::NotScored { reason, quality, channel: Some(channel.into()), others }
+    };
+    assert_eq!(last, stale("temp", 0));
+}
+
+#[test]
+fn of_several_silent_channels_the_first_is_named_and_the_rest_counted() {
+    let mut m = machine(layout(&["flow", "temp", "load"], 1));
+    let mut readings = vec![at(100, "flow", 1.0), at(100, "temp", 20.0), at(100, "load", 3.0)];
+    readings.extend((2..30).map(|i| at(i * 100, "flow", i as f64)));
+    let steps = feed(&mut m, &readings);
+    let Some(Some(Due::NotScored { channel, others, .. })) = steps.last().map(|s| s.due.clone()) else {
+        panic!("a step that cannot be scored")
+    };
+    assert_eq!((channel.as_deref(), others), (Some("temp"), 1));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Modbus: asks a device for its signals at their own rates and sends what it answers.
-//! Reads only; there is no code here that writes to a device. A connection per source over TCP; those
-//! on the same serial line share it.
+//! Nothing here writes to a device but [`light`], which has to be asked for. A connection per source
+//! over TCP; those on the same serial line share it.
 
 use std::sync::Arc;
 
@@ -15,10 +15,14 @@ mod config;
 mod connection;
 mod debts;
 mod frame;
+mod learnt;
+pub mod light;
 mod line;
+pub mod map;
 pub mod plan;
 mod poller;
 pub mod probe;
+pub mod profile;
 pub mod registers;
 mod report;
 pub mod scan;
@@ -39,18 +43,20 @@ use schedule::Schedule;
 /// One [`Batch`] per round holds a reading of every signal that was due, good or bad, stamped with
 /// the time its reply arrived. Nothing the device does ends this: while it cannot be reached, its
 /// signals are bad at their own rates, so that what is downstream sees bad quality, not silence.
-/// Sources that are given the same `lines` share serial lines and gateways. When `batches` is full, polling waits; rounds missed meanwhile are skipped.
+/// Sources that are given the same `lines` share serial lines and gateways. When `batches` is full,
+/// polling waits; rounds missed meanwhile are skipped.
 pub async fn run(config: Config, lines: Lines, shared: Shared, batches: mpsc::Sender<Batch>) {
+    let config = Arc::new(config);
     let stop = shared.stop.clone();
+    let mut poller = Poller::new(config.clone(), lines, shared);
     tokio::select! {
         () = stop.cancelled() => {}
-        () = poll(config, lines, shared, batches) => {}
+        () = poll(&config, &mut poller, batches) => {}
     }
+    poller.keep();
 }
 
-async fn poll(config: Config, lines: Lines, shared: Shared, batches: mpsc::Sender<Batch>) {
-    let config = Arc::new(config);
-    let mut poller = Poller::new(config.clone(), lines, shared);
+async fn poll(config: &Config, poller: &mut Poller, batches: mpsc::Sender<Batch>) {
     poller.first_dial().await;
     let mut schedule = Schedule::new(config.signals.iter().map(|s| s.poll), Instant::now());
     while let Some(next) = schedule.next() {

@@ -7,21 +7,19 @@ use std::time::Duration;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Extension, Json, Router, middleware};
+use axum::{Json, Router, middleware};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
 
 use super::guard::{self, COOKIE, Problem, problem};
 use super::json as render;
 use super::picture::Machine;
-use super::server::Peer;
-use super::{Action, App, Command, Refusal, events, plot};
+use super::{App, actions, events, inference, plot};
 use crate::metrics::{Component, Health};
-use crate::types::{Light, RecordId, Time};
+use crate::types::{Light, Time};
 
 /// Request bodies larger than this are refused.
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -29,15 +27,13 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 const MAX_PAGE: usize = 1_000;
 /// A stage that has not beaten for this long makes the agent not ready.
 const SILENT_LIMIT: Duration = Duration::from_secs(10);
-/// For the engine to answer a command.
-const COMMAND_TIME: Duration = Duration::from_secs(5);
-/// Callers' names for themselves are cut off here.
-const MAX_WHO_CHARS: usize = 40;
 /// Answering a wrong token takes this long.
 const WRONG_TOKEN_PAUSE: Duration = Duration::from_millis(500);
 
-type Answer<T = Json<Value>> = Result<T, Problem>;
-type Shared = State<Arc<App>>;
+/// What a handler gives.
+pub type Answer<T = Json<Value>> = Result<T, Problem>;
+/// What a handler is handed.
+pub type Shared = State<Arc<App>>;
 
 /// All routes, guarded.
 pub fn router(app: Arc<App>) -> Router {
@@ -45,13 +41,20 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/", get(|| async { asset("text/html; charset=utf-8", include_str!("assets/index.html")) }))
         .route("/app.css", get(|| async { asset("text/css; charset=utf-8", include_str!("assets/app.css")) }))
         .route("/app.js", get(|| async { asset("text/javascript; charset=utf-8", include_str!("assets/app.js")) }))
+        .route("/words.js", get(|| async { asset("text/javascript; charset=utf-8", include_str!("assets/words.js")) }))
+        .route(
+            "/alarms.js",
+            get(|| async { asset("text/javascript; charset=utf-8", include_str!("assets/alarms.js")) }),
+        )
+        .route("/pages.js", get(|| async { asset("text/javascript; charset=utf-8", include_str!("assets/pages.js")) }))
         .route("/icon.svg", get(|| async { asset("image/svg+xml", include_str!("assets/icon.svg")) }))
         .route("/api/v1/session", post(sign_in))
         .route("/api/v1/status", get(status))
         .route("/api/v1/machines", get(machines))
         .route("/api/v1/machines/{id}", get(machine))
         .route("/api/v1/alarms", get(alarms))
-        .route("/api/v1/alarms/{id}/{action}", post(act))
+        .route("/api/v1/alarms/{id}/{action}", post(actions::alarm))
+        .route("/api/v1/machines/{id}/{action}", post(actions::machine))
         .route("/api/v1/events", get(events::open))
         .route("/plot/machines/{id}/signals.svg", get(plot::signals))
         .route("/plot/machines/{id}/score.svg", get(plot::score))
@@ -59,6 +62,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/metrics", get(metrics))
         .route("/health/live", get(|| async { Json(json!({"status": "live"})) }))
         .route("/health/ready", get(ready))
+        .merge(inference::routes())
         .fallback(|| async { Problem(StatusCode::NOT_FOUND, "there is nothing here".into()) })
         .method_not_allowed_fallback(|| async {
             Problem(StatusCode::METHOD_NOT_ALLOWED, "this method is not for this path".into())
@@ -83,7 +87,7 @@ pub fn status_of(app: &App) -> Value {
         app.state.view.read(|p| (p.lights(), p.machines().len(), p.not_shown, p.lagged, p.rings()));
     let (active, unacknowledged, listed) = app.state.view.read(|p| {
         let active = p.alarms().iter().filter(|a| a.state.is_active()).count();
-        let owed = p.alarms().iter().filter(|a| a.state.as_str().ends_with("unacknowledged")).count();
+        let owed = p.alarms().iter().filter(|a| a.state.is_owed()).count();
         (active, owed, p.alarms().len())
     });
     let sample = app.samples.last();
@@ -100,7 +104,8 @@ pub fn status_of(app: &App) -> Value {
         "alarms": {"active": active, "unacknowledged": unacknowledged, "listed": listed},
         "readings_total": sample.readings, "readings_per_second": sample.readings_rate.round(),
         "records_waiting": sample.waiting, "records_forwarded_total": sample.forwarded,
-        "records_forwarded_per_second": sample.forwarded_rate.round(),
+        "records_forwarded_per_second": sample.forwarded_rate.round(), "counts": app.samples.counts(),
+        "flood": app.state.view.read(|p| render::flood(p.flood.as_ref())),
         "view": {"streams": app.state.view.listeners(), "events_lagged": lagged, "events_not_shown": not_shown,
                  "plots": plots},
     })
@@ -140,7 +145,7 @@ fn missing(app: &App, components: &BTreeMap<String, Component>) -> Vec<String> {
     missing
 }
 
-async fn ready(State(app): Shared) -> Response {
+pub async fn ready(State(app): Shared) -> Response {
     let missing = missing(&app, &app.shared.board.components());
     if missing.is_empty() {
         return Json(json!({"status": "ready"})).into_response();
@@ -196,14 +201,21 @@ async fn machine(State(app): Shared, Path(id): Path<String>) -> Answer {
 }
 
 async fn alarms(State(app): Shared) -> Json<Value> {
-    let list: Vec<Value> =
-        app.state.view.read(|p| render::newest_first(p.alarms()).map(|a| render::alarm(a)).collect());
-    Json(json!({"alarms": list}))
+    let (list, flood): (Vec<Value>, Value) = app.state.view.read(|p| {
+        (render::newest_first(p.alarms()).map(|a| render::alarm(a)).collect(), render::flood(p.flood.as_ref()))
+    });
+    Json(json!({"alarms": list, "flood": flood}))
 }
 
-async fn metrics(State(app): Shared) -> Response {
-    const KIND: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, KIND)], app.shared.metrics.render()).into_response()
+/// OpenMetrics for those who ask for it, as Prometheus does; the older text format for everybody else.
+async fn metrics(State(app): Shared, headers: HeaderMap) -> Response {
+    const OPEN: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok());
+    if accepted.into_iter().any(|a| a.contains("application/openmetrics-text")) {
+        return ([(header::CONTENT_TYPE, OPEN)], app.shared.metrics.render()).into_response();
+    }
+    ([(header::CONTENT_TYPE, PLAIN)], app.shared.metrics.render_plain()).into_response()
 }
 
 #[derive(Deserialize)]
@@ -214,7 +226,8 @@ struct SignIn {
 /// Exchanges the token for a session cookie.
 async fn sign_in(State(app): Shared, body: Result<Bytes, BytesRejection>) -> Answer<Response> {
     let given: SignIn = parse(body)?;
-    let Some(key) = &app.key else { return Ok(Json(json!({"done": true})).into_response()) };
+    let access = app.access();
+    let Some(key) = &access.key else { return Ok(Json(json!({"done": true})).into_response()) };
     if !key.is_token(&given.token) {
         tokio::time::sleep(WRONG_TOKEN_PAUSE).await;
         return problem(StatusCode::UNAUTHORIZED, "this is not the token");
@@ -223,47 +236,8 @@ async fn sign_in(State(app): Shared, body: Result<Bytes, BytesRejection>) -> Ans
     Ok(([(header::SET_COOKIE, cookie)], Json(json!({"done": true}))).into_response())
 }
 
-#[derive(Default, Deserialize)]
-struct Act {
-    #[serde(default)]
-    who: String,
-}
-
-/// `POST /api/v1/alarms/{id}/ack` with `{"who": "…"}` or `{}`.
-async fn act(
-    State(app): Shared,
-    Extension(Peer(peer)): Extension<Peer>,
-    Path((id, action)): Path<(String, String)>,
-    body: Result<Bytes, BytesRejection>,
-) -> Answer {
-    let action = match action.as_str() {
-        "ack" => Action::Acknowledge,
-        "shelve" | "unshelve" => {
-            return problem(StatusCode::NOT_IMPLEMENTED, "alarms cannot be shelved yet; acknowledge it instead");
-        }
-        _ => return problem(StatusCode::NOT_FOUND, "an alarm can be sent ack, shelve or unshelve"),
-    };
-    let act: Act = parse(body)?;
-    let alarm = guard::unhex(&id).and_then(|b| b.try_into().ok()).map(RecordId);
-    let Some(alarm) = alarm else { return problem(StatusCode::BAD_REQUEST, "an alarm's id is 32 hex digits") };
-    let Some(commands) = &app.state.commands else {
-        return problem(StatusCode::SERVICE_UNAVAILABLE, "this agent takes no commands");
-    };
-    let name: String = act.who.trim().chars().filter(|c| !c.is_control()).take(MAX_WHO_CHARS).collect();
-    let who = if name.is_empty() { peer.ip().to_string() } else { format!("{name} ({})", peer.ip()) };
-    let (reply, answer) = oneshot::channel();
-    if commands.try_send(Command { alarm, action, who: who.clone(), reply }).is_err() {
-        return problem(StatusCode::SERVICE_UNAVAILABLE, "the agent is too busy to take this; try again");
-    }
-    match tokio::time::timeout(COMMAND_TIME, answer).await {
-        Ok(Ok(Ok(()))) => Ok(Json(json!({"done": true, "alarm": id, "action": "ack", "who": who}))),
-        Ok(Ok(Err(Refusal::NoSuchAlarm))) => problem(StatusCode::NOT_FOUND, "no such alarm stands"),
-        Ok(Ok(Err(Refusal::NotNow(why)))) => problem(StatusCode::CONFLICT, why),
-        Ok(Err(_)) | Err(_) => problem(StatusCode::SERVICE_UNAVAILABLE, "the agent did not answer; look again"),
-    }
-}
-
-fn parse<T: for<'a> Deserialize<'a>>(body: Result<Bytes, BytesRejection>) -> Answer<T> {
+/// Reads a request's JSON; an empty body is `{}`.
+pub fn parse<T: for<'a> Deserialize<'a>>(body: Result<Bytes, BytesRejection>) -> Answer<T> {
     let body = body.map_err(|e| Problem(e.status(), e.body_text()))?;
     let text: &[u8] = if body.is_empty() { b"{}" } else { &body };
     serde_json::from_slice(text).map_err(|e| Problem(StatusCode::BAD_REQUEST, format!("not the JSON expected: {e}")))

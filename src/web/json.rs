@@ -6,18 +6,32 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::picture::{Held, Machine, Signal};
-use crate::types::{Alarm, Time, Verdict};
+use crate::types::{Alarm, CRITICAL_SEVERITY, Flood, Time, Verdict, priority};
 
 /// Data older than this by its own time is said to be behind: it is being caught up.
 const BEHIND_SECONDS: f64 = 60.0;
 
 /// An alarm as it stands.
 pub fn alarm(a: &Alarm) -> Value {
+    let c = &a.care;
+    let shelf = c.shelf.as_ref();
     json!({
         "id": a.id.to_string(), "machine": a.machine, "condition": a.condition, "state": a.state,
-        "active": a.state.is_active(), "severity": a.severity, "since": a.since.to_string(), "at": a.at.to_string(),
-        "message": a.message, "top_channel": a.top_channel, "acknowledged_by": a.acknowledged_by,
+        "shown_state": a.shown_state(), "active": a.state.is_active(), "owed": a.state.is_owed(),
+        "severity": a.severity, "priority": priority(a.severity), "since": a.since.to_string(),
+        "at": a.at.to_string(), "message": a.message, "top_channel": a.top_channel,
+        "acknowledged_by": a.acknowledged_by, "change": c.change, "by": c.by, "comment": c.comment,
+        "shelved_until": shelf.map(|s| s.until.to_string()), "shelved_by": shelf.map(|s| &s.by),
+        "shelved_comment": shelf.and_then(|s| s.comment.as_ref()), "can_shelve": a.severity < CRITICAL_SEVERITY,
+        "suppressed": c.suppressed, "out_of_service_by": c.out_of_service, "announced": a.is_announced(),
+        "first_out": c.first_out, "chattering": c.chattering, "grouped": c.grouped, "repeats": c.repeats,
+        "explanation": c.explanation,
     })
+}
+
+/// A flood of alarms, or null.
+pub fn flood(flood: Option<&Flood>) -> Value {
+    flood.map_or(Value::Null, |f| json!({"since": f.since.to_string(), "raised": f.raised, "first": f.first}))
 }
 
 /// Newest first, by when they were raised.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use crate::types::{Alarm, AlarmState, Cause, Light, Live, Name, Quality, Reason, Time, Verdict};
+use crate::types::{Alarm, AlarmState, Care, Cause, Flood, Light, Live, Name, Quality, Reason, Time, Verdict};
 
 /// Machines shown. Further ones are counted as not shown.
 pub const MAX_MACHINES: usize = 10_000;
@@ -180,6 +180,8 @@ pub struct Picture {
     signals: usize,
     rings: usize,
     looks: u64,
+    /// The flood of alarms, while there is one.
+    pub flood: Option<Flood>,
     /// Events about machines, signals or alarms that found no room.
     pub not_shown: u64,
     /// Events missed because they came faster than they could be taken.
@@ -194,6 +196,7 @@ impl Picture {
             Live::Verdict(verdict, data) => self.verdict(verdict, data, now),
             Live::Alarm(alarm, _) => self.alarm(alarm),
             Live::State { machine, at, light, why } => self.state(machine, *at, *light, why, now),
+            Live::Flood(flood) => self.flood.clone_from(flood),
         }
     }
 
@@ -340,6 +343,14 @@ impl Picture {
     }
 
     fn alarm(&mut self, alarm: &Arc<Alarm>) {
+        // What people put aside goes with the alarm that stands; one before it is history.
+        let same = |a: &Arc<Alarm>| a.machine == alarm.machine && a.condition == alarm.condition && a.id != alarm.id;
+        for old in self.alarms.iter_mut().filter(|a| same(a) && (a.care.is_quiet() || a.state != AlarmState::Normal)) {
+            let mut over = Alarm::clone(old);
+            over.state = AlarmState::Normal;
+            over.care = Care { explanation: over.care.explanation, ..Care::default() };
+            *old = Arc::new(over);
+        }
         if let Some(known) = self.alarms.iter_mut().find(|a| a.id == alarm.id) {
             *known = alarm.clone();
             return;

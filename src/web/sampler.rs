@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{App, api};
@@ -32,9 +33,30 @@ pub struct Sample {
     pub forwarded_rate: f64,
 }
 
-/// The last [`SAMPLES`], oldest first.
+/// The last [`SAMPLES`], oldest first, and what was counted by the last of them.
 #[derive(Default)]
-pub struct Samples(Mutex<VecDeque<Sample>>);
+pub struct Samples(Mutex<VecDeque<Sample>>, Mutex<Vec<Value>>);
+
+/// What the pages on data path and models count, by the names it is scraped under.
+const COUNTED: &[&str] = &[
+    "andon_readings_total",
+    "andon_readings_dropped_total",
+    "andon_rejected_payloads_total",
+    "andon_modbus_requests_total",
+    "andon_source_connects_total",
+    "andon_windows_total",
+    "andon_inference_errors_total",
+    "andon_inference_seconds_sum",
+    "andon_inference_seconds_count",
+    "andon_store_dropped_total",
+    "andon_outbox_records",
+    "andon_forward_records_total",
+    "andon_forward_requests_total",
+    "andon_forward_dead_letters_total",
+    "andon_publish_dropped_messages_total",
+];
+/// Counts shown: labels come from the config, so there are few.
+const MAX_COUNTS: usize = 400;
 
 impl Samples {
     /// The newest; zeros before there is one.
@@ -45,6 +67,11 @@ impl Samples {
     /// All, oldest first.
     pub fn to_vec(&self) -> Vec<Sample> {
         lock(&self.0).iter().copied().collect()
+    }
+
+    /// What was counted, each `{"name", "labels", "value"}`.
+    pub fn counts(&self) -> Vec<Value> {
+        lock(&self.1).clone()
     }
 
     fn push(&self, mut new: Sample) {
@@ -68,6 +95,7 @@ pub async fn run(app: Arc<App>, stop: CancellationToken) {
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
         let text = app.shared.metrics.render();
         app.samples.push(sample(&text, Time::now()));
+        *lock(&app.samples.1) = counts(&text);
         if app.state.view.listeners() > 0 {
             app.state.view.send("status", &api::status_of(&app));
         }
@@ -91,6 +119,43 @@ fn sample(text: &str, at: Time) -> Sample {
     sample
 }
 
+fn counts(text: &str) -> Vec<Value> {
+    let count = |line: &str| {
+        let (sample, value) = line.rsplit_once(' ')?;
+        let (name, labels) = sample.split_once('{').unwrap_or((sample, ""));
+        let value: f64 = value.parse().ok().filter(|v: &f64| v.is_finite() && *v != 0.0)?;
+        let known = COUNTED.contains(&name);
+        known.then(|| json!({"name": name, "labels": labels_of(labels.trim_end_matches('}')), "value": value}))
+    };
+    text.lines().filter(|l| !l.starts_with('#')).filter_map(count).take(MAX_COUNTS).collect()
+}
+
+/// Reads `a="x",b="y\"z"`.
+fn labels_of(text: &str) -> Value {
+    let mut out = Map::new();
+    let mut rest = text;
+    while let Some((name, more)) = rest.split_once("=\"") {
+        let (mut value, mut escaped, mut end) = (String::new(), false, more.len());
+        for (i, c) in more.char_indices() {
+            match (escaped, c) {
+                (false, '\\') => escaped = true,
+                (false, '"') => {
+                    end = i;
+                    break;
+                }
+                (true, 'n') => (value, escaped) = (value + "\n", false),
+                (_, c) => {
+                    value.push(c);
+                    escaped = false;
+                }
+            }
+        }
+        out.insert(name.trim_start_matches(',').to_owned(), value.into());
+        rest = more.get(end + 1..).unwrap_or("");
+    }
+    Value::Object(out)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,6 +170,9 @@ mod tests {
         m.outbox_records.get_or_create(&[("lane", "verdict".into())]).set(4);
         let s = sample(&m.render(), Time(1));
         assert_eq!((s.readings, s.waiting, s.forwarded), (42.0, 7.0, 0.0));
+        let counted = counts(&m.render());
+        let odd = json!({"name": "andon_readings_total", "labels": {"source": "c\"}", "quality": "bad"}, "value": 2.0});
+        assert!(counted.contains(&odd), "{counted:?}");
     }
 
     #[test]

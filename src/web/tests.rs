@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::metrics::Health;
 use crate::settings::{Document, Surroundings};
-use crate::types::{Alarm, AlarmState, Cause, Condition, Light, Live, Quality, Reason, Verdict};
+use crate::types::{Alarm, AlarmState, Cause, Condition, Light, Live, Quality, Reason, RecordId, Target, Verdict};
 
 const TOKEN: &str = "a long enough token";
 
@@ -26,6 +26,10 @@ struct Server {
 
 impl Server {
     async fn start(token: Option<&str>) -> Server {
+        Server::start_with(token, None).await
+    }
+
+    async fn start_with(token: Option<&str>, settings: Option<watch::Receiver<Config>>) -> Server {
         // A second test may have installed it already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let config = Config {
@@ -50,7 +54,12 @@ impl Server {
             about,
             store_status: Arc::new(|| json!({"records": 7})),
             models: Arc::new(|| json!([{"name": "ae"}])),
+            inference: inference::Models::new(
+                Arc::new(|| vec![json!({"name": "ae", "versions": ["1"], "inputs": [{"shape": [-1, 2, 1]}]})]),
+                Arc::new(|_, window| Ok(vec![inference::Tensor { name: "score".into(), ..window }])),
+            ),
             commands: Some(tx),
+            settings,
         };
         let serving = tokio::spawn(run(listener, config, state, shared.clone()));
         Server { address, shared, live, commands, serving }
@@ -118,6 +127,7 @@ impl Server {
             message: "vib_x is unusual".into(),
             top_channel: Some("vib_x".into()),
             acknowledged_by: None,
+            care: Default::default(),
         };
         let id = alarm.id;
         let events = [
@@ -183,7 +193,10 @@ async fn status_and_readiness_follow_the_board() {
 async fn metrics_are_served_as_openmetrics_and_counted_in_status() {
     let server = Server::start(None).await;
     server.shared.metrics.readings.get_or_create(&[("source", "shop".into()), ("quality", "good".into())]).inc_by(5);
-    let reply = client().get(server.url("/metrics")).send().await.unwrap();
+    let plain = client().get(server.url("/metrics")).send().await.unwrap();
+    assert!(plain.headers()["content-type"].to_str().unwrap().starts_with("text/plain; version=0.0.4"));
+    let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3";
+    let reply = client().get(server.url("/metrics")).header("accept", accept).send().await.unwrap();
     assert!(reply.headers()["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
     assert!(reply.text().await.unwrap().ends_with("# EOF\n"));
     server.until("/api/v1/status", |s| s["readings_total"] == 5.0).await;
@@ -216,7 +229,7 @@ async fn an_alarm_is_acknowledged_through_the_engine() {
     let engine = async {
         for answer in [Ok(()), Err(Refusal::NoSuchAlarm), Err(Refusal::NotNow("it is over".into()))] {
             let command = server.commands.recv().await.unwrap();
-            assert_eq!((command.alarm, command.action), (id, Action::Acknowledge));
+            assert_eq!((command.target, command.action), (Target::Alarm(id), Action::Acknowledge));
             assert!(command.who.ends_with("(127.0.0.1)") && !command.who.contains('\n'), "{}", command.who);
             command.reply.send(answer).unwrap();
         }
@@ -242,11 +255,64 @@ async fn an_alarm_is_acknowledged_through_the_engine() {
 }
 
 #[tokio::test]
+async fn every_action_says_what_to_do_to_what() {
+    let mut server = Server::start(None).await;
+    let id = RecordId::of(&[b"one"]);
+    let alarm = |action: &str| format!("/api/v1/alarms/{id}/{action}");
+    let cases = [
+        (alarm("shelve"), Target::Alarm(id), Action::Shelve(1800)),
+        (alarm("unshelve"), Target::Alarm(id), Action::Unshelve),
+        (alarm("reset"), Target::Alarm(id), Action::Reset),
+        ("/api/v1/machines/pump%201/out_of_service".into(), Target::Machine("pump 1".into()), Action::OutOfService),
+        ("/api/v1/machines/pump%201/in_service".into(), Target::Machine("pump 1".into()), Action::InService),
+    ];
+    let address = server.address;
+    for (path, target, action) in cases {
+        let engine = async {
+            let command = server.commands.recv().await.unwrap();
+            assert_eq!((&command.target, command.action), (&target, action));
+            assert_eq!((&*command.who, command.comment.as_deref()), ("Ann (127.0.0.1)", Some("bearing is on order")));
+            command.reply.send(Ok(())).unwrap();
+        };
+        let request = client().post(format!("http://{address}{path}")).header("content-type", "application/json");
+        let body = r#"{"by":"Ann","comment":" bearing is\u0000 on order","seconds":1800}"#;
+        let (reply, ()) = tokio::join!(request.body(body).send(), engine);
+        let reply = reply.unwrap();
+        assert_eq!(reply.status(), StatusCode::OK);
+        assert_eq!(reply.json::<Value>().await.unwrap()["action"], json!(action.as_str()));
+    }
+}
+
+#[tokio::test]
+async fn another_token_is_taken_over_while_it_runs() {
+    let first = Config { token: Some(Secret::new(TOKEN.into())), ..Config::default() };
+    let (settings_tx, settings) = watch::channel(first);
+    let server = Server::start_with(Some(TOKEN), Some(settings)).await;
+    let with = |token: &'static str| {
+        let request = client().get(server.url("/api/v1/status")).bearer_auth(token);
+        async move { request.send().await.unwrap().status() }
+    };
+    assert_eq!(with(TOKEN).await, StatusCode::OK);
+    let second = "another token, as long";
+    settings_tx.send_replace(Config { token: Some(Secret::new(second.into())), ..Config::default() });
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while with(second).await != StatusCode::OK {
+        assert!(tokio::time::Instant::now() < deadline, "the new token is not taken");
+    }
+    assert_eq!(with(TOKEN).await, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
 async fn what_cannot_be_done_is_refused_plainly() {
     let server = Server::start(None).await;
     let id = RecordId::of(&[b"one"]);
     let ack = format!("/api/v1/alarms/{id}/ack");
-    assert_eq!(server.post(&format!("/api/v1/alarms/{id}/shelve"), "{}").await.0, StatusCode::NOT_IMPLEMENTED);
+    assert_eq!(server.post(&format!("/api/v1/alarms/{id}/shelve"), "{}").await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(
+        server.post(&format!("/api/v1/alarms/{id}/shelve"), r#"{"seconds":-1}"#).await.0,
+        StatusCode::BAD_REQUEST
+    );
+    assert_eq!(server.post("/api/v1/machines/m/eat", "{}").await.0, StatusCode::NOT_FOUND);
     assert_eq!(server.post(&format!("/api/v1/alarms/{id}/eat"), "{}").await.0, StatusCode::NOT_FOUND);
     assert_eq!(server.post("/api/v1/alarms/xyz/ack", "{}").await.0, StatusCode::BAD_REQUEST);
     assert_eq!(server.post(&ack, "{").await.0, StatusCode::BAD_REQUEST);

@@ -107,6 +107,7 @@ impl View {
                     self.send("state", &render::state(machine, m));
                 }
             }
+            Live::Flood(flood) => self.send("flood", &render::flood(flood.as_ref())),
             Live::Step { .. } | Live::Verdict(..) => {}
         }
     }

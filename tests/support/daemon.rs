@@ -123,6 +123,10 @@ impl Daemon {
         self.watchdog = Some(period);
     }
 
+    pub fn port(&self) -> u16 {
+        self.web
+    }
+
     pub fn config(&self) -> PathBuf {
         self.dir.path().join("andon.toml")
     }
@@ -260,6 +264,29 @@ impl Daemon {
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
         let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
         Ok((status, body.to_owned()))
+    }
+
+    /// Posts JSON: status and body of the answer.
+    pub fn post(&self, path: &str, body: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.web)).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a limit");
+        let head = format!("POST {path} HTTP/1.0\r\nHost: 127.0.0.1:{}\r\nContent-Type: application/json", self.web);
+        write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        (head.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0), body.to_owned())
+    }
+
+    /// Where its dashboard listens.
+    pub fn web_port(&self) -> u16 {
+        self.web
+    }
+
+    /// SIGHUP: it is to read its config again.
+    pub fn hang_up(&self) {
+        let child = self.child.as_ref().expect("it runs");
+        kill_process(Pid::from_child(child), Signal::HUP).expect("a signal");
     }
 
     /// `/api/v1/status`.

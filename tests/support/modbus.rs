@@ -41,6 +41,13 @@ pub fn source_text(address: SocketAddr, keys: &str, signals: &[(String, String)]
     source_at("plc", &format!("tcp://{address}"), keys, signals)
 }
 
+/// Every value that a server holds, as a signal, so as to be compared with what it says it holds.
+pub fn served(signals: &[Served]) -> Vec<(String, String)> {
+    let order = |s: &Served| s.order.as_ref().map_or(String::new(), |o| format!("order = \"{o}\""));
+    let text = |s: &Served| format!("at = \"{}\"\ntype = \"{}\"\n{}", s.at, s.r#type, order(s));
+    signals.iter().enumerate().map(|(i, s)| (format!("s{i}"), text(s))).collect()
+}
+
 /// Signals r5, r7 … for plain u16 holding registers.
 pub fn registers(at: impl IntoIterator<Item = u16>) -> Vec<(String, String)> {
     at.into_iter().map(|a| (format!("r{a}"), format!("at = \"holding:{a}\"\ntype = \"u16\""))).collect()
@@ -129,6 +136,7 @@ pub struct Pymodbus {
     stdout: BufReader<ChildStdout>,
     pub address: SocketAddr,
     pub signals: Vec<Served>,
+    pub version: String,
 }
 
 /// One value that pymodbus holds, encoded by Python.
@@ -140,10 +148,12 @@ pub struct Served {
     pub value: f64,
 }
 
+/// The first line of a server.
 #[derive(Deserialize)]
-struct Hello {
-    port: u16,
-    signals: Vec<Served>,
+pub struct Hello {
+    pub port: u16,
+    pub signals: Vec<Served>,
+    pub version: String,
 }
 
 impl Pymodbus {
@@ -174,7 +184,7 @@ impl Pymodbus {
             panic!("no pymodbus in {python} ({e}). Run tests/run: it installs what these tests need")
         });
         let address = SocketAddr::from(([127, 0, 0, 1], hello.port));
-        Pymodbus { child, stdin, stdout, address, signals: hello.signals }
+        Pymodbus { child, stdin, stdout, address, signals: hello.signals, version: hello.version }
     }
 
     /// The requests since the last call: (function, address, count).

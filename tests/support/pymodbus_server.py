@@ -12,6 +12,7 @@ import logging
 import struct
 import sys
 
+import pymodbus
 from pymodbus.client import ModbusTcpClient
 from pymodbus.framer import FramerType
 from pymodbus.server import ModbusSerialServer, ModbusTcpServer
@@ -30,7 +31,7 @@ TYPES = {  # name: (struct code, values)
 ORDERS = {
     2: ["AB", "BA"],
     4: ["ABCD", "CDAB", "BADC", "DCBA", "BCDA"],
-    8: ["ABCDEFGH", "GHEFCDAB", "BADCFEHG", "HGFEDCBA", "EFGHABCD", "CDABGHEF", "BCDEFGHA"],
+    8: ["ABCDEFGH", "GHEFCDAB", "BADCFEHG", "HGFEDCBA", "EFGHABCD", "CDABGHEF", "FEHGBADC", "DCBAHGFE", "BCDEFGHA"],
 }
 PYMODBUS = {
     "u16": "UINT16", "i16": "INT16", "u32": "UINT32", "i32": "INT32",
@@ -110,7 +111,7 @@ async def main():
         server = ModbusTcpServer(device(1), address=("127.0.0.1", 0), trace_pdu=note)
         await server.serve_forever(background=True)
         port = server.transport.sockets[0].getsockname()[1]
-    print(json.dumps({"port": port, "signals": signals}), flush=True)
+    print(json.dumps({"port": port, "signals": signals, "version": pymodbus.__version__}), flush=True)
     while await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline):
         print(json.dumps(seen), flush=True)
         seen.clear()

@@ -20,6 +20,7 @@ fn alarm(machine: &Name, condition: Condition, state: AlarmState, severity: u16)
         message: String::new(),
         top_channel: None,
         acknowledged_by: None,
+        care: Default::default(),
     }
 }
 

@@ -1,9 +1,11 @@
 //! `[[source.modbus]]`: what a device is asked, how and how often.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::plan::{Limits, Span};
+use super::profile;
 use super::registers::{Address, Decoder, Order, Type};
 use super::url::{DEFAULT_PORT, Host, Url};
 use crate::settings::Section;
@@ -34,6 +36,8 @@ pub struct Config {
     pub pause: Duration,
     /// What to read.
     pub signals: Vec<Signal>,
+    /// The directory in which what is learnt of the device is kept: no setting, the agent names it.
+    pub learnt: Option<PathBuf>,
 }
 
 /// One value of one machine and where it is found.
@@ -52,38 +56,53 @@ pub struct Signal {
 }
 
 impl Config {
-    /// Reads a `[[source.modbus]]` section; mistakes become its problems.
+    /// Reads a `[[source.modbus]]` section and the profile it names; mistakes become its problems.
     pub fn read(section: &Section<'_>) -> Config {
+        profile::with(section, |profile| Config::of(section, profile))
+    }
+
+    /// What is said here goes before what the profile says.
+    pub(super) fn of(section: &Section<'_>, profile: Option<&Section<'_>>) -> Config {
         let name = section.required_string("name");
         if section.has("name") && name.is_empty() {
             section.problem("name", "is empty");
         }
         let url = read_url(section);
         let unit = section.integer("unit", 0..=255).unwrap_or(1) as u8;
-        let poll = positive(section, "poll").unwrap_or(DEFAULT_POLL);
-        let timeout = positive(section, "timeout").unwrap_or(DEFAULT_TIMEOUT);
-        let limits = read_limits(section);
-        let pause = section.duration("pause").unwrap_or_default();
-        let defaults = Defaults {
-            base: section.integer("address_base", 0..=1).unwrap_or(0) as u16,
-            machine: section.string("machine"),
-            poll,
-            max_registers: limits.max_registers,
-        };
-        let signals = read_signals(section, &defaults);
-        Config { name: name.into(), url, unit, timeout, limits, pause, signals }
+        let poll = either(section, profile, |s| positive(s, "poll")).unwrap_or(DEFAULT_POLL);
+        let timeout = either(section, profile, |s| positive(s, "timeout")).unwrap_or(DEFAULT_TIMEOUT);
+        let limits = read_limits(section, profile);
+        let pause = either(section, profile, |s| s.duration("pause")).unwrap_or_default();
+        let machine = section.string("machine");
+        let base = |s: &Section<'_>| s.integer("address_base", 0..=1).unwrap_or(0) as u16;
+        let mut defaults = Defaults { base: base(section), machine, poll, max_registers: limits.max_registers };
+        let tables = section.sections("signal");
+        let mut signals = read_signals(&tables, &defaults);
+        if let Some(profile) = profile {
+            if defaults.machine.is_none() {
+                section.problem("machine", "is missing: the signals of a profile are those of this device's machine");
+                defaults.machine = Some("?".into());
+            }
+            defaults.base = base(profile);
+            let theirs = read_signals(&profile::signals(profile), &defaults);
+            let own: BTreeSet<_> = signals.iter().map(|s| (s.machine.clone(), s.name.clone())).collect();
+            signals.extend(theirs.into_iter().filter(|s| !own.contains(&(s.machine.clone(), s.name.clone()))));
+        } else if tables.is_empty() && !section.has("profile") {
+            section.problem("signal", "nothing to read: add a [[source.modbus.signal]] or name a profile");
+        }
+        Config { name: name.into(), url, unit, timeout, limits, pause, signals, learnt: None }
     }
 
-    /// Reads every `[[source.modbus]]`. Several on one serial line are refused for now: with a dead
-    /// unit among them and the gateway under load, the others were seen to stall.
+    /// Reads every `[[source.modbus]]`. Those on the same line have to agree on how it is set.
     pub fn read_all(section: &Section<'_>) -> Vec<Config> {
         let sections = section.sections("modbus");
         let all: Vec<Config> = sections.iter().map(Config::read).collect();
         for (i, (own, config)) in sections.iter().zip(&all).enumerate() {
             let Some(line) = config.url.line() else { continue };
-            if let Some(other) = all[..i].iter().find(|other| other.url.line().as_ref() == Some(&line)) {
-                let message = "uses that line already; several units on one serial line come with a later version";
-                own.problem("url", format_args!("{:?} {message}", &*other.name));
+            let same = all[..i].iter().find(|other| other.url.line().as_ref() == Some(&line));
+            if let Some(other) = same.filter(|other| other.url != config.url) {
+                let message = format_args!("{:?} uses it as {}, and a line has one setting", &*other.name, other.url);
+                own.problem("url", message);
             }
         }
         all
@@ -122,23 +141,31 @@ fn positive(section: &Section<'_>, key: &str) -> Option<Duration> {
     Some(duration)
 }
 
-fn read_limits(section: &Section<'_>) -> Limits {
-    let max_registers = section.integer("max_registers", 1..=MAX_REGISTERS).unwrap_or(MAX_REGISTERS) as u16;
-    let gap = section.integer("gap", 0..=MAX_REGISTERS).map(|n| n as u16);
+/// What is said here, else in the profile. Both are asked, so that both hear of their mistakes.
+fn either<T>(
+    section: &Section<'_>,
+    profile: Option<&Section<'_>>,
+    read: impl Fn(&Section<'_>) -> Option<T>,
+) -> Option<T> {
+    let theirs = profile.and_then(&read);
+    read(section).or(theirs)
+}
+
+fn read_limits(section: &Section<'_>, profile: Option<&Section<'_>>) -> Limits {
+    let max_registers = either(section, profile, |s| s.integer("max_registers", 1..=MAX_REGISTERS));
+    let max_registers = max_registers.unwrap_or(MAX_REGISTERS) as u16;
+    let gap = either(section, profile, |s| s.integer("gap", 0..=MAX_REGISTERS)).map(|n| n as u16);
     if let Some(gap) = gap.filter(|g| *g > max_registers) {
-        section.problem("gap", format_args!("{gap} is more than max_registers, which is {max_registers}"));
+        let at = profile.filter(|_| !section.has("gap")).unwrap_or(section);
+        at.problem("gap", format_args!("{gap} is more than max_registers, which is {max_registers}"));
     }
     Limits { max_registers, gap: gap.unwrap_or(DEFAULT_GAP).min(max_registers) }
 }
 
-fn read_signals(section: &Section<'_>, defaults: &Defaults) -> Vec<Signal> {
-    let tables = section.sections("signal");
-    if tables.is_empty() {
-        section.problem("signal", "nothing to read: add a [[source.modbus.signal]]");
-    }
+fn read_signals(tables: &[Section<'_>], defaults: &Defaults) -> Vec<Signal> {
     let mut seen = BTreeSet::new();
     let mut signals = Vec::new();
-    for table in &tables {
+    for table in tables {
         let Some(signal) = read_signal(table, defaults) else { continue };
         if !seen.insert((signal.machine.clone(), signal.name.clone())) {
             let message = format!("{:?} is there twice for machine {:?}", &*signal.name, &*signal.machine);

@@ -7,9 +7,9 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::frame::{self, TCP_HEADER};
+use super::frame::{self, Request, TCP_HEADER, Write};
 use super::line::{Line, Lines};
 use super::plan::Span;
 use super::trace::{Tap, Way, Wrap, line};
@@ -111,9 +111,20 @@ impl Connection {
         let (unit, limit, tap) = (self.unit, self.limit, self.tap);
         match &mut self.link {
             Link::Line(line) => line.read(unit, span, limit, tap).await,
-            Link::Tcp(tcp) => {
-                timeout(limit, tcp.exchange(unit, span, tap)).await.unwrap_or(Err(Failure::Timeout(limit)))
-            }
+            Link::Tcp(tcp) => frame::values(&tcp.ask(unit, frame::request(span), limit, tap).await?, span),
+        }
+    }
+
+    /// Writes one coil or register. That it was done is the device's word: read it back.
+    ///
+    /// # Errors
+    ///
+    /// See [`Failure`]. After any, it may have been done or not.
+    pub(super) async fn write(&mut self, write: Write) -> Result<(), Failure> {
+        let (unit, limit, tap) = (self.unit, self.limit, self.tap);
+        match &mut self.link {
+            Link::Line(line) => line.write(unit, write, limit, tap).await,
+            Link::Tcp(tcp) => write.done(&tcp.ask(unit, write.request(), limit, tap).await?),
         }
     }
 }
@@ -127,10 +138,19 @@ impl Tcp {
         Ok(Tcp { stream: BufReader::new(stream) })
     }
 
-    async fn exchange(&mut self, unit: u8, span: Span, tap: Option<Tap>) -> Result<Vec<u16>, Failure> {
+    /// The answer to a request, in time: what comes later is no answer, even where it was this
+    /// process that was held up, because a reading is stamped with the time at which it comes.
+    async fn ask(&mut self, unit: u8, asked: Request, limit: Duration, tap: Option<Tap>) -> Result<Vec<u8>, Failure> {
+        let sent = Instant::now();
+        let answer = timeout(limit, self.exchange(unit, asked, tap)).await.unwrap_or(Err(Failure::Timeout(limit)));
+        if answer.is_ok() && sent.elapsed() > limit { Err(Failure::Timeout(limit)) } else { answer }
+    }
+
+    /// Sends a request; what follows the header of its answer.
+    async fn exchange(&mut self, unit: u8, asked: Request, tap: Option<Tap>) -> Result<Vec<u8>, Failure> {
         let tell = |way, frame: &[u8]| tap.into_iter().for_each(|tap| tap(&line(way, Wrap::Tcp, frame)));
         let transaction = TRANSACTION.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        let request = frame::tcp_request(transaction, unit, span);
+        let request = frame::tcp_request(transaction, unit, asked);
         tell(Way::Out, &request);
         self.stream.write_all(&request).await.map_err(|e| lost(&e))?;
         let mut header = [0; TCP_HEADER];
@@ -146,7 +166,8 @@ impl Tcp {
         if answer[..2] != request[..2] || answer[TCP_HEADER - 1] != unit {
             return Err(Failure::Broken("the answer belongs to another request".into()));
         }
-        frame::values(&answer[TCP_HEADER..], span)
+        answer.drain(..TCP_HEADER);
+        Ok(answer)
     }
 }
 

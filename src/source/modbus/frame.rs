@@ -1,5 +1,5 @@
 //! Requests and answers as bytes: the part that all transports share, the header of Modbus TCP and
-//! the checksum of RTU. Pure. Reads only: there is no request here that writes.
+//! the checksum of RTU. Pure.
 
 use super::connection::Failure;
 use super::plan::Span;
@@ -11,6 +11,8 @@ pub const TCP_HEADER: usize = 7;
 const TCP_LONGEST: usize = TCP_HEADER + 253;
 /// The first bytes of an RTU answer, which tell its length: unit, function, count or exception.
 const RTU_HEAD: usize = 3;
+/// The answer to a write: unit, the request as it was, checksum.
+const RTU_ECHO: usize = 8;
 /// Set in the function of an answer that is an exception.
 pub const REFUSED: u8 = 0x80;
 
@@ -34,21 +36,69 @@ pub fn answer_bytes(span: Span) -> usize {
     if span.table.is_bits() { usize::from(span.count).div_ceil(8) } else { usize::from(span.count) * 2 }
 }
 
-fn request(span: Span) -> [u8; 5] {
+/// A request without what a transport puts around it: all that are made here are of one length.
+pub type Request = [u8; 5];
+
+/// A write of one coil or one holding register. Only the stack light makes any.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// A coil, on or off.
+    Coil(u16, bool),
+    /// A holding register.
+    Register(u16, u16),
+}
+
+impl Write {
+    /// What is written, as reading it gives it: where and what.
+    pub fn expects(self) -> (Span, u16) {
+        let span = |table, start| Span { table, start, count: 1 };
+        match self {
+            Write::Coil(at, on) => (span(Table::Coil, at), on.into()),
+            Write::Register(at, value) => (span(Table::Holding, at), value),
+        }
+    }
+
+    /// The request; a device that has done it answers with the same bytes.
+    pub fn request(self) -> Request {
+        let (function, at, value) = match self {
+            Write::Coil(at, on) => (5, at, if on { 0xFF00 } else { 0 }),
+            Write::Register(at, value) => (6, at, value),
+        };
+        let ([a, b], [c, d]) = (at.to_be_bytes(), value.to_be_bytes());
+        [function, a, b, c, d]
+    }
+
+    /// What an answer to it says.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Exception`] or [`Failure::Broken`].
+    pub fn done(self, pdu: &[u8]) -> Result<(), Failure> {
+        let request = self.request();
+        match *pdu {
+            [f, code] if f == request[0] | REFUSED => Err(Failure::Exception(code, exception_name(code).into())),
+            _ if pdu == request => Ok(()),
+            _ => Err(Failure::Broken("the answer is not the echo of what was written".into())),
+        }
+    }
+}
+
+/// The request that reads a span.
+pub fn request(span: Span) -> Request {
     let ([a, b], [c, d]) = (span.start.to_be_bytes(), span.count.to_be_bytes());
     [function(span.table), a, b, c, d]
 }
 
 /// A request as Modbus TCP has it.
-pub fn tcp_request(transaction: u16, unit: u8, span: Span) -> [u8; 12] {
+pub fn tcp_request(transaction: u16, unit: u8, request: Request) -> [u8; 12] {
     let [t, u] = transaction.to_be_bytes();
-    let [f, a, b, c, d] = request(span);
+    let [f, a, b, c, d] = request;
     [t, u, 0, 0, 0, 6, unit, f, a, b, c, d]
 }
 
 /// A request as RTU has it.
-pub fn rtu_request(unit: u8, span: Span) -> [u8; 8] {
-    let [f, a, b, c, d] = request(span);
+pub fn rtu_request(unit: u8, request: Request) -> [u8; 8] {
+    let [f, a, b, c, d] = request;
     let [low, high] = crc(&[unit, f, a, b, c, d]).to_le_bytes();
     [unit, f, a, b, c, d, low, high]
 }
@@ -77,14 +127,18 @@ pub fn tcp_length(header: &[u8; TCP_HEADER]) -> Result<usize, String> {
 ///
 /// # Errors
 ///
-/// A sentence for a person, when no answer to a read starts like this.
+/// A sentence for a person, when no answer to a request of ours starts like this.
 pub fn rtu_length(bytes: &[u8]) -> Result<Option<usize>, String> {
     let Some(&function) = bytes.get(1) else { return Ok(None) };
-    if table(function & !REFUSED).is_none() {
+    let writes = matches!(function & !REFUSED, 5 | 6);
+    if !writes && table(function & !REFUSED).is_none() {
         return Err(format!("function {function}"));
     }
     if function & REFUSED != 0 {
         return Ok(Some(RTU_HEAD + 2));
+    }
+    if writes {
+        return Ok(Some(RTU_ECHO));
     }
     Ok(bytes.get(2).map(|count| RTU_HEAD + usize::from(*count) + 2))
 }
@@ -175,10 +229,24 @@ mod tests {
     #[test]
     fn the_checksum_is_the_one_in_use() {
         assert_eq!(crc(b"123456789"), 0x4B37);
-        assert_eq!(rtu_request(1, span(Table::Holding, 0, 10)), [1, 3, 0, 0, 0, 10, 0xC5, 0xCD]);
+        assert_eq!(rtu_request(1, request(span(Table::Holding, 0, 10))), [1, 3, 0, 0, 0, 10, 0xC5, 0xCD]);
         assert!(rtu_is_whole(&[1, 3, 0, 0, 0, 10, 0xC5, 0xCD]));
         assert!(!rtu_is_whole(&[1, 3, 0, 0, 0, 11, 0xC5, 0xCD]));
         assert!(!rtu_is_whole(&[1]));
+    }
+
+    #[test]
+    fn writes_as_the_specification_has_them() {
+        // 6.5: coil 173 on; 6.6: register 2 is 3.
+        let (coil, register) = (Write::Coil(172, true), Write::Register(1, 3));
+        assert_eq!((coil.request(), register.request()), ([5, 0, 0xAC, 0xFF, 0], [6, 0, 1, 0, 3]));
+        assert_eq!(coil.expects(), (span(Table::Coil, 172, 1), 1));
+        assert_eq!(coil.done(&[5, 0, 0xAC, 0xFF, 0]), Ok(()));
+        assert_eq!(coil.done(&[0x85, 2]), Err(Failure::Exception(2, "illegal data address".into())));
+        for pdu in [&[][..], &[5], &[5, 0, 0xAC, 0, 0], &[6, 0, 0xAC, 0xFF, 0], &[0x86, 2], &[5, 0, 0xAC, 0xFF, 0, 0]] {
+            assert!(matches!(coil.done(pdu), Err(Failure::Broken(_))), "{pdu:?}");
+        }
+        assert_eq!((rtu_length(&[1, 5]), rtu_length(&[1, 0x86])), (Ok(Some(8)), Ok(Some(5))));
     }
 
     #[test]

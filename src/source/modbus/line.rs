@@ -13,7 +13,7 @@ use tokio_serial::SerialPortBuilderExt;
 
 use super::connection::Failure;
 use super::debts::{Debts, Verdict};
-use super::frame::{self, REFUSED};
+use super::frame::{self, REFUSED, Request, Write};
 use super::plan::Span;
 use super::trace::{Tap, Way, Wrap, line};
 use super::url::{Parity, Serial, Url};
@@ -106,6 +106,21 @@ impl Line {
         self.ask(&mut state, unit, span, limit, tap).await
     }
 
+    /// Writes to a unit when it is its turn. It is not owed an answer afterwards: an echo that comes
+    /// late looks like no answer to a read, and a write is believed only when it is read back.
+    ///
+    /// # Errors
+    ///
+    /// See [`Failure`].
+    pub async fn write(&self, unit: u8, write: Write, limit: Duration, tap: Option<Tap>) -> Result<(), Failure> {
+        let mut state = self.state.lock().await;
+        state.open(&self.url, limit).await?;
+        state.quiet(self.gap, limit).await?;
+        let request = write.request();
+        let fresh = |pdu: &[u8]| pdu == request || pdu.len() == 2 && pdu[0] == request[0] | REFUSED;
+        write.done(&state.exchange(unit, request, fresh, limit, tap).await?)
+    }
+
     async fn ask(
         &self,
         state: &mut State,
@@ -119,7 +134,12 @@ impl Line {
         let before = state.debts.get(&unit).cloned().unwrap_or_default();
         // Noted before it is sent: whoever asks may be stopped at any await from here on.
         state.debts.entry(unit).or_default().asked(span, Instant::now());
-        let outcome = state.exchange(unit, span, &before, limit, tap).await;
+        let fresh = |pdu: &[u8]| {
+            let bytes = if pdu[0] & REFUSED == 0 { pdu.len() - 2 } else { 0 };
+            before.judge(span, pdu[0], bytes) == Verdict::Fresh
+        };
+        let outcome = state.exchange(unit, frame::request(span), fresh, limit, tap).await;
+        let outcome = outcome.and_then(|pdu| frame::values(&pdu, span));
         match &outcome {
             Ok(_) | Err(Failure::Exception(..) | Failure::Length { .. }) => {
                 state.silences = 0;
@@ -187,17 +207,19 @@ impl State {
         failure
     }
 
+    /// Sends a request; the answer to it without unit and checksum, which is the first that `fresh`
+    /// knows for one. It is never empty.
     async fn exchange(
         &mut self,
         unit: u8,
-        span: Span,
-        owed: &Debts,
+        asked: Request,
+        fresh: impl Fn(&[u8]) -> bool,
         limit: Duration,
         tap: Option<Tap>,
-    ) -> Result<Vec<u16>, Failure> {
+    ) -> Result<Vec<u8>, Failure> {
         let deadline = Instant::now() + limit;
         let tell = |way, frame: &[u8]| tap.into_iter().for_each(|tap| tap(&line(way, Wrap::Rtu, frame)));
-        let request = frame::rtu_request(unit, span);
+        let request = frame::rtu_request(unit, asked);
         tell(Way::Out, &request);
         let Some(port) = &mut self.port else { return Err(closed()) };
         let sent = timeout_at(deadline, async {
@@ -216,9 +238,12 @@ impl State {
             };
             tell(Way::In, &answer);
             let [from, pdu @ .., _, _] = &answer[..] else { return Err(closed()) };
-            let bytes = if pdu[0] & REFUSED == 0 { pdu.len() - 2 } else { 0 };
-            if *from == unit && owed.judge(span, pdu[0], bytes) == Verdict::Fresh {
-                return frame::values(pdu, span);
+            // In time, too: a reading is stamped with the time at which it comes.
+            if Instant::now() > deadline {
+                return Err(Failure::Timeout(limit));
+            }
+            if *from == unit && fresh(pdu) {
+                return Ok(pdu.to_vec());
             }
         }
         Err(Failure::Broken("the line brings answers that nobody asked for".into()))

@@ -124,6 +124,8 @@ pub struct Memory {
     holes: BTreeMap<Span, Hole>,
     /// Where requests are cut, and until when.
     cuts: BTreeMap<(Table, u16), Instant>,
+    /// Counts what is learnt.
+    lessons: u64,
 }
 
 #[derive(Copy, Clone, Debug)]
@@ -169,6 +171,7 @@ impl Memory {
     /// The device refused this span alone.
     pub fn refused(&mut self, span: Span, cause: Cause, now: Instant) {
         let wait = self.holes.get(&span).map_or(Self::FIRST_WAIT, |h| (h.wait * 2).min(Self::LONGEST_WAIT));
+        self.lessons += u64::from(self.holes.get(&span).is_none_or(|h| h.cause != cause));
         self.holes.insert(span, Hole { cause, retry_at: now + wait, wait });
     }
 
@@ -176,6 +179,7 @@ impl Memory {
     /// asked again for all else that it refused.
     pub fn answered(&mut self, span: Span, now: Instant) {
         if !self.holes.is_empty() && self.holes.remove(&span).is_some() {
+            self.lessons += 1;
             for hole in self.holes.values_mut() {
                 *hole = Hole { retry_at: now, wait: Self::FIRST_WAIT, ..*hole };
             }
@@ -187,6 +191,36 @@ impl Memory {
     pub fn cut(&mut self, table: Table, at: u16, now: Instant) {
         self.cuts.retain(|_, until| *until > now);
         self.cuts.insert((table, at), now + Self::CUT_HOLDS);
+        self.lessons += 1;
+    }
+
+    /// Rises with everything that is learnt: where it is the same, so is what is known.
+    pub fn lessons(&self) -> u64 {
+        self.lessons
+    }
+
+    /// What is refused now, and why.
+    pub fn all_holes(&self) -> impl Iterator<Item = (Span, Cause)> {
+        self.holes.iter().map(|(span, hole)| (*span, hole.cause))
+    }
+
+    /// The cuts that hold, and for how long.
+    pub fn all_cuts(&self, now: Instant) -> impl Iterator<Item = (Table, u16, Duration)> {
+        let left = move |until: &Instant| until.saturating_duration_since(now);
+        self.cuts
+            .iter()
+            .map(move |((table, at), until)| (*table, *at, left(until)))
+            .filter(|(.., left)| !left.is_zero())
+    }
+
+    /// This span was refused in an earlier run. It is tried again at once, alone.
+    pub fn recall_hole(&mut self, span: Span, cause: Cause, now: Instant) {
+        self.holes.insert(span, Hole { cause, retry_at: now, wait: Self::FIRST_WAIT });
+    }
+
+    /// A cut found in an earlier run that holds for so long yet.
+    pub fn recall_cut(&mut self, table: Table, at: u16, left: Duration, now: Instant) {
+        self.cuts.insert((table, at), now + left.min(Self::CUT_HOLDS));
     }
 
     /// How many spans are refused now.

@@ -2,16 +2,17 @@
 //! Trouble with one address costs that address; only a silent or absent device costs all.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::future::{Future, pending};
-use std::pin::Pin;
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
-use tracing::debug;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{debug, warn};
 
 use super::config::Config;
 use super::connection::{Connection, Failure, ILLEGAL_ADDRESS};
+use super::learnt::Learnt;
 use super::line::Lines;
 use super::plan::{Advice, Memory, Request, Span, plan, split};
 use super::report::Report;
@@ -28,8 +29,14 @@ const RETRIES_PER_ROUND: usize = 4;
 const SPLITS_PER_ROUND: u32 = 64;
 /// Connections made within a round without an answer between them. Beyond that, the backoff governs.
 const RECONNECTS_IN_A_ROW: u32 = 2;
+/// The rest between two writings of what was learnt, so that a device that changes its mind all the
+/// time does not wear the disk.
+const KEEP_EVERY: Duration = Duration::from_secs(10);
 
-type Dialing = Pin<Box<dyn Future<Output = Result<Connection, Failure>> + Send>>;
+/// An attempt to connect. It is a task, not a future kept here: on a shared line it waits for its
+/// turn, and a turn that comes while nobody polls the future would be held by it, so that whoever
+/// holds up this poller (a full channel) would hold up the whole line.
+type Dialing = AbortOnDropHandle<Result<Connection, Failure>>;
 
 enum Link {
     Up {
@@ -48,6 +55,9 @@ pub struct Poller {
     report: Report,
     spans: Vec<Span>,
     memory: Memory,
+    learnt: Option<Learnt>,
+    /// The lessons that are on disk, and when they were written.
+    kept: (u64, Option<Instant>),
     link: Link,
     backoff: Backoff,
     /// Signals whose last request got no answer. They are read last, so that the next silence
@@ -80,13 +90,21 @@ struct Round {
 }
 
 impl Poller {
-    /// Knows nothing of the device yet.
+    /// Knows of the device what an earlier run has learnt, if anything.
     pub fn new(config: Arc<Config>, lines: Lines, shared: Shared) -> Poller {
         let count = config.signals.len();
+        let spans: Vec<Span> = config.signals.iter().map(|s| s.span).collect();
+        let learnt = config.learnt.as_ref().map(|dir| Learnt::new(dir, &config.name, &config.url, config.unit));
+        let mut memory = Memory::default();
+        if let Some(Err(e)) = learnt.as_ref().map(|l| l.recall(&mut memory, &spans, Time::now())) {
+            warn!(source = %config.name, "what was learnt of the device is forgotten: {e}");
+        }
         Poller {
             report: Report::new(&config, shared),
-            spans: config.signals.iter().map(|s| s.span).collect(),
-            memory: Memory::default(),
+            spans,
+            memory,
+            learnt,
+            kept: (0, None),
             link: Link::Waiting(Instant::now()),
             backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
             troubled: vec![false; count],
@@ -113,8 +131,8 @@ impl Poller {
                     self.link = Link::Dialing(self.dial());
                 }
                 Link::Dialing(attempt) => {
-                    let outcome = attempt.as_mut().await;
-                    self.dialed(outcome);
+                    let outcome = attempt.await;
+                    self.dialed(outcome.unwrap_or_else(|e| Err(Failure::Broken(e.to_string()))));
                     return;
                 }
             }
@@ -141,19 +159,33 @@ impl Poller {
                 break;
             }
         }
+        if self.kept.1.is_none_or(|at| at.elapsed() >= KEEP_EVERY) {
+            self.keep();
+        }
         self.finish(due, round)
+    }
+
+    /// Writes down what was learnt since it was last written, if anything. A few hundred bytes, and
+    /// seldom: not worth a thread.
+    pub fn keep(&mut self) {
+        let Some(learnt) = self.learnt.as_ref().filter(|_| self.kept.0 != self.memory.lessons()) else { return };
+        if let Err(e) = learnt.keep(&self.memory, Time::now()) {
+            debug!(source = %self.config.name, "what was learnt of the device is not kept: {e}");
+        }
+        self.kept = (self.memory.lessons(), Some(Instant::now()));
     }
 
     fn dial(&self) -> Dialing {
         let (config, lines) = (self.config.clone(), self.lines.clone());
-        Box::pin(async move { Connection::dial(&lines, &config.url, config.unit, config.timeout).await })
+        let attempt = async move { Connection::dial(&lines, &config.url, config.unit, config.timeout).await };
+        AbortOnDropHandle::new(tokio::spawn(attempt))
     }
 
     async fn reconnect(&mut self) {
         // The old connection goes first: some devices have room for one only.
         self.link = Link::Waiting(Instant::now());
         self.report.disconnected();
-        let outcome = self.dial().await;
+        let outcome = Connection::dial(&self.lines, &self.config.url, self.config.unit, self.config.timeout).await;
         self.dialed(outcome);
     }
 

@@ -46,13 +46,28 @@ fn meaning(way: Way, wrap: Wrap, frame: &[u8]) -> String {
 
 fn asked(pdu: &[u8]) -> Option<String> {
     let &[function, a, b, c, d] = pdu else { return None };
+    if let Some(said) = written(pdu) {
+        return Some(said);
+    }
     let (table, start, count) = (table(function)?, u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
     let what = counted(count.into(), if table.is_bits() { "bit" } else { "register" });
     Some(format!("function {function}, read {} {start}, {what}", table.as_str()))
 }
 
+/// A write, or its answer, which is the same.
+fn written(pdu: &[u8]) -> Option<String> {
+    let &[function, a, b, c, d] = pdu else { return None };
+    let (at, value) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+    match function {
+        5 => Some(format!("function 5, write coil {at}: {}", if value == 0 { "off" } else { "on" })),
+        6 => Some(format!("function 6, write holding {at}: {value:04X}")),
+        _ => None,
+    }
+}
+
 fn answered(pdu: &[u8]) -> Option<String> {
     match *pdu {
+        [5 | 6, ..] => written(pdu),
         [function, code] if function & REFUSED != 0 => {
             let name = exception_name(code);
             Some(format!("function {}, exception {code}: {name}", function & !REFUSED))
@@ -105,6 +120,8 @@ mod tests {
         assert_eq!(rtu, "-> 09 01 00 00 00 01 FD 42  unit 9, function 1, read coil 0, 1 bit");
         let rtu = line(Way::In, Wrap::Rtu, &[9, 1, 1, 5, 0, 0]);
         assert_eq!(rtu, "<- 09 01 01 05 00 00  unit 9, function 1, 1 byte of bits of coil: 05");
+        let write = line(Way::In, Wrap::Rtu, &[9, 5, 0, 10, 0xFF, 0, 0, 0]);
+        assert_eq!(write, "<- 09 05 00 0A FF 00 00 00  unit 9, function 5, write coil 10: on");
         assert_eq!(line(Way::In, Wrap::Rtu, &[9, 1]), "<- 09 01  2 bytes that are no frame");
     }
 

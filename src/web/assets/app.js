@@ -4,8 +4,6 @@
 
 const MOST_CARDS = 120, MOST_KEPT = 800, MOST_ALARMS = 100, CARD_SIGNALS = 4, PLOT_EVERY = 2000, RESYNC_EVERY = 60000;
 const WORDS = { green: "well", amber: "look", red: "alarm", grey: "off" };
-const STATES = { unacknowledged: "Active", acknowledged: "Active, acknowledged",
-  returned_unacknowledged: "Over, not acknowledged", normal: "Over" };
 const ORDER = { red: 0, amber: 1, green: 2, grey: 3 };
 const machines = new Map(), alarms = new Map();
 let status = {}, found = 0, open = null, shown = null, heardAt = 0, dirty = false, opener = null;
@@ -49,7 +47,7 @@ function bytes(n) {
   while (n >= 1024 && i < 4) { n /= 1024; i++; }
   return num(Math.round(n * 10) / 10) + " " + units[i];
 }
-const clock = t => { const d = new Date(t); return isNaN(d) ? "" : d.toLocaleString([], { dateStyle: "short", timeStyle: "medium" }); };
+const clock = at => { const d = new Date(at); return isNaN(d) ? "" : d.toLocaleString(language === "zh" ? "zh-CN" : [], { dateStyle: "short", timeStyle: "medium" }); };
 const rare = p => p >= 0.5 ? "usual" : "1 in " + num(Number((1 / Math.max(p, 1e-12)).toPrecision(2)));
 
 async function ask(path, body) {
@@ -96,9 +94,9 @@ function fillCard(card, m) {
   mark(card, "light", m.light);
   const pill = card.querySelector(".pill");
   mark(pill, "light", m.light);
-  put(pill, WORDS[m.light]);
+  put(pill, t(WORDS[m.light]));
   const late = m.behind_seconds ? " · data is " + age(m.behind_seconds) + " behind" : "";
-  put(card.querySelector(".why"), m.why + late);
+  put(card.querySelector(".why"), t(m.why) + late);
   const values = card.querySelector(".values");
   const list = loudest(m).slice(0, CARD_SIGNALS);
   fit(values, list.length, "span", () => [el("span", "signal"), el("span", "value"), el("span", "how")]);
@@ -112,13 +110,13 @@ function fillCard(card, m) {
     put(value, num(s.value));
     how.hidden = !state.kind;
     how.className = "how " + state.kind;
-    put(how, state.kind ? state.text : "");
+    put(how, state.kind ? t(state.text) : "");
   });
   const v = m.verdict, score = card.querySelector(".score");
   score.hidden = !v || v.level === null;
   if (!score.hidden) {
     score.firstChild.value = v.level;
-    put(score.lastChild, v.level >= 1 ? "over the limit" : Math.floor(v.level * 100) + " % of limit");
+    put(score.lastChild, v.level >= 1 ? t("over the limit") : Math.floor(v.level * 100) + " % " + t("of limit"));
   }
 }
 // The signals that matter most come first on a card, otherwise by name.
@@ -149,54 +147,8 @@ function drawMachines() {
   const total = status.machines ? status.machines.total : machines.size;
   const rest = (wanted ? Math.max(found, list.length) : Math.max(total, list.length)) - now.length;
   $("more").hidden = rest <= 0 && list.length > 0;
-  put($("more"), list.length === 0 ? (wanted ? "No machine of that name." : "No machine has been heard yet.")
-    : "and " + rest + " more; type a part of a name to find one");
-}
-
-function drawAlarms() {
-  // Newest first; those that are over make room for those that are not.
-  const all = [...alarms.values()].sort((a, b) => (a.since < b.since ? 1 : a.since > b.since ? -1 : a.id < b.id ? -1 : 1));
-  const owed = all.filter(a => a.state !== "normal");
-  let room = Math.max(MOST_ALARMS - owed.length, 0);
-  const list = all.filter(a => a.state !== "normal" || room-- > 0);
-  const box = $("alarms"), rows = new Map([...box.children].map(r => [r.dataset.alarm, r]));
-  list.forEach((a, i) => {
-    let row = rows.get(a.id);
-    if (row) rows.delete(a.id); else row = makeAlarm(a.id);
-    fillAlarm(row, a);
-    if (box.children[i] !== row) box.insertBefore(row, box.children[i] || null);
-  });
-  rows.forEach(r => r.remove());
-  const active = list.filter(a => a.active).length;
-  put($("alarm-count"), active ? active + " active" : list.length ? "none active" : "");
-  $("no-alarms").hidden = list.length > 0;
-}
-function makeAlarm(id) {
-  const row = el("li");
-  row.dataset.alarm = id;
-  const what = el("span", "what");
-  what.append(el("span", "machine"), el("span", "state"));
-  const ack = el("button", "ack", "Acknowledge");
-  ack.type = "button";
-  ack.addEventListener("click", async () => {
-    ack.disabled = true;
-    try { await ask("/api/v1/alarms/" + id + "/ack", { who: "dashboard" }); }
-    catch (e) { put(row.querySelector(".problem"), "Not acknowledged: " + e.message); }
-    ack.disabled = false;
-  });
-  row.append(what, el("span", "message"), el("span", "when"), ack, el("span", "problem not-good"));
-  row.querySelector(".problem").setAttribute("role", "alert");
-  return row;
-}
-function fillAlarm(row, a) {
-  mark(row, "state", a.state);
-  mark(row, "active", String(a.active));
-  put(row.querySelector(".machine"), a.machine);
-  put(row.querySelector(".state"), STATES[a.state] || a.state);
-  put(row.querySelector(".message"), a.message);
-  put(row.querySelector(".when"), "severity " + a.severity + " · since " + clock(a.since) +
-    (a.acknowledged_by ? " · seen by " + a.acknowledged_by : ""));
-  row.querySelector(".ack").hidden = !a.state.endsWith("unacknowledged");
+  put($("more"), list.length === 0 ? (wanted ? t("No machine of that name.") : t("No machine has been heard yet."))
+    : t("and " + rest + " more; type a part of a name to find one"));
 }
 
 function drawStatus() {
@@ -207,10 +159,10 @@ function drawStatus() {
   document.title = (n.red ? "(" + n.red + ") " : "") + s.site + " · andon";
   const light = n.red ? "red" : s.health === "down" ? "red" : n.amber || s.health !== "up" ? "amber" : n.green ? "green" : "grey";
   mark($("overall"), "light", light);
-  put($("overall"), n.red ? n.red + " in alarm" : s.health !== "up" ? "agent " + s.health : n.amber ? n.amber + " to look at" : n.green ? "all well" : "nothing running");
+  put($("overall"), t(n.red ? n.red + " in alarm" : s.health !== "up" ? "agent " + s.health : n.amber ? n.amber + " to look at" : n.green ? "all well" : "nothing running"));
   put($("counts"), [[n.red, "in alarm"], [n.amber, "to look at"], [n.green, "well"], [n.grey, "off"]]
-    .filter(c => c[0]).map(c => c.join(" ")).join(" · "));
-  put($("path-health"), s.health);
+    .filter(c => c[0]).map(c => c[0] + " " + t(c[1])).join(" · "));
+  put($("path-health"), t(s.health));
   const box = $("components"), names = Object.keys(s.components);
   fit(box, names.length, "li", () => [el("span"), el("span", "dot"), el("span", "detail")]);
   names.forEach((name, i) => {
@@ -218,19 +170,18 @@ function drawStatus() {
     mark(box.children[i], "component", name);
     put(label, name);
     mark(dot, "health", c.health);
-    put(dot, c.health);
-    const good = c.last_good_seconds === null ? "has not worked yet" : c.last_good_seconds > 5 ? "last good " + age(c.last_good_seconds) + " ago" : "";
+    put(dot, t(c.health));
+    const good = c.last_good_seconds === null ? t("has not worked yet") : c.last_good_seconds > 5 ? t("last good") + " " + lastGood(c) : "";
     put(detail, [c.detail, good].filter(Boolean).join(" · "));
   });
-  const rows = [["records waiting", num(s.records_waiting)], ["records sent", num(s.records_forwarded_total)],
-    ["readings per second", num(s.readings_per_second)], ["readings", num(s.readings_total)]];
-  for (const [key, value] of Object.entries(s.store || {})) {
-    if (typeof value === "number") rows.push([key.replaceAll("_", " "), key.endsWith("bytes") ? bytes(value) : num(value)]);
-  }
+  const rows = [[t("records waiting"), num(s.records_waiting)], [t("records sent"), num(s.records_forwarded_total)],
+    [t("readings per second"), num(s.readings_per_second)], [t("readings"), num(s.readings_total)]];
   if (s.view.events_lagged) rows.push(["events this page missed", num(s.view.events_lagged)]);
   if (s.view.events_not_shown) rows.push(["events not shown", num(s.view.events_not_shown)]);
   pairs($("store"), rows);
-  put($("foot"), "up " + age(s.uptime_seconds) + " · " + (s.ready ? "ready" : s.missing.join("; ")));
+  put($("foot"), t("running for") + " " + age(s.uptime_seconds) + " · " + (s.ready ? t("ready") : s.missing.join("; ")));
+  drawPath();
+  drawModels();
 }
 function pairs(box, rows) {
   fit(box, rows.length, "div", () => [el("dt"), el("dd")]);
@@ -242,8 +193,8 @@ function drawDetail() {
   if (!m) { put($("detail-why"), "This machine has not been heard."); return; }
   mark($("detail"), "machine", m.id);
   mark($("detail-light"), "light", m.light);
-  put($("detail-light"), WORDS[m.light]);
-  put($("detail-why"), m.why + " · since " + clock(m.since) + (m.behind_seconds ? " · data is " + age(m.behind_seconds) + " behind" : ""));
+  put($("detail-light"), t(WORDS[m.light]));
+  put($("detail-why"), t(m.why) + " · " + t("since") + " " + clock(m.since) + (m.behind_seconds ? " · data is " + age(m.behind_seconds) + " behind" : ""));
   const v = m.verdict, list = v ? v.contributions.slice(0, 8) : [];
   const box = $("contributions");
   fit(box, list.length, "li", () => [el("span"), el("progress"), el("span", "share")]);
@@ -257,13 +208,13 @@ function drawDetail() {
     put(share, (c.value * 100).toFixed(1) + " %");
   });
   pairs($("verdict"), v ? [
-    ["reason", v.reason.toLowerCase().replaceAll("_", " ")], ["score", num(v.score)],
-    ["how rare", v.p_value === null ? "–" : rare(v.p_value)],
-    ["limit", v.held_against === "p_value" ? rare(v.threshold) : num(v.threshold)],
-    ["health", v.health === null ? "–" : Math.round(v.health * 100) + " %"],
-    ...(v.rul ? [["useful life left", num(v.rul.median) + " (" + num(v.rul.low) + " to " + num(v.rul.high) + ")"]] : []),
-    ...(v.class ? [["class", v.class]] : []), ["model", v.model], ["window ends", clock(v.at)],
-  ] : [["", "no verdict yet"]]);
+    [t("reason"), t(v.reason.toLowerCase().replaceAll("_", " "))], [t("score"), num(v.score)],
+    [t("how rare"), v.p_value === null ? "–" : t(rare(v.p_value))],
+    [t("limit"), v.held_against === "p_value" ? t(rare(v.threshold)) : num(v.threshold)],
+    [t("health"), v.health === null ? "–" : Math.round(v.health * 100) + " %"],
+    ...(v.rul ? [[t("useful life left"), num(v.rul.median) + " (" + num(v.rul.low) + " to " + num(v.rul.high) + ")"]] : []),
+    ...(v.class ? [[t("class"), v.class]] : []), [t("model"), v.model], [t("window ends"), clock(v.at)],
+  ] : [["", t("no verdict yet")]]);
   const body = $("detail-signals");
   fit(body, m.signals.length, "tr", () => [el("td"), el("td", "value"), el("td")]);
   m.signals.forEach((s, i) => {
@@ -272,8 +223,14 @@ function drawDetail() {
     put(name, s.name);
     put(value, num(s.value));
     how.className = state.kind;
-    put(how, state.text);
+    put(how, t(state.text));
   });
+  const mine = [...alarms.values()].filter(a => a.machine === m.id && a.explanation && a.state !== "normal").sort(byUrgency)[0];
+  $("detail-alarm").hidden = !mine;
+  if (mine) {
+    put($("detail-alarm-state"), t(STATES[mine.shown_state] || mine.shown_state) + " · " + t("since") + " " + clock(mine.since));
+    explain($("detail-alarm"), mine);
+  }
 }
 
 // Loads a plot aside and shows it only when it is whole, so that it never flickers or goes blank.
@@ -337,8 +294,12 @@ const heard = {
   step: s => { const m = machines.get(s.machine); if (m) keep({ id: m.id, at: s.at, behind_seconds: s.behind_seconds, signals: s.signals }); else stranger(false); },
   verdict: v => { const m = machines.get(v.machine); if (m) m.verdict = v.verdict; },
   state: s => { const m = machines.get(s.machine); if (m) Object.assign(m, { light: s.light, why: s.why, since: s.since }); else stranger(ORDER[s.light] < 2); },
+  flood: f => {
+    if (f && !status.flood) put($("said"), t("Flood of alarms: " + f.raised + " so far, the first from " + f.first));
+    status.flood = f;
+  },
   alarm: a => {
-    if (a.active && !alarms.has(a.id)) put($("said"), "Alarm: " + a.machine + ": " + a.message);
+    if (a.announced && a.active && (!alarms.has(a.id) || a.change === "repeated")) put($("said"), t("alarm") + ": " + a.machine + ": " + t(a.message));
     alarms.set(a.id, a);
     if (alarms.size > 600) alarms.delete(alarms.keys().next().value);
   },
@@ -372,7 +333,7 @@ function lost() {
 
 $("detail-close").addEventListener("click", () => $("detail").close());
 $("detail").addEventListener("close", () => {
-  if (location.hash) history.replaceState(null, "", location.pathname);
+  if (location.hash.startsWith("#machine=")) history.replaceState(null, "", location.pathname);
   open = shown = null;
   if (opener && opener.isConnected) opener.focus();
 });
@@ -392,7 +353,7 @@ $("sign-in-form").addEventListener("submit", async e => {
     connect();
   } catch (problem) { put($("sign-in-error"), problem.message); }
 });
-addEventListener("hashchange", route);
+addEventListener("hashchange", () => { route(); turnPage(); });
 setInterval(() => {
   if (heardAt && Date.now() - heardAt > 5000) lost();
   if (document.hidden || !dirty) return;
@@ -402,6 +363,6 @@ setInterval(() => {
   if (open) drawDetail();
 }, 250);
 setInterval(drawPlots, PLOT_EVERY);
+setInterval(() => { if (!document.hidden && [...alarms.values()].some(a => a.shelved_until)) drawAlarms(); }, 1000);
 setInterval(() => { if (!document.hidden && $("lost").hidden) fetchAll().catch(() => {}); }, RESYNC_EVERY);
-connect();
-route();
+addEventListener("DOMContentLoaded", () => { translatePage(); connect(); route(); turnPage(); });

@@ -39,7 +39,7 @@ fn verdict(machine: &str, second: i64, score: f64, p_value: Option<f64>, reason:
 fn alarm(n: u32, state: AlarmState, severity: u16) -> Live {
     let a = Alarm {
         id: RecordId::of(&[&n.to_le_bytes()]),
-        machine: "m".into(),
+        machine: format!("m{n}").into(),
         condition: Condition::Anomaly,
         state,
         severity,
@@ -48,6 +48,7 @@ fn alarm(n: u32, state: AlarmState, severity: u16) -> Live {
         message: format!("alarm {n}"),
         top_channel: None,
         acknowledged_by: None,
+        care: Default::default(),
     };
     Live::Alarm(Arc::new(a), "{}".into())
 }
@@ -102,6 +103,21 @@ fn looking_at_a_machine_takes_the_plots_of_the_one_looked_at_longest_ago() {
         .map(|m| usize::from(m.scores.is_some()) + m.signals.values().filter(|s| s.points.is_some()).count())
         .sum();
     assert_eq!(held, p.rings());
+}
+
+#[test]
+fn a_machines_new_alarm_takes_the_place_of_the_one_before() {
+    let mut p = Picture::default();
+    let numbered = |n: u32, state| {
+        let Live::Alarm(a, data) = alarm(n, state, 500) else { unreachable!() };
+        let mut a = Alarm::clone(&a);
+        a.machine = "m".into();
+        Live::Alarm(Arc::new(a), data)
+    };
+    p.apply(&numbered(1, AlarmState::ReturnedUnacknowledged), at(0));
+    p.apply(&numbered(2, AlarmState::Unacknowledged), at(1));
+    let states: Vec<AlarmState> = p.alarms().iter().map(|a| a.state).collect();
+    assert_eq!(states, [AlarmState::Normal, AlarmState::Unacknowledged], "nobody can acknowledge the first any more");
 }
 
 #[test]

@@ -69,6 +69,7 @@ fn everything_can_be_said() {
             signal("cell-1", "door", span(Table::Holding, 12, 1), Decoder { bit: Some(3), ..bool }, 500),
             signal("press-04", "running", span(Table::Coil, 0, 1), bool, 500),
         ],
+        learnt: None,
     };
     assert_eq!(config, expected);
     let delivers: Vec<String> = config.delivers().map(|(machine, signal)| format!("{machine}/{signal}")).collect();
@@ -140,7 +141,7 @@ fn mistakes_in_a_source() {
     assert_eq!(
         problems,
         [
-            "1: modbus.signal: nothing to read: add a [[source.modbus.signal]]",
+            "1: modbus.signal: nothing to read: add a [[source.modbus.signal]] or name a profile",
             "2: modbus.name: is empty",
             "3: modbus.url: \"rtu://ttyUSB0\" does not name a device such as \"rtu:///dev/ttyUSB0\"",
             "4: modbus.unit: 256 is not between 0 and 255",
@@ -208,8 +209,10 @@ fn a_line_has_one_setting() {
         document.into_problems().into_iter().map(|p| p.message).collect::<Vec<_>>()
     };
     assert_eq!(problems(["rtu:///dev/x?baud=9600", "rtu:///dev/y"]), [] as [String; 0]);
+    assert_eq!(problems(["rtu:///dev/x?baud=9600", "rtu:///dev/x?parity=even&baud=9600"]), [] as [String; 0]);
+    assert_eq!(problems(["rtu-tcp://gateway", "rtu-tcp://gateway:502"]), [] as [String; 0]);
     assert_eq!(
         problems(["rtu:///dev/x?baud=9600", "rtu:///dev/x"]),
-        ["modbus.url: \"a\" uses that line already; several units on one serial line come with a later version"]
+        ["modbus.url: \"a\" uses it as rtu:///dev/x?baud=9600&parity=even&stop=1, and a line has one setting"]
     );
 }

@@ -1,0 +1,199 @@
+// The alarm list: who calls, what was put aside and until when, why, and what people do about it.
+"use strict";
+
+const STATES = { unacknowledged: "Active", acknowledged: "Active, acknowledged", returned_unacknowledged: "Over, not acknowledged",
+  latched_unacknowledged: "Latched", latched_acknowledged: "Latched, acknowledged", normal: "Over",
+  shelved: "Shelved", suppressed: "Suppressed", out_of_service: "Out of service" };
+const SVG = "http://www.w3.org/2000/svg";
+
+// Where an alarm is listed.
+function shelfOf(a) {
+  if (a.shelved_until || a.out_of_service_by || a.suppressed) return "aside";
+  return a.grouped && a.active ? "grouped" : "alarms";
+}
+const calling = a => a.active && shelfOf(a) !== "aside";
+function byUrgency(a, b) {
+  return Number(calling(b)) - Number(calling(a)) || Number(b.owed) - Number(a.owed) || Number(b.active) - Number(a.active) ||
+    (calling(a) ? b.severity - a.severity : 0) || (a.since < b.since ? 1 : a.since > b.since ? -1 : a.id < b.id ? -1 : 1);
+}
+
+function drawAlarms() {
+  const all = [...alarms.values()].sort(byUrgency), stands = a => a.state !== "normal" || shelfOf(a) === "aside";
+  let room = Math.max(MOST_ALARMS - all.filter(stands).length, 0);
+  const list = all.filter(a => stands(a) || room-- > 0);
+  for (const place of ["alarms", "grouped", "aside"]) {
+    const mine = list.filter(a => shelfOf(a) === place), box = $(place);
+    const rows = new Map([...box.children].map(r => [r.dataset.alarm, r]));
+    mine.forEach((a, i) => {
+      let row = rows.get(a.id);
+      if (row) rows.delete(a.id); else row = makeAlarm(a.id);
+      fillAlarm(row, a);
+      if (box.children[i] !== row) {
+        const focused = row.contains(document.activeElement) ? document.activeElement : null;
+        box.insertBefore(row, box.children[i] || null);
+        if (focused) focused.focus();
+      }
+    });
+    rows.forEach(r => r.remove());
+    const part = $(place + "-part");
+    if (part) part.hidden = mine.length === 0;
+    const count = $(place + "-count");
+    if (count) put(count, String(mine.length));
+  }
+  const active = all.filter(calling).length;
+  put($("alarm-count"), active ? t(active + " active") : list.length ? t("none active") : "");
+  $("no-alarms").hidden = list.length > 0;
+  const flood = status.flood;
+  $("flood").hidden = !flood;
+  if (flood) put($("flood"), t("Flood of alarms: " + flood.raised + " so far, the first from " + flood.first));
+}
+
+function button(name, label, then) {
+  const b = el("button", name, t(label));
+  b.type = "button";
+  b.dataset.t = label;
+  b.addEventListener("click", then);
+  return b;
+}
+function makeAlarm(id) {
+  const row = el("li");
+  row.dataset.alarm = id;
+  const what = el("span", "what"), name = el("a", "machine"), deeds = el("span", "deeds"), why = el("details", "why-so");
+  const summary = el("summary", "", t("Why, and what to check"));
+  summary.dataset.t = "Why, and what to check";
+  what.append(name, el("span", "state"), el("span", "tags"));
+  const act = (action, body) => async e => {
+    e.target.disabled = true;
+    put(row.querySelector(".problem"), "");
+    try { await ask("/api/v1/alarms/" + id + "/" + action, { by: myName(), ...body }); }
+    catch (problem) { put(row.querySelector(".problem"), problem.message); }
+    e.target.disabled = false;
+  };
+  deeds.append(button("ack", "Acknowledge", act("ack")), button("reset", "Reset", act("reset")),
+    button("shelve", "Shelve", () => askShelf(id)), button("unshelve", "Take back", act("unshelve")),
+    button("in-service", "Back in service", act("in_service")));
+  why.append(summary, el("div", "explanation"));
+  why.addEventListener("toggle", () => { const a = alarms.get(id); if (a) explain(row, a); });
+  row.append(what, el("span", "message"), el("span", "when"), el("span", "aside-until"), deeds, why, el("span", "problem not-good"));
+  row.querySelector(".problem").setAttribute("role", "alert");
+  return row;
+}
+function fillAlarm(row, a) {
+  mark(row, "state", a.state);
+  mark(row, "shown", a.shown_state);
+  mark(row, "priority", a.priority);
+  mark(row, "active", String(calling(a)));
+  const name = row.querySelector(".machine");
+  put(name, a.machine);
+  name.href = "#machine=" + encodeURIComponent(a.machine);
+  put(row.querySelector(".state"), t(STATES[a.shown_state] || a.shown_state));
+  const others = [...alarms.values()].some(o => o.active && o.id !== a.id);
+  put(row.querySelector(".tags"), [a.first_out && a.active && others ? t("first out") : "", a.chattering && a.active ? t("chattering") : ""].filter(Boolean).join(" · "));
+  put(row.querySelector(".message"), t(a.message));
+  put(row.querySelector(".when"), t(a.priority) + " · " + t("severity") + " " + a.severity + " · " + t("since") + " " + clock(a.since) +
+    (a.acknowledged_by ? " · " + t("seen by") + " " + a.acknowledged_by : "") + (a.repeats ? " · " + t("repeated") + " " + a.repeats + "×" : ""));
+  const aside = [];
+  if (a.shelved_until) {
+    const left = (new Date(a.shelved_until) - Date.now()) / 1000;
+    aside.push(t("Shelved") + " " + t("until") + " " + clock(a.shelved_until) + " (" + t("left") + " " + age(Math.max(left, 0)) + ") · " + a.shelved_by + (a.shelved_comment ? ": " + a.shelved_comment : ""));
+  }
+  if (a.out_of_service_by) aside.push(t("Out of service") + " · " + a.out_of_service_by);
+  if (a.suppressed) aside.push(t("Suppressed"));
+  put(row.querySelector(".aside-until"), aside.join(" · "));
+  row.querySelector(".aside-until").hidden = !aside.length;
+  const show = (name, yes) => { row.querySelector("." + name).hidden = !yes; };
+  show("ack", a.owed);
+  show("reset", a.state === "latched_acknowledged");
+  show("shelve", a.can_shelve && !a.shelved_until && (a.active || a.owed));
+  show("unshelve", Boolean(a.shelved_until));
+  show("in-service", Boolean(a.out_of_service_by));
+  show("why-so", Boolean(a.explanation));
+  for (const b of row.querySelectorAll(".deeds button")) {
+    b.setAttribute("aria-label", b.textContent + ": " + a.machine);
+  }
+  if (row.querySelector(".why-so").open) explain(row, a);
+}
+
+// Ranked channels with their share, the present value beside the normal band, their course, and advice.
+function explain(row, a) {
+  const box = row.querySelector(".explanation"), x = a.explanation;
+  const made = a.id + language;
+  if (!x || box.dataset.made === made) return;
+  box.dataset.made = made;
+  box.replaceChildren();
+  const advice = (x.advice || {})[language] || (x.advice || {}).en || [];
+  if (advice.length) {
+    const list = el("ol", "advice");
+    list.append(...advice.map(text => el("li", "", text)));
+    box.append(el("h3", "", t("Check first")), list);
+  }
+  if (x.channels.length) {
+    box.append(el("h3", "", t("What speaks loudest")));
+    const list = el("ol", "ranked");
+    x.channels.forEach((c, i) => {
+      const line = el("li"), head = el("span", "rank-head"), share = el("span", "share", Math.round(c.share * 100) + " %");
+      line.dataset.channel = c.name;
+      head.append(el("span", "", c.name), share);
+      const unit = c.unit ? " " + c.unit : "";
+      const outside = c.normal && c.value !== null && (c.value < c.normal[0] || c.value > c.normal[1]);
+      const value = el("span", outside ? "not-good" : "", t("now") + " " + num(c.value) + unit);
+      const figures = el("span", "figures");
+      figures.append(value);
+      if (c.normal) figures.append(el("span", "quiet", t("normal") + " " + num(c.normal[0]) + " … " + num(c.normal[1]) + unit));
+      line.append(head, figures);
+      // The loudest, and what is where it should not be, with their course.
+      if (c.trace.length > 1 && (i === 0 || outside || c.share >= 0.15)) line.append(course(c));
+      list.append(line);
+    });
+    box.append(list);
+  }
+  const said = [t("model") + " " + x.model + " " + x.version, x.p_value === null ? "" : t("how rare") + ": " + t(rare(x.p_value))];
+  box.append(el("p", "quiet", said.filter(Boolean).join(" · ")));
+}
+// A channel's course over the window before the alarm, with its normal band behind it.
+function course(c) {
+  const w = 240, h = 44, band = c.normal || [Math.min(...c.trace), Math.max(...c.trace)];
+  const low = Math.min(band[0], ...c.trace), high = Math.max(band[1], ...c.trace), span = high - low || 1;
+  const y = v => (h - 3 - (v - low) / span * (h - 6)).toFixed(1);
+  const svg = document.createElementNS(SVG, "svg"), part = (name, attributes) => {
+    const e = document.createElementNS(SVG, name);
+    for (const [k, v] of Object.entries(attributes)) e.setAttribute(k, v);
+    svg.append(e);
+  };
+  svg.setAttribute("viewBox", "0 0 " + w + " " + h);
+  svg.setAttribute("preserveAspectRatio", "none");
+  svg.setAttribute("role", "img");
+  svg.setAttribute("aria-label", c.name + ": " + num(c.trace[0]) + " → " + num(c.trace[c.trace.length - 1]));
+  if (c.normal) part("rect", { class: "band", x: 0, width: w, y: y(band[1]), height: (y(band[0]) - y(band[1])).toFixed(1) });
+  part("polyline", { class: "line", points: c.trace.map((v, i) => (i / (c.trace.length - 1) * w).toFixed(1) + "," + y(v)).join(" ") });
+  return svg;
+}
+
+function myName() {
+  try { return localStorage.getItem("andon-name") || "dashboard"; } catch { return "dashboard"; }
+}
+let shelving = null;
+function askShelf(id) {
+  const a = alarms.get(id);
+  if (!a) return;
+  shelving = id;
+  put($("shelf-what"), a.machine + ": " + t(a.message));
+  put($("shelf-problem"), "");
+  $("shelf-name").value = myName() === "dashboard" ? "" : myName();
+  $("shelf-comment").value = "";
+  $("shelf").showModal();
+}
+$("shelf-form").addEventListener("submit", async e => {
+  e.preventDefault();
+  const name = $("shelf-name").value.trim();
+  try { if (name) localStorage.setItem("andon-name", name); } catch { /* private windows keep nothing */ }
+  const seconds = Math.round(Number($("shelf-minutes").value) * 60);
+  try {
+    await ask("/api/v1/alarms/" + shelving + "/shelve", { seconds, by: name || myName(), comment: $("shelf-comment").value });
+    $("shelf").close();
+  } catch (problem) { put($("shelf-problem"), problem.message); }
+});
+for (const b of document.querySelectorAll("#shelf-times button")) {
+  b.addEventListener("click", () => { $("shelf-minutes").value = b.dataset.minutes; });
+}
+$("shelf-cancel").addEventListener("click", () => $("shelf").close());

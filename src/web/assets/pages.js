@@ -1,0 +1,81 @@
+// The pages beside the overview: the data path from sources to sinks with what was lost, and the models.
+"use strict";
+
+const LOSSES = { andon_readings_dropped_total: "readings not used", andon_rejected_payloads_total: "payloads set aside",
+  andon_store_dropped_total: "records given up", andon_forward_dead_letters_total: "dead letters",
+  andon_publish_dropped_messages_total: "dashboard messages left out", andon_inference_errors_total: "model runs that failed" };
+
+// The sum of a count over all labels that fit.
+function counted(name, labels) {
+  const fits = c => c.name === name && Object.entries(labels).every(([k, v]) => c.labels[k] === v);
+  return (status.counts || []).filter(fits).reduce((sum, c) => sum + c.value, 0);
+}
+function rows(id, list) {
+  const body = $(id);
+  fit(body, list.length, "tr", () => []);
+  list.forEach((cells, i) => {
+    const row = body.children[i];
+    while (row.children.length > cells.length) row.lastChild.remove();
+    while (row.children.length < cells.length) row.append(el("td"));
+    cells.forEach((cell, j) => {
+      const td = row.children[j], plain = typeof cell !== "object";
+      if (!plain && cell.health) {
+        if (!td.firstElementChild) td.replaceChildren(el("span", "dot"));
+        mark(td.firstElementChild, "health", cell.health);
+        put(td.firstElementChild, t(cell.health));
+      } else put(td, String(cell));
+    });
+  });
+  return list.length;
+}
+function lastGood(c) {
+  if (c.last_good_seconds === null) return t("has not worked yet");
+  return c.last_good_seconds <= 5 ? t("just now") : age(c.last_good_seconds) + (language === "zh" ? t("ago") : " ago");
+}
+
+function drawPath() {
+  if ($("path-page").hidden || !status.components) return;
+  const parts = Object.entries(status.components), of = kind => parts.filter(([n]) => n.startsWith(kind + "/"));
+  const bare = name => name.slice(name.indexOf("/") + 1);
+  rows("path-sources", of("source").map(([n, c]) => [bare(n), { health: c.health }, lastGood(c), num(counted("andon_readings_total", { source: bare(n) })), c.detail]));
+  $("no-sinks").hidden = of("cloud").length + of("publish").length > 0;
+  $("path-sinks").parentElement.hidden = !$("no-sinks").hidden;
+  rows("path-sinks", [...of("cloud"), ...of("publish")].map(([n, c]) => {
+    const ok = counted("andon_forward_requests_total", { outcome: "200" }) + counted("andon_forward_requests_total", { outcome: "202" });
+    const all = counted("andon_forward_requests_total", {});
+    return [n, { health: c.health }, lastGood(c), n.startsWith("cloud/") ? num(ok) + " / " + num(all) : "", c.detail];
+  }));
+  rows("path-parts", parts.filter(([n]) => !/^(source|cloud|publish)\//.test(n)).map(([n, c]) => [n, { health: c.health }, lastGood(c), c.detail]));
+  pairs($("path-store"), [[t("records waiting"), num(status.records_waiting)], [t("records sent"), num(status.records_forwarded_total)],
+    ...Object.entries(status.store || {}).filter(([, v]) => typeof v === "number").map(([k, v]) => [t(k.replaceAll("_", " ")), k.endsWith("bytes") ? bytes(v) : num(v)])]);
+  rows("path-lanes", Object.entries((status.store || {}).lanes || {}).map(([n, l]) => [t(n), num(l.records), bytes(l.disk_bytes), l.oldest ? clock(l.oldest / 1e6) : "–", num(l.dropped)]));
+  const lost = (status.counts || []).filter(c => LOSSES[c.name]);
+  $("path-lost").parentElement.hidden = lost.length === 0;
+  $("path-nothing-lost").hidden = lost.length > 0;
+  rows("path-lost", lost.map(c => [t(LOSSES[c.name]), Object.values(c.labels).map(t).join(", "), num(c.value)]));
+}
+function drawModels() {
+  if ($("models-page").hidden) return;
+  const list = Array.isArray(status.models) ? status.models : [];
+  $("models-list").parentElement.hidden = list.length === 0;
+  $("no-models").hidden = list.length > 0;
+  rows("models-list", list.map(m => {
+    const part = (status.components || {})["model/" + m.name] || { health: "up" }, runs = counted("andon_inference_seconds_count", { model: m.name });
+    const each = runs ? num(counted("andon_inference_seconds_sum", { model: m.name }) / runs * 1000) + " ms" : "–";
+    return [m.name, m.version, m.stage || "", { health: part.health }, num(counted("andon_windows_total", { model: m.name })),
+      num(counted("andon_inference_errors_total", { model: m.name })), each, num(m.reference_scores), (m.channels || []).join(", "), String(m.digest || "").slice(0, 12)];
+  }));
+}
+// Which page is open.
+function turnPage() {
+  const page = ["#path", "#models"].includes(location.hash) ? location.hash.slice(1) : "overview";
+  for (const name of ["overview", "path", "models"]) {
+    $(name + "-page").hidden = name !== page;
+    const link = document.querySelector("nav a[data-page=" + name + "]");
+    if (name === page) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
+  }
+  drawPath();
+  drawModels();
+}
+$("language").addEventListener("change", e => { setLanguage(e.target.value); drawStatus(); dirty = true; drawPath(); drawModels(); });
+$("language").value = language;

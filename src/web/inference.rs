@@ -1,0 +1,163 @@
+//! The loaded models over the Open Inference Protocol (v2, REST), for clients such as Triton's: health,
+//! metadata, inference in JSON and binary tensors, and the repository index. Nothing can be loaded or
+//! overridden here: models come from verified bundles on disk.
+//!
+//! Source: kserve/open-inference-protocol `inference_rest.md`; Triton's extensions `binary_tensor_data`
+//! and `model_repository`.
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use super::App;
+use super::guard::{Problem, problem};
+
+mod wire;
+
+pub use wire::Tensor;
+use wire::{LENGTH_HEADER, Request};
+
+/// Request bodies larger than this are refused: some thousand windows.
+const MAX_BODY_BYTES: usize = 16 << 20;
+/// Windows in one request.
+const MAX_WINDOWS: usize = 1024;
+/// Requests computed at a time: the engine's own inference goes before guests'.
+const MAX_RUNNING: usize = 1;
+
+/// The models as guests see them; given by whoever has them.
+#[derive(Clone)]
+pub struct Models {
+    /// Metadata of each, in the protocol's own form, with `name`, `versions`, `inputs`, `outputs`.
+    pub list: Arc<dyn Fn() -> Vec<Value> + Send + Sync>,
+    /// Runs the model of this name on windows, flat and row-major: every output, or why not. Blocks.
+    pub run: RunFn,
+    running: Arc<Semaphore>,
+}
+
+/// See [`Models::run`].
+pub type RunFn = Arc<dyn Fn(&str, Tensor) -> Result<Vec<Tensor>, String> + Send + Sync>;
+
+impl Default for Models {
+    /// None at all.
+    fn default() -> Models {
+        Models::new(Arc::new(Vec::new), Arc::new(|name, _| Err(format!("there is no model {name:?}"))))
+    }
+}
+
+impl Models {
+    /// From the two of them.
+    pub fn new(list: Arc<dyn Fn() -> Vec<Value> + Send + Sync>, run: RunFn) -> Models {
+        Models { list, run, running: Arc::new(Semaphore::new(MAX_RUNNING)) }
+    }
+
+    /// The metadata of one; with a version, only of that version.
+    fn find(&self, name: &str, version: Option<&str>) -> Result<Value, Problem> {
+        let all = (self.list)();
+        let Some(found) = all.into_iter().find(|m| m["name"] == name) else {
+            return problem(StatusCode::NOT_FOUND, format!("there is no model {name:?}"));
+        };
+        let versions = found["versions"].as_array();
+        if version.is_some_and(|v| !versions.is_some_and(|all| all.iter().any(|known| known == v))) {
+            return problem(
+                StatusCode::NOT_FOUND,
+                format!("there is no version {:?} of {name:?}", version.unwrap_or("")),
+            );
+        }
+        Ok(found)
+    }
+}
+
+type Answer<T = Json<Value>> = Result<T, Problem>;
+type Shared = State<Arc<App>>;
+/// A model's name and, in the longer paths, its version.
+type Place = Path<Vec<(String, String)>>;
+
+/// The routes below `/v2`.
+pub(super) fn routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/v2", get(server))
+        .route("/v2/health/live", get(|| async { Json(json!({"live": true})) }))
+        .route("/v2/health/ready", get(super::api::ready))
+        .route("/v2/models/{model}", get(metadata))
+        .route("/v2/models/{model}/ready", get(ready))
+        .route("/v2/models/{model}/infer", post(infer))
+        .route("/v2/models/{model}/versions/{version}", get(metadata))
+        .route("/v2/models/{model}/versions/{version}/ready", get(ready))
+        .route("/v2/models/{model}/versions/{version}/infer", post(infer))
+        .route("/v2/repository/index", post(index))
+        .route("/v2/repository/models/{model}/load", post(refuse))
+        .route("/v2/repository/models/{model}/unload", post(refuse))
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+}
+
+async fn server() -> Json<Value> {
+    let extensions = ["binary_tensor_data", "model_repository"];
+    Json(json!({"name": "andon", "version": env!("CARGO_PKG_VERSION"), "extensions": extensions}))
+}
+
+fn named<'p>(place: &'p [(String, String)], what: &str) -> Option<&'p str> {
+    place.iter().find(|(key, _)| key == what).map(|(_, value)| value.as_str())
+}
+
+fn found(app: &App, place: &[(String, String)]) -> Answer<Value> {
+    app.state.inference.find(named(place, "model").unwrap_or_default(), named(place, "version"))
+}
+
+async fn metadata(State(app): Shared, Path(place): Place) -> Answer {
+    found(&app, &place).map(Json)
+}
+
+async fn ready(State(app): Shared, Path(place): Place) -> Answer {
+    let model = found(&app, &place)?;
+    // What is loaded has passed its self-test.
+    Ok(Json(json!({"name": model["name"], "ready": true})))
+}
+
+async fn index(State(app): Shared) -> Json<Value> {
+    let entry = |m: &Value| json!({"name": m["name"], "version": m["versions"][0], "state": "READY", "reason": ""});
+    Json((app.state.inference.list)().iter().map(entry).collect())
+}
+
+async fn refuse() -> Problem {
+    let why = "models are not loaded or unloaded over HTTP: put a bundle into models_dir and name it in the config";
+    Problem(StatusCode::BAD_REQUEST, why.into())
+}
+
+async fn infer(
+    State(app): Shared,
+    Path(place): Place,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer<Response> {
+    let model = found(&app, &place)?;
+    let body = body.map_err(|e| Problem(e.status(), e.body_text()))?;
+    let bad = |e: String| Problem(StatusCode::BAD_REQUEST, e);
+    let head = headers.get(LENGTH_HEADER).map(|v| v.to_str().ok().and_then(|v| v.parse::<usize>().ok()));
+    let head = head.map(|n| n.ok_or_else(|| bad(format!("{LENGTH_HEADER} is not a number")))).transpose()?;
+    let request = Request::read(&body, head).map_err(bad)?;
+    let window = request.window(&model, MAX_WINDOWS).map_err(bad)?;
+    let models = app.state.inference.clone();
+    let Ok(_permit) = models.running.clone().acquire_owned().await else {
+        return problem(StatusCode::SERVICE_UNAVAILABLE, "the agent is ending");
+    };
+    let (run, name) = (models.run.clone(), model["name"].as_str().unwrap_or_default().to_owned());
+    let outputs = tokio::task::spawn_blocking(move || run(&name, window)).await;
+    let outputs = match outputs {
+        Ok(Ok(outputs)) => outputs,
+        Ok(Err(e)) => return problem(StatusCode::INTERNAL_SERVER_ERROR, e),
+        Err(_) => return problem(StatusCode::INTERNAL_SERVER_ERROR, "the model could not be run"),
+    };
+    let (head, body) = request.answer(&model, outputs).map_err(bad)?;
+    let Some(head) = head else { return Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response()) };
+    let kinds =
+        [(header::CONTENT_TYPE.as_str(), "application/octet-stream".to_owned()), (LENGTH_HEADER, head.to_string())];
+    Ok((kinds, body).into_response())
+}
