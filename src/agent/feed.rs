@@ -84,7 +84,10 @@ impl Feed {
         let (held, waiting) = mpsc::channel(N_HELD);
         let carrier = tokio::spawn(carry(waiting, commits.clone()));
         let room = Arc::new(Semaphore::new(HELD_KIB));
-        let (since_checkpoint, checkpointed) = (0, Instant::now());
+        // What has just been replayed is kept with the first input: where a restart comes before the next
+        // snapshot again and again, each replay would be longer than the one before.
+        let now = Instant::now();
+        let (since_checkpoint, checkpointed) = (0, now.checked_sub(CHECKPOINT_EVERY).unwrap_or(now));
         let (notes, to_write) = mpsc::channel(scribe::N_QUEUED);
         let scribe = tokio::spawn(scribe::run(data_dir, engine.audit_tail(), to_write, shared.board.clone()));
         Feed {
