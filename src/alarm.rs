@@ -197,6 +197,8 @@ pub struct Tracker {
     raises: VecDeque<Time>,
     /// Suppressed by design, whether or not an alarm stands.
     suppressed: bool,
+    /// Changes so far, of all alarms it has had: two at the same time still have records of their own.
+    changes: u32,
     /// The alarm as it stands: gone when all is normal and nobody has put it aside.
     alarm: Option<Alarm>,
 }
@@ -311,7 +313,8 @@ impl Tracker {
     fn change(&mut self, state: AlarmState, change: Change, at: Time) -> Option<Alarm> {
         let alarm = self.alarm.as_mut()?;
         (alarm.state, alarm.at, alarm.care.change) = (state, at, change);
-        alarm.care.changes = alarm.care.changes.saturating_add(1);
+        self.changes = self.changes.saturating_add(1);
+        alarm.care.changes = self.changes;
         (alarm.care.by, alarm.care.comment) = (None, None);
         let kept = state != AlarmState::Normal || alarm.care.shelf.is_some() || alarm.care.out_of_service.is_some();
         if kept { self.alarm.clone() } else { self.alarm.take() }
