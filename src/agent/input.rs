@@ -202,7 +202,7 @@ mod tests {
             let at = Time(arrived);
             let wrote = Input::Wrote(Wrote {
                 device: "plc".into(),
-                at: at,
+                at,
                 address: "coil:1".into(),
                 value: 1,
                 reason: "red".into(),

@@ -164,12 +164,17 @@ mod tests {
         let h = tensor("state_h", &[-1, 2]);
         let next = tensor("state_h_next", &[-1, 2]);
         assert!(refused(&[tensor("noise", &[-1, 2])], &[], "{}").contains("`noise` is not known"));
-        assert!(refused(&[tensor("state_h", &[1, 2])], &[next.clone()], "{}").contains("[-1, …]"));
-        assert!(refused(&[tensor("state_h", &[-1, -1])], &[next.clone()], "{}").contains("fixed sizes"));
-        assert!(refused(&[tensor("state_h", &[-1, i64::MAX, 4])], &[next.clone()], "{}").contains("more than"));
-        assert!(refused(&[h.clone()], &[], "{}").contains("no `state_h_next`"));
-        assert!(refused(&[h.clone()], &[tensor("state_h_next", &[-1, 3])], "{}").contains("its input"));
-        assert!(refused(&[h.clone()], &[next.clone()], r#"{"h": {"initial": [1]}}"#).contains("has to have 2"));
+        assert!(refused(&[tensor("state_h", &[1, 2])], std::slice::from_ref(&next), "{}").contains("[-1, …]"));
+        assert!(refused(&[tensor("state_h", &[-1, -1])], std::slice::from_ref(&next), "{}").contains("fixed sizes"));
+        assert!(
+            refused(&[tensor("state_h", &[-1, i64::MAX, 4])], std::slice::from_ref(&next), "{}").contains("more than")
+        );
+        assert!(refused(std::slice::from_ref(&h), &[], "{}").contains("no `state_h_next`"));
+        assert!(refused(std::slice::from_ref(&h), &[tensor("state_h_next", &[-1, 3])], "{}").contains("its input"));
+        assert!(
+            refused(std::slice::from_ref(&h), std::slice::from_ref(&next), r#"{"h": {"initial": [1]}}"#)
+                .contains("has to have 2")
+        );
         assert!(refused(&[h], &[next], r#"{"b": {}}"#).contains("no `state_b`"));
     }
 }

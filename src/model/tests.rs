@@ -208,7 +208,7 @@ fn the_learnt_graph_does_what_the_formula_says() {
     let names: Vec<String> = ["flow", "power", "temp"].map(String::from).to_vec();
     let mut row = |off: f64| vec![50.0 + noise(), 10.0 + noise() + off, 300.0 + noise()];
     let healthy: Vec<Vec<f64>> = (0..500).map(|_| row(0.0)).collect();
-    let fitted = fit::fit(&[healthy.clone()], &names, 10, &Limit::PValue(1e-4)).expect("fitted");
+    let fitted = fit::fit(std::slice::from_ref(&healthy), &names, 10, &Limit::PValue(1e-4)).expect("fitted");
     let about = write::About {
         name: "learnt".into(),
         version: "1".into(),

@@ -113,7 +113,7 @@ fn the_figures_are_those_of_the_definitions() {
     assert!((f.f1() - 2.0 / 3.0).abs() < 1e-9 && (f.far() - 50.0).abs() < 1e-9);
     assert!((f.mar() - 100.0 / 3.0).abs() < 1e-9);
     let t: Vec<f64> = (0..200).map(f64::from).collect();
-    let mut truth = vec![false; 200];
+    let mut truth = [false; 200];
     truth[100] = true;
     let silent = changepoint_score([(&t[..], &truth[..], &[false; 200][..])].into_iter());
     assert_eq!(silent, 0.0);

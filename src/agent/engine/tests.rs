@@ -25,7 +25,7 @@ fn learnt_model() -> Arc<Model> {
         let mut rng = fastrand::Rng::with_seed(1);
         let mut row = |_| channels.iter().map(|c| c.mean + c.std * 0.1 * (rng.f64() - 0.5)).collect::<Vec<f64>>();
         let rows: Vec<Vec<f64>> = (0..600).map(&mut row).collect();
-        let fitted = fit::fit(&[rows.clone()], &names, 10, &Limit::PValue(1e-4)).expect("fitted");
+        let fitted = fit::fit(std::slice::from_ref(&rows), &names, 10, &Limit::PValue(1e-4)).expect("fitted");
         let about = write::About {
             name: "learnt".into(),
             version: "1".into(),
