@@ -47,34 +47,38 @@ impl Workload {
         topic.clear();
         payload.clear();
         // Writing to a string cannot fail.
-        let _ = match self.shape {
+        let _ = self.write(n, start_ms, topic, payload);
+    }
+
+    fn write(&self, n: u64, start_ms: u64, topic: &mut String, payload: &mut String) -> std::fmt::Result {
+        match self.shape {
             Shape::Value { signals } => {
                 let (round, rest) = (n / (self.machines * signals), n % (self.machines * signals));
                 let (machine, signal) = (rest / signals, rest % signals);
                 let ts = start_ms + round * self.step_ms;
-                let _ = write!(topic, "plant/m{machine}/s{signal}");
+                write!(topic, "plant/m{machine}/s{signal}")?;
                 write!(payload, "{{\"value\":{},\"ts\":{ts}}}", wave(n))
             }
             Shape::Members { signals } => {
                 let (round, machine) = (n / self.machines, n % self.machines);
-                let _ = write!(topic, "plant/m{machine}");
-                let _ = write!(payload, "{{\"ts\":{}", start_ms + round * self.step_ms);
-                (0..signals).for_each(|s| drop(write!(payload, ",\"s{s}\":{}", wave(n + s))));
+                write!(topic, "plant/m{machine}")?;
+                write!(payload, "{{\"ts\":{}", start_ms + round * self.step_ms)?;
+                (0..signals).try_for_each(|s| write!(payload, ",\"s{s}\":{}", wave(n + s)))?;
                 write!(payload, "}}")
             }
             Shape::Samples { signals, samples } => {
                 let (round, machine) = (n / self.machines, n % self.machines);
-                let _ = write!(topic, "plant/m{machine}");
-                (0..samples).for_each(|i| {
-                    let _ = write!(payload, "v ");
-                    (0..signals).for_each(|s| {
-                        drop(write!(payload, "{}s{s}={}", if s > 0 { "," } else { "" }, wave(n + s + i)));
-                    });
-                    let _ = writeln!(payload, " {}", start_ms + (round * samples + i) * self.step_ms);
-                });
+                write!(topic, "plant/m{machine}")?;
+                for i in 0..samples {
+                    write!(payload, "v ")?;
+                    for s in 0..signals {
+                        write!(payload, "{}s{s}={}", if s > 0 { "," } else { "" }, wave(n + s + i))?;
+                    }
+                    writeln!(payload, " {}", start_ms + (round * samples + i) * self.step_ms)?;
+                }
                 Ok(())
             }
-        };
+        }
     }
 }
 
