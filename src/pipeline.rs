@@ -308,9 +308,13 @@ impl Machine {
     /// Closes the next step though some signals are missing: nothing has been heard for so long
     /// that waiting is of no use. `None` when nothing is pending.
     pub fn pop_idle(&mut self) -> Option<Step> {
-        let pending = self.state.tracks.iter().any(|t| t.earliest_pending().is_some());
-        let next = self.state.next.filter(|_| pending)?;
+        let next = self.state.next.filter(|_| self.is_pending())?;
         Some(self.close(next))
+    }
+
+    /// Whether readings wait for their step to be closed.
+    pub fn is_pending(&self) -> bool {
+        self.state.tracks.iter().any(|t| t.earliest_pending().is_some())
     }
 
     /// Whether every channel has been heard beyond `end`, or the stragglers had their time.

@@ -202,7 +202,7 @@ impl Engine {
 
     /// Whether a machine has fallen silent with readings pending or a light still on.
     pub fn wants_tick(&self, now: Time) -> bool {
-        self.units.iter().any(|u| u.is_silent(now) && u.light != Light::Grey)
+        self.units.iter().any(|u| u.wants_tick(now))
     }
 
     /// Takes a group in.
@@ -474,7 +474,7 @@ impl Engine {
     /// Machines that have fallen silent: what is pending is judged, and the light goes grey.
     fn tick(&mut self, now: Time, out: &mut Outcome) {
         for i in 0..self.units.len() {
-            if !self.units[i].is_silent(now) || self.units[i].light == Light::Grey {
+            if !self.units[i].wants_tick(now) {
                 continue;
             }
             while let Some(step) = self.units[i].pipe.pop_idle() {
@@ -610,6 +610,12 @@ impl Unit {
         // Messages may come in bursts: a quiet second is not silence.
         let limit = Duration::from_nanos(self.pipe.layout().stale_after as u64).max(Duration::from_secs(2));
         now.since(self.heard) > limit
+    }
+
+    /// A grey one too may have readings that only a tick will judge: it went grey, and began to speak
+    /// again for less than its lateness.
+    fn wants_tick(&self, now: Time) -> bool {
+        self.is_silent(now) && (self.light != Light::Grey || self.pipe.is_pending())
     }
 
     fn state(&self, at: Time) -> Live {
