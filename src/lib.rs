@@ -19,9 +19,9 @@
 //! | [`model`] | bundles, the ONNX graph in tract, calibration, contributions | [`model::Model`] |
 //! | [`alarm`] | from verdicts to ISA-18.2 alarms; pure | [`alarm::Tracker`] |
 //! | [`store`] | journal, outgoing lanes, dead letters on sled; its docs hold format and recovery | [`store::Store`] |
-//! | [`forward`] | records to the cloud over HTTP, results to MQTT dashboards | [`forward::cloud::run`], [`forward::publish::run`] |
-//! | [`web`] | dashboard, API, `/metrics` | [`web::run`] |
-//! | [`agent`] | builds, wires, runs and drains all of that; the only one that sees every stage | [`agent::Agent`], [`agent::engine::Engine`] |
+//! | [`forward`] | records to the cloud over HTTP, results to MQTT dashboards, as a Sparkplug node | [`forward::cloud::run`], [`forward::publish::run_with`], [`forward::sparkplug::run`] |
+//! | [`web`] | dashboard, API, `/metrics`, models for guests | [`web::run`], [`web::inference`] |
+//! | [`agent`] | builds, wires, runs, reloads and drains all of that, keeps the audit log; the only one that sees every stage | [`agent::Agent`], [`agent::engine::Engine`] |
 //! | [`config`] | the whole config file, with the line of every mistake | [`config::Config`] |
 //! | [`command`] | the command line, one file for each command | [`command::Cli`] |
 //! | [`simulator`] | a factory with faults, broker, PLC and cloud stand-ins, for the demo and tests | [`simulator::plant`] |
@@ -74,7 +74,12 @@
 //! Unit and property tests stand in the modules, in a sibling `tests.rs` where they are long. `tests/`
 //! uses the crate or the binary from outside, against real things where there are any: mosquitto,
 //! pymodbus, Chromium, onnxruntime. `tests/support/` holds how those are started. `tests/run` installs
-//! what is missing and runs everything; a test waits for a state, never for a time.
+//! what is missing and runs everything; a test waits for a state, never for a time. `tests/crash/` takes
+//! seeds and can run for hours: kills, power cuts, failing disks, brokers that die. `tests/quality/` judges
+//! learnt models on recordings that are not part of this repository, where `ANDON_DATA` names them.
+//!
+//! `benches/store.rs` holds the store against a plain append file, `benches/load/` drives the binary
+//! between a real broker and a sink; both print ratios or figures and judge nothing.
 //! `models/train/` made the bundles from the simulator's own CSV (`andon demo --csv`).
 
 pub mod types;
