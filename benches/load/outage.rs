@@ -50,13 +50,15 @@ fn phases(site: &Site, agent: Agent, binary: &Path, talk: &Talk, time: Duration)
     site.sink.take();
     site.sink.close(false);
     let start = Instant::now();
-    while agent.metric("andon_outbox_records")? > waiting / 1000.0 {
+    let mut drained = 0;
+    while (drained as f64) < waiting {
         ensure!(start.elapsed() < PATIENCE, "it does not drain");
+        drained += site.sink.take().events;
         feed(&agent, talk)?;
         thread::sleep(Duration::from_millis(50));
     }
     let seconds = start.elapsed().as_secs_f64();
-    say("events/s while draining, live data beside", format!("{:.0}", site.sink.take().events as f64 / seconds));
+    say("events/s while draining, live data beside", format!("{:.0}", drained as f64 / seconds));
     say("seconds to drain", format!("{seconds:.1}"));
     say("readings/s after it", format!("{:.0}", rate(&agent, talk, calm)?));
     let disk = agent.metric("andon_store_disk_bytes")?;
