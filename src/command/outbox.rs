@@ -83,40 +83,44 @@ pub struct What {
     dead: bool,
 }
 
-impl Place {
-    fn config(&self) -> Result<Option<Config>> {
-        if self.dir.is_some() && !self.file.config.exists() {
-            return Ok(None);
-        }
-        self.file.load(Needs::default()).map(Some)
-    }
+/// A store that was named, and the config if there is one.
+struct Found {
+    dir: PathBuf,
+    config: Option<Config>,
+}
 
-    fn dir(&self) -> Result<PathBuf> {
-        match (&self.dir, self.config()?) {
-            (Some(dir), _) => Ok(dir.clone()),
-            (None, Some(config)) => Ok(config.agent.data_dir),
+impl Place {
+    /// Reads the config, once.
+    fn find(&self) -> Result<Found> {
+        let config = match &self.dir {
+            Some(_) if !self.file.config.exists() => None,
+            _ => Some(self.file.load(Needs::default())?),
+        };
+        match (&self.dir, &config) {
+            (Some(dir), _) => Ok(Found { dir: dir.clone(), config }),
+            (None, Some(c)) => Ok(Found { dir: c.agent.data_dir.clone(), config }),
             (None, None) => bail!("name the data directory, or a config with -c"),
         }
     }
+}
 
+impl Found {
     /// Writes records as the cloud gets them, but with all fields and names.
-    fn encoder(&self) -> Result<Encoder> {
-        let (site, id) = match self.config()? {
-            Some(config) => (config.agent.site, config.agent.id),
-            None => Default::default(),
-        };
-        Ok(Encoder::new(&site, &id, Privacy::default()))
+    fn encoder(&self) -> Encoder {
+        let (site, id) = self.config.as_ref().map_or(("", ""), |c| (&c.agent.site, &c.agent.id));
+        Encoder::new(site, id, Privacy::default())
     }
 }
 
 /// Does what was asked.
 pub fn run(action: &Action) -> Result<()> {
     let done = match action {
-        Action::Stat { place, json } => stat(&place.dir()?, *json),
+        Action::Stat { place, json } => stat(&place.find()?.dir, *json),
         Action::Peek { place, what, lines } => {
-            let offline = Offline::look(&place.dir()?)?;
+            let found = place.find()?;
+            let offline = Offline::look(&found.dir)?;
             let mut out = io::stdout().lock();
-            write_records(&offline, what, &place.encoder()?, *lines, &mut out).map(drop)
+            write_records(&offline, what, &found.encoder(), *lines, &mut out).map(drop)
         }
         Action::Export { place, what, readings, damaged, out } => {
             export(place, what, *readings, *damaged, out.as_deref())
@@ -162,8 +166,8 @@ fn print(dir: &Path, status: &StoreStatus) {
 }
 
 fn export(place: &Place, what: &What, readings: bool, damaged: bool, out: Option<&Path>) -> Result<()> {
-    let dir = place.dir()?;
-    let offline = if damaged { Offline::look_at_damaged(&dir)? } else { Offline::look(&dir)? };
+    let found = place.find()?;
+    let offline = if damaged { Offline::look_at_damaged(&found.dir)? } else { Offline::look(&found.dir)? };
     let mut to: Box<dyn Write> = match out {
         Some(path) => Box::new(BufWriter::new(File::create(path).with_context(|| path.display().to_string())?)),
         None => Box::new(BufWriter::new(io::stdout().lock())),
@@ -171,7 +175,7 @@ fn export(place: &Place, what: &What, readings: bool, damaged: bool, out: Option
     let written = if readings {
         write_readings(offline.journal_since(Time(i64::MIN)), &mut to)?
     } else {
-        write_records(&offline, what, &place.encoder()?, usize::MAX, &mut to)?
+        write_records(&offline, what, &found.encoder(), usize::MAX, &mut to)?
     };
     to.flush()?;
     if let Some(path) = out {
@@ -253,10 +257,10 @@ fn write_readings(entries: Entries, to: &mut dyn Write) -> Result<u64> {
 }
 
 fn requeue(place: &Place) -> Result<()> {
-    let dir = place.dir()?;
+    let Found { dir, config } = place.find()?;
     let sinks = Offline::look(&dir)?.sinks();
     let sinks: Vec<&str> = sinks.iter().map(String::as_str).collect();
-    let config = match place.config()? {
+    let config = match config {
         Some(config) => config.store,
         // Without its limits, nothing may be given up here.
         None => store::Config { max_bytes: 1 << 50, max_age: Duration::from_hours(24 * 36_500), ..Default::default() },
