@@ -1,3 +1,5 @@
+//! The alarm state machine: delays, deadband, acknowledging, latch, re-alarm and chatter.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Bundles loaded, judged and refused, in tract itself.
+
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;

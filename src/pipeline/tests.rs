@@ -1,3 +1,5 @@
+//! Steps, windows, quality, silence and repeats of one machine.
+
 use proptest::prelude::*;
 
 use super::*;

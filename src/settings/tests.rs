@@ -1,3 +1,5 @@
+//! How config is read: units, secrets, mistakes and suggestions.
+
 use super::*;
 
 fn problems(text: &str, read: impl Fn(&Section<'_>)) -> Vec<String> {

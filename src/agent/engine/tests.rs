@@ -1,3 +1,5 @@
+//! The engine as a whole: what it makes of readings, silence, restarts and models that learn.
+
 use std::path::Path;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Records as CloudEvents: their shape, and batches of them.
+
 use super::*;
 use crate::types::{Kind, Record, RecordId};
 

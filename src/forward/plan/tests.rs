@@ -1,3 +1,5 @@
+//! What is sent next after each kind of answer.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Topics and messages for dashboards, and what is remembered while the broker is away.
+
 use super::messages::{flat, level, levels, state};
 use super::standing::MAX_MACHINES;
 use super::*;

@@ -1,3 +1,5 @@
+//! The Sparkplug B codec: round trips, known bytes, and bytes that mean no good.
+
 use proptest::prelude::*;
 
 use super::datatype::*;

@@ -1,3 +1,5 @@
+//! Values and times found in payloads of every format, and in what is none.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! What plots show where data is bad, missing or absurd, and where names are odd.
+
 use super::*;
 use crate::types::Name;
 use crate::web::picture::Point;

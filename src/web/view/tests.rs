@@ -1,3 +1,5 @@
+//! The dashboard's picture of machines and alarms, kept up to date and bounded.
+
 use super::*;
 use crate::types::{Alarm, AlarmState, Cause, Condition, Light, Quality, Reason, RecordId, Verdict};
 use crate::web::picture::{self, MAX_ALARMS, MAX_MACHINES, MAX_NAME_BYTES, MAX_RINGS, MAX_SIGNALS, POINTS};

@@ -1,3 +1,5 @@
+//! What people do to alarms, through the engine: records, the audit log, and a kill after each deed.
+
 use super::*;
 use crate::agent::audit;
 use crate::types::{Action, AlarmState, Kind, RecordId, Target};

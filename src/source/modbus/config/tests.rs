@@ -1,3 +1,5 @@
+//! Modbus settings and what is said of the wrong ones.
+
 use super::*;
 use crate::settings::{Document, Surroundings};
 use crate::source::modbus::registers::Table;

@@ -1,3 +1,5 @@
+//! What a stack light shows, what of the config it takes, and what it refuses.
+
 use proptest::prelude::*;
 
 use super::*;

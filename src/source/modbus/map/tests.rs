@@ -1,3 +1,5 @@
+//! Register maps in CSV, as makers write them, and the profiles made of them.
+
 use proptest::prelude::*;
 
 use super::super::profile;

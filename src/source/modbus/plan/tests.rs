@@ -1,3 +1,5 @@
+//! How signals become requests, and what is learnt from refusals.
+
 use proptest::prelude::*;
 
 use super::*;

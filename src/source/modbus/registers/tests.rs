@@ -1,3 +1,5 @@
+//! Registers to numbers: every type and byte order, addresses in both notations.
+
 use proptest::prelude::*;
 
 use super::*;
