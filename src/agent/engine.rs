@@ -19,6 +19,8 @@ use crate::types::{
     Alarm, Change, Condition, Explanation, Light, Live, Name, Quality, Reading, Reason, Record, Time, Verdict, Window,
 };
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod any_bytes;
 mod people;
 
 /// Signals that are followed, of all machines together; at some 500 bytes each this bounds the memory that
