@@ -2,6 +2,9 @@
 //! stages do not know each other, and every file says what it holds.
 #![allow(clippy::unwrap_used)]
 
+#[path = "house/supply.rs"]
+mod supply;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use super::support::daemon::{binary, repository};
 
 /// For all of the package's life; it takes some fifteen seconds.
-const PATIENCE: &str = "180";
+const PATIENCE: &str = "300";
 
 fn run(command: &mut Command) -> String {
     let output: Output = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
