@@ -26,7 +26,7 @@ mod people;
 const MAX_SIGNALS: usize = 200_000;
 
 /// Version of the snapshot; another one is not restored.
-const SNAPSHOT_VERSION: u32 = 5;
+const SNAPSHOT_VERSION: u32 = 6;
 /// What every machine has an alarm for.
 const CONDITIONS: [Condition; 2] = [Condition::Anomaly, Condition::Input];
 
