@@ -11,7 +11,6 @@ use wildmatch::WildMatch;
 use super::audit::{Entry, Ledger};
 use super::input::{Group, Input, Running};
 use super::records::Recorder;
-use second::Judged;
 use crate::alarm::{self, Act, Observation, Rule, Tracker, flood};
 use crate::forward::inference::Policy;
 use crate::model::calibration::Limit;
@@ -21,6 +20,7 @@ use crate::types::{
     Alarm, Ask, Change, Condition, Explanation, Light, Live, Name, Quality, Reading, Reason, Record, RecordId, Time,
     Verdict, Window,
 };
+use second::Judged;
 
 mod people;
 pub mod second;
@@ -608,9 +608,7 @@ impl Engine {
             let fresh = Memory::of(self.blocks[block].model.as_deref());
             let UnitSnapshot { memory, anomaly, input, heard, light, why, reason, on_since, judged, .. } = u;
             let memory = if memory.digest == fresh.digest { memory } else { fresh };
-            self.units.push(Unit {
-                block, pipe, memory, anomaly, input, heard, light, why, reason, on_since, judged,
-            });
+            self.units.push(Unit { block, pipe, memory, anomaly, input, heard, light, why, reason, on_since, judged });
         }
         self.signals = self.units.iter().map(|u| u.pipe.signals()).sum();
         Ok(())

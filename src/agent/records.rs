@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use crate::pipeline::Gap;
 use crate::types::{
-    Alarm, Answer, Ask, Change, Contribution, Kind, Name, Quality, Ranked, Reason, Record, RecordId, SecondOpinion, Time,
-    Verdict, priority,
+    Alarm, Answer, Ask, Change, Contribution, Kind, Name, Quality, Ranked, Reason, Record, RecordId, SecondOpinion,
+    Time, Verdict, priority,
 };
 
 /// Makes records in the name of one agent.

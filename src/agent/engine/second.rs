@@ -194,7 +194,8 @@ impl Engine {
         let rule = self.rule(i, Condition::Anomaly);
         // The machine has gone on meanwhile, and alarms with it.
         let at = self.units[i].judged.max(asked.ask.at);
-        let message = format!("{} finds an anomaly where it was uncertain here{}", opinion.model, rarity(asked.p_value));
+        let message =
+            format!("{} finds an anomaly where it was uncertain here{}", opinion.model, rarity(asked.p_value));
         let look = Observation { at, strength: None, top_channel: asked.top_channel.clone(), message };
         let word = Word { opinion, strength: asked.strength, look };
         let Some(mut alarm) = self.units[i].anomaly.hear(&rule, policy.may, &word) else { return };

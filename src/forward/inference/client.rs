@@ -196,7 +196,9 @@ impl Client {
     async fn send(&self, request: Request) -> Result<Got, Trouble> {
         let spare = request.try_clone();
         match (self.exchange(request).await, spare) {
-            (Err(t), Some(again)) if t.outcome == Outcome::Refused && is_forbidden(&t.detail) && self.reread_token() => {
+            (Err(t), Some(again))
+                if t.outcome == Outcome::Refused && is_forbidden(&t.detail) && self.reread_token() =>
+            {
                 self.exchange(again).await
             }
             (end, _) => end,
@@ -246,9 +248,7 @@ impl Client {
         let detail = failure.detail().to_owned();
         match failure {
             Failure::Timeout => Trouble { outcome: Outcome::Timeout, detail, again: None, reached: true },
-            Failure::Connect(_) => {
-                Trouble { outcome: Outcome::Unreachable, detail, again: Some(None), reached: false }
-            }
+            Failure::Connect(_) => Trouble { outcome: Outcome::Unreachable, detail, again: Some(None), reached: false },
             Failure::Io(_) => Trouble { outcome: Outcome::Unreachable, detail, again: Some(None), reached: true },
         }
     }

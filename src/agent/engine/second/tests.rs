@@ -161,7 +161,11 @@ fn a_larger_model_may_raise_what_was_uncertain() {
         assert_eq!(alarms.len(), usize::from(raise));
         if let [alarm] = alarms.as_slice() {
             assert_eq!((&alarm["transition"], &alarm["state"]), (&"raised".into(), &"unacknowledged".into()));
-            assert!(alarm["message"].as_str().is_some_and(|m| m.starts_with("large finds an anomaly where it was uncertain")));
+            assert!(
+                alarm["message"]
+                    .as_str()
+                    .is_some_and(|m| m.starts_with("large finds an anomaly where it was uncertain"))
+            );
             assert!(alarm["causationid"].is_string());
         }
     }

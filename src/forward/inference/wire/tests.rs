@@ -33,8 +33,8 @@ fn answer(shape: &str, data: &str) -> String {
 #[test]
 fn a_window_is_sent_in_the_shape_the_model_takes() {
     let window = ask(&[1.0, 2.5, 3.0, 4.0, 5.0, 6.0], 3);
-    for (shape, sent) in [("[-1,3,2]", json!([1, 3, 2])), ("[1,6]", json!([1, 6])), ("[-1,-1]", json!([1, 6])),
-        ("[3,2]", json!([3, 2]))]
+    for (shape, sent) in
+        [("[-1,3,2]", json!([1, 3, 2])), ("[1,6]", json!([1, 6])), ("[-1,-1]", json!([1, 6])), ("[3,2]", json!([3, 2]))]
     {
         let (body, head) = request(&window, &model(shape), None).expect("a request");
         let body: Value = serde_json::from_slice(&body).expect("JSON");
@@ -60,7 +60,10 @@ fn binary_tensors_go_both_ways() {
     let (text, tail) = body.split_at(head.expect("binary"));
     assert_eq!(tail, [1.5_f32.to_le_bytes(), (-2.0_f32).to_le_bytes()].concat());
     let text: Value = serde_json::from_slice(text).expect("JSON");
-    assert_eq!((&text["inputs"][0]["parameters"]["binary_data_size"], &text["outputs"][0]["name"]), (&json!(8), &json!("y")));
+    assert_eq!(
+        (&text["inputs"][0]["parameters"]["binary_data_size"], &text["outputs"][0]["name"]),
+        (&json!(8), &json!("y"))
+    );
     let head = br#"{"model_version":"3","outputs":[{"name":"a","datatype":"FP32","shape":[2],"parameters":{"binary_data_size":8}},{"name":"score","datatype":"FP32","shape":[1],"parameters":{"binary_data_size":4}}]}"#;
     let body = [&head[..], &[0; 8], &0.75_f32.to_le_bytes()].concat();
     let found = reply(&body, Some(head.len()), &ask(&[1.0], 1), None);
@@ -72,9 +75,13 @@ fn binary_tensors_go_both_ways() {
 
 #[test]
 fn one_number_is_read_however_it_is_wrapped() {
-    for (shape, data, score) in
-        [("[1]", "[0.25]", 0.25), ("[1,1]", "[[0.25]]", 0.25), ("[1,1]", "[3]", 3.0), ("[1]", "[true]", 1.0), ("[]", "0.5", 0.5)]
-    {
+    for (shape, data, score) in [
+        ("[1]", "[0.25]", 0.25),
+        ("[1,1]", "[[0.25]]", 0.25),
+        ("[1,1]", "[3]", 3.0),
+        ("[1]", "[true]", 1.0),
+        ("[]", "0.5", 0.5),
+    ] {
         assert_eq!(read(&answer(shape, data)), Ok(score), "{shape} {data}");
     }
 }
@@ -92,7 +99,10 @@ fn what_is_no_answer_is_told_apart() {
         (answer("[1]", "[\"x\"]"), Outcome::Misfit),
         (answer("[-1]", "[1]"), Outcome::Misfit),
         (r#"{"outputs":[]}"#.into(), Outcome::Misfit),
-        (r#"{"id":"another","outputs":[{"name":"y","datatype":"FP32","shape":[1],"data":[1]}]}"#.into(), Outcome::Misfit),
+        (
+            r#"{"id":"another","outputs":[{"name":"y","datatype":"FP32","shape":[1],"data":[1]}]}"#.into(),
+            Outcome::Misfit,
+        ),
     ] {
         assert_eq!(read(&body).map_err(|e| e.0), Err(outcome), "{body}");
     }
