@@ -13,6 +13,7 @@ pub mod calibration;
 pub mod explain;
 pub mod fit;
 pub mod graph;
+pub mod library;
 pub mod session;
 pub mod state;
 pub mod write;
