@@ -1,4 +1,4 @@
-//! Everything that leaves: the cloud sink, and results published to MQTT.
+//! Everything that leaves: the cloud sink, and results published to MQTT; and new models that come.
 //! A sink reads from an [`Outbox`], sends what waits there, and advances only past what was taken
 //! or set aside; so whatever happens in between, nothing is skipped.
 
@@ -9,6 +9,7 @@ use crate::types::Stored;
 
 pub mod cloud;
 pub mod cloud_events;
+pub mod delivery;
 pub mod memory;
 pub mod plan;
 pub mod privacy;

@@ -22,6 +22,8 @@ mod outcome;
 mod report;
 
 pub use client::probe;
+pub(in crate::forward) use client::{bearer, failure, http};
+pub(in crate::forward) use config::is_loopback;
 pub use config::{Address, Compress, Config, Inference, Tempo};
 
 /// Once the agent stops, an outbox that stays empty for this long is taken to be at its end.

@@ -32,6 +32,8 @@ pub enum Stage {
     Refused,
     /// The one before is in use again.
     RolledBack,
+    /// It cannot be had now; it is tried again.
+    Delayed,
 }
 
 impl Stage {
@@ -48,6 +50,7 @@ impl Stage {
             Stage::Retired => "retired",
             Stage::Refused => "refused",
             Stage::RolledBack => "rolled_back",
+            Stage::Delayed => "delayed",
         }
     }
 }
