@@ -30,6 +30,7 @@ pub mod blocks;
 mod delivery;
 pub mod engine;
 mod feed;
+mod guests;
 pub mod input;
 mod outbox;
 pub mod records;

@@ -6,6 +6,8 @@
 mod bundles;
 #[path = "model/delivery.rs"]
 mod delivery;
+#[path = "model/guests.rs"]
+mod guests;
 #[path = "model/signing.rs"]
 mod signing;
 #[path = "support/mod.rs"]

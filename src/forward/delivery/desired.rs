@@ -193,7 +193,7 @@ mod tests {
         assert!(wrong("\"shadow_s\":1", "\"shadow_s\":1e300").contains("90 days"));
         assert!(wrong("\"rollback\"", "\"pray\"").contains("failure_policy"));
         let usual = Rollout::default();
-        assert!(parse(b"[]", &usual, false).is_err() && parse(b"", &usual, false).is_err());
+        assert!(parse(b"7", &usual, false).is_err() && parse(b"", &usual, false).is_err());
         for name in ["../b.tar", "/b.tar", ".b.tar", "a/b.tar"] {
             let text = entry("").replace("https://x/b.tar", name);
             assert_eq!(parse(text.as_bytes(), &usual, true).expect("read").wrong.len(), 1, "{name}");
