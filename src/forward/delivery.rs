@@ -102,7 +102,7 @@ fn address(s: &Section<'_>, text: &str, insecure: bool) -> Option<Address> {
         s.problem("desired", "is not an http:// or https:// address");
         return None;
     };
-    if url.scheme() == "http" && !cloud::is_loopback(&url) && !insecure {
+    if url.scheme() == "http" && !cloud::config::is_loopback(&url) && !insecure {
         s.problem("desired", "sends the token over the network in the clear; use https://, or set `insecure = true`");
     }
     Some(Address(url))

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::desired::MAX_BODY;
 use super::{Config, Wanted};
-use crate::forward::cloud::{bearer, failure, http};
+use crate::forward::cloud::client::{bearer, failure, http};
 
 /// A download may take this long in all, for one try: 256 MiB over a slow line.
 const WHOLE: Duration = Duration::from_secs(4 * 3600);
