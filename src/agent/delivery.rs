@@ -303,9 +303,8 @@ impl Delivery {
         let (memory, time) = self.config.judge;
         let (root, stop) = (opened.root.clone(), self.shared.stop.clone());
         let judged = blocking(move || {
-            let program = judge::own_program().map_err(|e| e.to_string())?;
             let limits = judge::Limits { memory, time };
-            judge::apart(&program, &root, &limits, &|| stop.is_cancelled()).map_err(|e| e.to_string())
+            judge::apart(judge::own_program(), &root, &limits, &|| stop.is_cancelled()).map_err(|e| e.to_string())
         });
         let found = judged.await.map_err(refused)?;
         let figures = [("cases", found.cases as f64), ("p99_ms", found.p99_ms), ("ram_mb", found.ram_mb)];

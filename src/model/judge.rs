@@ -3,7 +3,7 @@
 
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -148,12 +148,9 @@ pub fn apart(program: &Path, dir: &Path, limits: &Limits, stop: &dyn Fn() -> boo
     }
 }
 
-/// This program, for [`apart`].
-///
-/// # Errors
-/// When the system does not say.
-pub fn own_program() -> std::io::Result<PathBuf> {
-    std::env::current_exe()
+/// This program, for [`apart`]: as it runs, also when an update has put another in its place.
+pub fn own_program() -> &'static Path {
+    Path::new("/proc/self/exe")
 }
 
 /// Reads while the child runs, so that a talkative one does not wait for room.

@@ -77,7 +77,7 @@ pub fn install(options: &Install) -> Result<()> {
     let work = work.with_context(|| format!("making a directory in {}", models.display()))?;
     let root = take(&options.path, work.path()).map_err(|why| failed(format!("{}: {why}", options.path.display())))?;
     let verified = config.trust.admit(&root)?;
-    let found = judge::apart(&judge::own_program()?, &root, &judge::Limits::default(), &|| false)?;
+    let found = judge::apart(judge::own_program(), &root, &judge::Limits::default(), &|| false)?;
     let manifest = Bundle::read(&root)?.manifest;
     check_expiry(manifest.expires, Time::now()).map_err(failed)?;
     ensure!(plain(&manifest.name), ModelError::Test(format!("{:?} cannot be the name of a directory", manifest.name)));
