@@ -115,22 +115,27 @@ fn peak() -> f64 {
 /// The same in a process of its own: `program` is this program. Blocks, but not beyond `stop`.
 ///
 /// # Errors
-/// Why the bundle cannot be used; also when it hung, or died of its limits.
+/// [`ModelError::Test`] says why the bundle cannot be used; also when it hung, or died of its limits.
+/// [`ModelError::Read`]: it could not be judged.
 pub fn apart(program: &Path, dir: &Path, limits: &Limits, stop: &dyn Fn() -> bool) -> Result<Findings, ModelError> {
-    let unable = |what: &str, e: std::io::Error| ModelError::Test(format!("{what}: {e}"));
+    let unable = |what: &str, source| ModelError::Read { path: what.to_owned(), source };
     let mut child = Command::new(program);
     child.args(["model", "test", "--here", "--json", "--memory", &limits.memory.to_string(), "--"]).arg(dir);
     child.env_remove("RUST_BACKTRACE").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = child.spawn().map_err(|e| unable("starting the test", e))?;
+    let mut child = child.spawn().map_err(|e| unable("the process for the test", e))?;
     let (out, err) = (follow(child.stdout.take()), follow(child.stderr.take()));
     let started = Instant::now();
     let status = loop {
-        if let Some(status) = child.try_wait().map_err(|e| unable("waiting for the test", e))? {
+        if let Some(status) = child.try_wait().map_err(|e| unable("the process for the test", e))? {
             break status;
         }
-        if started.elapsed() > limits.time || stop() {
+        let stopped = stop();
+        if started.elapsed() > limits.time || stopped {
             let _ = child.kill();
             let _ = child.wait();
+            if stopped {
+                return Err(unable("the test", std::io::ErrorKind::Interrupted.into()));
+            }
             return Err(ModelError::Test(format!("the test did not end within {:?}", limits.time)));
         }
         std::thread::sleep(LOOK);

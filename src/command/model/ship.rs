@@ -102,7 +102,11 @@ pub fn install(options: &Install) -> Result<()> {
 fn take(from: &Path, to: &Path) -> Result<PathBuf, String> {
     let unreadable = |e: std::io::Error| e.to_string();
     if !from.is_dir() {
-        return unpack::unpack(fs::File::open(from).map_err(unreadable)?, to, MAX_UNPACKED);
+        let archive = fs::File::open(from).map_err(unreadable)?;
+        return unpack::unpack(archive, to, MAX_UNPACKED).map_err(|e| match e {
+            unpack::Failure::Bad(why) => why,
+            unpack::Failure::Disk(e) => e.to_string(),
+        });
     }
     let mut left = signature::MAX_FILES;
     copy(from, to, &mut left)?;
