@@ -3,18 +3,21 @@
 //! tests below on every run, and by libFuzzer by hand (`tests/fuzz/guided.rs`).
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use crate::agent::{audit, engine, input};
 use crate::config::{Config, Needs};
-use crate::forward::{publish, reply};
+use crate::forward::{delivery, inference as opinion, publish, reply};
 use crate::model::bundle::Bundle;
+use crate::model::signature::{self, PrivateKey, PublicKey};
+use crate::model::unpack::unpack;
 use crate::model::{Model, ModelError};
 use crate::mqtt::Address;
 use crate::pipeline::mode::Condition;
 use crate::source;
 use crate::source::modbus;
 use crate::store;
-use crate::types::{RecordId, Time};
+use crate::types::{RecordId, Rollout, Time};
 use crate::web::inference;
 
 mod mutate;
@@ -31,15 +34,20 @@ pub const TARGETS: &[Target] = &[
     ("audit_file", audit_file),
     ("audit_log", audit_log),
     ("broker_url", |bytes| drop(Address::parse(&text(bytes)))),
+    ("bundle_archive", bundle_archive),
     ("bundle_golden", |bytes| bundle("golden.json", bytes)),
     ("bundle_manifest", |bytes| bundle("model.json", bytes)),
     ("bundle_onnx", bundle_onnx),
     ("bundle_reference", |bytes| bundle("reference.json", bytes)),
+    ("bundle_signature", bundle_signature),
     ("cloud_reply", cloud_reply),
     ("condition", condition),
     ("config", config),
+    ("desired_models", desired_models),
+    ("inference_answer", opinion::any_bytes),
     ("inference_request", inference::any_bytes),
     ("journal_group", journal_group),
+    ("key_pem", key_pem),
     ("modbus_learnt", modbus::any_bytes::learnt),
     ("modbus_map", modbus::any_bytes::map),
     ("modbus_profile", modbus::any_bytes::profile),
@@ -110,10 +118,10 @@ fn audit_file(bytes: &[u8]) {
 /// The small bundle of the tests, with one file in place of its own.
 fn with_bundle<R>(file: &str, bytes: &[u8], read: impl FnOnce(&Path) -> R) -> R {
     let dir = tempfile::tempdir().expect("a directory");
-    for name in ["model.onnx", "model.json", "golden.json", "reference.json"] {
-        let own = || std::fs::read(repository("tests/data/one-step").join(name)).expect("a file");
-        let content = if name == file { bytes.to_vec() } else { own() };
-        std::fs::write(dir.path().join(name), content).expect("written");
+    std::fs::write(dir.path().join(file), bytes).expect("written");
+    for name in ["model.onnx", "model.json", "golden.json", "reference.json"].iter().filter(|n| **n != file) {
+        let own = std::fs::read(repository("tests/data/one-step").join(name)).expect("a file");
+        std::fs::write(dir.path().join(name), own).expect("written");
     }
     read(dir.path())
 }
@@ -139,6 +147,52 @@ fn bundle_onnx(bytes: &[u8]) {
     });
     if let Err(error) = loaded {
         assert!(!error.to_string().is_empty());
+    }
+}
+
+/// An archive as the cloud or a person delivers it: nothing lands beside the directory, nor too much in it.
+fn bundle_archive(bytes: &[u8]) {
+    const MAX_BYTES: u64 = 1 << 20;
+    let dir = tempfile::tempdir().expect("a directory");
+    let within = dir.path().join("bundle");
+    std::fs::create_dir(&within).expect("a directory");
+    if let Ok(path) = unpack(bytes, &within, MAX_BYTES) {
+        assert!(path.starts_with(&within) && path.is_dir());
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).expect("readable").count(), 1, "something beside it");
+    assert!(size(&within) <= MAX_BYTES);
+}
+
+fn size(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).expect("readable").flatten();
+    let each = |e: std::fs::DirEntry| match e.metadata().expect("readable") {
+        meta if meta.is_dir() => size(&e.path()),
+        meta => meta.len(),
+    };
+    entries.map(each).sum()
+}
+
+/// A signature by nobody we trust.
+fn bundle_signature(bytes: &[u8]) {
+    static KEY: OnceLock<PrivateKey> = OnceLock::new();
+    let key = KEY.get_or_init(|| PrivateKey::generate().expect("a key").0).public();
+    let verified = with_bundle("model.sig", bytes, |dir| signature::verify(dir, std::slice::from_ref(key)));
+    assert!(!verified.expect_err("nobody has signed it").to_string().is_empty());
+}
+
+fn key_pem(bytes: &[u8]) {
+    if let Ok(key) = PublicKey::from_pem(bytes) {
+        let again = PublicKey::from_pem(key.pem().as_bytes()).expect("a key that was read");
+        assert_eq!(again.fingerprint(), key.fingerprint());
+    }
+    let _ = PrivateKey::from_pem(bytes);
+}
+
+fn desired_models(bytes: &[u8]) {
+    for files in [false, true] {
+        if let Ok(desired) = delivery::parse(bytes, &Rollout::default(), files) {
+            assert!(desired.wanted.iter().all(|w| w.sha256.len() == 64));
+        }
     }
 }
 

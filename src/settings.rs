@@ -12,7 +12,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 mod units;
-pub use units::{parse_duration, parse_size};
+pub use units::{parse_duration, parse_rate, parse_size};
 
 /// One mistake in a config file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -261,6 +261,11 @@ impl<'d> Section<'d> {
     /// A file path, taken from the config's directory or from systemd's credentials.
     pub fn path_of(&self, key: &str) -> Option<PathBuf> {
         self.string(key).map(|s| self.document.around.locate(&s))
+    }
+
+    /// A path or a list of paths, each as [`Section::path_of`].
+    pub fn paths_of(&self, key: &str) -> Option<Vec<PathBuf>> {
+        self.strings(key).map(|all| all.iter().map(|s| self.document.around.locate(s)).collect())
     }
 
     /// A secret: `key` holds the value (better as `${ENV}`) or `key_file` names a file or credential.

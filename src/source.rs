@@ -6,9 +6,9 @@ use crate::settings::Section;
 pub(crate) mod any_bytes;
 pub mod modbus;
 pub mod mqtt;
-mod payload;
+pub mod payload;
 mod sparkplug;
-mod topic;
+pub mod topic;
 
 /// All configured sources.
 #[derive(Clone, Debug, Default)]

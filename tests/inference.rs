@@ -1,4 +1,5 @@
-//! The loaded models over the Open Inference Protocol, asked by Triton's own Python client, unmodified.
+//! The Open Inference Protocol from both sides: the loaded models asked by Triton's own Python client,
+//! unmodified, and a larger model asked for second opinions.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -8,6 +9,9 @@ use serde_json::Value;
 
 #[path = "support/mod.rs"]
 mod support;
+
+#[path = "inference/second.rs"]
+mod second;
 
 use support::daemon::{Daemon, repository};
 
@@ -58,7 +62,7 @@ fn tritons_client_lists_describes_and_infers() {
         let listed: Vec<&str> = said["index"].as_array().unwrap().iter().map(|m| m["name"].as_str().unwrap()).collect();
         assert_eq!(listed, ["motor-health", "pump-anomaly"]);
         assert!(said["worst"].as_f64().unwrap() < 1e-3, "{said}");
-        assert!(said["refused"].as_str().unwrap().contains("models are not loaded or unloaded over HTTP"), "{said}");
+        assert!(said["refused"].as_str().unwrap().contains("only an admin loads and unloads models"), "{said}");
     }
     let (status, body) = daemon.get("/v2/models/none").unwrap();
     assert_eq!((status, body.as_str()), (404, r#"{"error":"there is no model \"none\""}"#));

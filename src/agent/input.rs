@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::alarm::Act;
 use crate::source::modbus::light::Wrote;
-use crate::types::{Action, Cause, Name, Quality, Reading, RecordId, Target, Time};
+use crate::types::{Action, Answer, Cause, ModelNews, Name, Quality, Reading, RecordId, Target, Time};
 
 /// Version of the encoding; a newer one is refused.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// One thing the engine reacts to.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +31,10 @@ pub enum Input {
     Again,
     /// Something was written to a device.
     Wrote(Wrote),
+    /// A larger model has answered, or could not be asked.
+    Opinion(Answer),
+    /// Something happened to a bundle, or is to happen.
+    Rollout(ModelNews),
 }
 
 /// What the agent runs with: for the audit log.
@@ -73,6 +77,8 @@ enum WireInput {
     Running(Running),
     Again,
     Wrote(WireWrote),
+    Opinion(Answer),
+    Rollout(ModelNews),
 }
 
 /// Device, time, address, value, reason, failure.
@@ -139,10 +145,12 @@ fn encode_input<'a>(input: &'a Input, names: &mut Names<'a>) -> WireInput {
         Input::Clock(now) => WireInput::Clock(now.0),
         Input::Running(running) => WireInput::Running(running.clone()),
         Input::Again => WireInput::Again,
+        Input::Rollout(news) => WireInput::Rollout(news.clone()),
         Input::Wrote(w) => {
             let (address, reason) = (w.address.clone(), w.reason.clone());
             WireInput::Wrote(WireWrote(w.device.to_string(), w.at.0, address, w.value, reason, w.failure.clone()))
         }
+        Input::Opinion(answer) => WireInput::Opinion(answer.clone()),
     }
 }
 
@@ -167,9 +175,11 @@ fn decode_input(input: WireInput, names: &[Name]) -> Option<Input> {
         WireInput::Clock(now) => Input::Clock(Time(now)),
         WireInput::Running(running) => Input::Running(running),
         WireInput::Again => Input::Again,
+        WireInput::Rollout(news) => Input::Rollout(news),
         WireInput::Wrote(WireWrote(device, at, address, value, reason, failure)) => {
             Input::Wrote(Wrote { device: device.into(), at: Time(at), address, value, reason, failure })
         }
+        WireInput::Opinion(answer) => Input::Opinion(answer),
     })
 }
 
@@ -178,6 +188,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::types::{ModelStep, Outcome, Release, Stage};
 
     fn reading() -> impl Strategy<Value = Reading> {
         let names = prop::sample::select(vec!["pump-1", "pump-2", "flow", "temp", "ü"]);
@@ -190,6 +201,12 @@ mod tests {
             quality: Quality::Bad,
             cause: Cause::Timeout,
         })
+    }
+
+    fn news(at: Time) -> ModelNews {
+        let release = Release { model: "pump".into(), version: "2".into(), sequence: 17, digest: "ab".into() };
+        let (stage, reason, figures) = (Stage::Refused, "because".into(), [("p99_ms".into(), 1.5)].into());
+        ModelNews::Step(ModelStep { at, release, stage, reason, figures })
     }
 
     proptest! {
@@ -208,6 +225,17 @@ mod tests {
                 reason: "red".into(),
                 failure: (arrived % 2 == 0).then(|| "no answer".into()),
             });
+            let answer = Answer {
+                id: RecordId([3; 16]),
+                at,
+                outcome: Outcome::Answered,
+                score: Some(0.5),
+                version: None,
+                detail: who.clone(),
+                calls: 1,
+                bytes_out: 1024,
+                took_ms: 7,
+            };
             let act = |target, action| Input::Act(target, Act { action, who: who.clone(), comment: None, at });
             let running = Running { at, who: who.clone(), models: [(who.clone(), "1".into())].into(), ..Running::default() };
             let inputs = vec![
@@ -219,6 +247,8 @@ mod tests {
                 Input::Clock(at),
                 Input::Running(running),
                 wrote,
+                Input::Opinion(answer),
+                Input::Rollout(news(at)),
             ];
             let group = Group { inputs };
             prop_assert_eq!(Group::decode(&group.encode()), Ok(group));

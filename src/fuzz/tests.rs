@@ -106,6 +106,13 @@ fn make_the_seeds() {
     put("audit_log", "chain", lines.concat().as_bytes());
     put("audit_file", "chain", lines.concat().as_bytes());
     put("audit_file", "torn", lines.concat().trim_end_matches(['}', '\n']).as_bytes());
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join("model.json"), "{}").expect("written");
+    let (key, pem) = PrivateKey::generate().expect("a key");
+    signature::sign(dir.path(), &key).expect("signed");
+    put("bundle_signature", "signed", &std::fs::read(dir.path().join("model.sig")).expect("readable"));
+    put("key_pem", "private", pem.as_bytes());
+    put("key_pem", "public", key.public().pem().as_bytes());
     put("journal_group", "readings", &journal());
     put("snapshot", "two-signals", &engine::any_bytes::seed());
     for (target, name, bytes) in store::any_bytes::seeds() {

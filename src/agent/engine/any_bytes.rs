@@ -3,12 +3,16 @@
 use super::*;
 use crate::pipeline::Settings;
 
-/// Restored or refused; its checksum is the store's affair.
+/// Restored or refused, as it is and under the version of today; its checksum is the store's affair.
 pub(crate) fn snapshot(bytes: &[u8]) {
-    let mut engine = plain();
-    if engine.restore(bytes).is_ok() {
-        let again = engine.snapshot();
-        engine.restore(&again).expect("what was restored can be kept and restored");
+    let version = postcard::to_stdvec(&SNAPSHOT_VERSION).unwrap_or_default();
+    let today = [&version, bytes.get(1..).unwrap_or_default()].concat();
+    for bytes in [bytes, &today] {
+        let mut engine = plain();
+        if engine.restore(bytes).is_ok() {
+            let again = engine.snapshot();
+            engine.restore(&again).expect("what was restored can be kept and restored");
+        }
     }
 }
 
