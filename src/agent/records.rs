@@ -330,12 +330,44 @@ fn share(c: &Contribution) -> Contribution {
 /// Seven significant digits: what a single-precision model has to say. Always finite.
 fn tidy(x: f64) -> f64 {
     let finite = if x.is_nan() { 0.0 } else { x.clamp(f64::MIN, f64::MAX) };
+    if let Some(near) = rounded(finite) {
+        return near;
+    }
     format!("{finite:.6e}").parse().ok().filter(|t: &f64| t.is_finite()).unwrap_or(finite)
+}
+
+/// The same without a text in between, for numbers of usual size. The powers of ten are exact, so the one
+/// division gives the float nearest to the seven digits.
+fn rounded(x: f64) -> Option<f64> {
+    if x == 0.0 {
+        return Some(0.0);
+    }
+    let mut scale = 1.0;
+    // At most 22 times: beyond, powers of ten are no longer exact.
+    while x.abs() * scale < 1e6 && scale < 1e22 {
+        scale *= 10.0;
+    }
+    let digits = (x * scale).round();
+    (1e6..1e7).contains(&digits.abs()).then(|| digits / scale)
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// Whichever way it is done, seven digits are kept and shown.
+        #[test]
+        fn tidy_numbers_have_seven_digits(digits in -9_999_999i64..=9_999_999, power in -20i32..10, more in -0.49..0.49) {
+            let x = (digits as f64 + more) * 10f64.powi(power);
+            let shown = format!("{:e}", tidy(x));
+            let mantissa = shown.split('e').next().unwrap_or_default().trim_start_matches('-');
+            prop_assert!(mantissa.len() <= 8, "{x} is {shown}");
+            prop_assert!((tidy(x) - x).abs() <= x.abs() * 0.5000001e-6, "{x} is {shown}");
+        }
+    }
 
     #[test]
     fn numbers_are_tidy_and_finite() {
