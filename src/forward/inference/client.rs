@@ -259,7 +259,8 @@ impl Client {
         let said = said.as_ref().and_then(|v| v["error"].as_str()).unwrap_or_else(|| text.trim());
         let detail = if said.is_empty() { status.to_string() } else { format!("{status}: {said}") };
         match status {
-            408 | 425 | 429 | 502 | 503 | 504 => {
+            // 409: the same question, asked before a restart, is still being answered.
+            408 | 409 | 425 | 429 | 502 | 503 | 504 => {
                 let text = |name| got.headers.get(name).and_then(|v| v.to_str().ok());
                 let theirs = text(DATE).and_then(http_date).unwrap_or_else(Time::now);
                 let wait = text(RETRY_AFTER).and_then(|v| retry_after(v, theirs));
