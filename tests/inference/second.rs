@@ -129,6 +129,8 @@ async fn a_real_server_is_asked_and_what_it_says_is_shown_and_published() {
     let mut plant = Plant::start(&server.url(), more).await;
     let said = andon(["check", "-c", plant.daemon.config().to_str().unwrap(), "--connect"]);
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    // Ten windows a second, of which 4.9 % are uncertain while all is well; the budget is for 10,000 days.
+    assert!(said.contains("each healthy machine of \"*\": 864000 windows a day, 42336 units of 0"), "{said}");
     assert!(said.contains("model \"one-step\" is ready and takes our windows (JSON)"), "{said}");
 
     // Well, then uncertain: the verdict says so, MLServer finds an anomaly, and that raises an alarm.
