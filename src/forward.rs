@@ -1,4 +1,4 @@
-//! Everything that leaves: the cloud sink, and results published to MQTT.
+//! Everything that leaves: the cloud sink and its fellows, and results published to MQTT.
 //! A sink reads from an [`Outbox`], sends what waits there, and advances only past what was taken
 //! or set aside; so whatever happens in between, nothing is skipped.
 
@@ -7,14 +7,21 @@ use std::sync::Arc;
 
 use crate::types::Stored;
 
+pub mod bridge;
 pub mod cloud;
 pub mod cloud_events;
+pub mod deliver;
+mod ending;
+pub mod file;
 pub mod memory;
+pub mod nats;
 pub mod plan;
 pub mod privacy;
 pub mod publish;
 pub mod reply;
+mod report;
 pub mod retry;
+pub mod sinks;
 pub mod sparkplug;
 
 /// Where records wait for one sink, and how far that sink has come. The store's outbox is one; a

@@ -7,11 +7,12 @@ use anyhow::{Context, Result};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use self::client::{Client, Failure, Parcel};
-use self::report::Report;
 use super::Outbox;
 use super::cloud_events::{BATCH, Encoded, Encoder, SINGLE};
+use super::ending::Ending;
 use super::plan::{Plan, Settled};
 use super::reply::Answer;
+use super::report::Report;
 use super::retry::{Pace, SizeLimit};
 use crate::metrics::{Health, Shared};
 use crate::types::{RecordId, Stored};
@@ -19,13 +20,12 @@ use crate::types::{RecordId, Stored};
 mod client;
 mod config;
 mod outcome;
-mod report;
 
 pub use client::probe;
 pub use config::{Address, Compress, Config, Inference, Tempo};
 
-/// Once the agent stops, an outbox that stays empty for this long is taken to be at its end.
-const STOP_IDLE: Duration = Duration::from_secs(1);
+/// The sink's name in metrics, on the board and in the store.
+pub const NAME: &str = "cloud";
 
 /// Sends what waits in `outbox` until the agent stops and then, for at most `grace` after the
 /// request in flight has ended, what is left. Returns early only when the outbox is closed and
@@ -39,7 +39,7 @@ pub async fn run<O: Outbox>(
     shared: Shared,
 ) {
     let encoder = Encoder::new(&site, &agent_id, config.privacy.clone());
-    let report = Report::new(&shared, format!("{:?}", config.url));
+    let report = Report::new(&shared, NAME, NAME, format!("{:?}", config.url));
     let pace = Pace::new(config.tempo.retry_first, config.tempo.retry_cap);
     let limit = SizeLimit::new(config.max_batch_bytes);
     let compress = config.compress;
@@ -47,8 +47,6 @@ pub async fn run<O: Outbox>(
         config,
         encoder,
         outbox,
-        grace,
-        shared,
         report,
         client: None,
         compress,
@@ -56,7 +54,7 @@ pub async fn run<O: Outbox>(
         limit,
         refusals: 0,
         last_sent: None,
-        deadline: None,
+        ending: Ending::new(shared.stop, grace),
     };
     sink.run().await;
 }
@@ -65,8 +63,6 @@ struct Sink<O> {
     config: Config,
     encoder: Encoder,
     outbox: O,
-    grace: Duration,
-    shared: Shared,
     report: Report,
     /// `None` until it could be built, and when its certificates are to be read again.
     client: Option<Client>,
@@ -77,8 +73,7 @@ struct Sink<O> {
     /// Records refused since one was last taken.
     refusals: u32,
     last_sent: Option<Instant>,
-    /// Set once the agent stops: no request starts after this.
-    deadline: Option<Instant>,
+    ending: Ending,
 }
 
 /// How a step ended.
@@ -103,7 +98,7 @@ struct Packed {
 
 impl<O: Outbox> Sink<O> {
     async fn run(&mut self) {
-        while self.something_waits().await {
+        while self.ending.waits(&self.outbox).await {
             let step = match self.batch().await {
                 Ok(step) => step,
                 Err(e) => {
@@ -114,54 +109,14 @@ impl<O: Outbox> Sink<O> {
             match step {
                 Step::Done => {}
                 Step::Wait { wait, asked } => {
-                    if !self.pause(wait, asked).await {
+                    if !self.ending.pause(wait, asked).await {
                         return;
                     }
                 }
                 Step::GiveUp => return,
-                Step::Gone => return self.shared.stop.cancelled().await,
+                Step::Gone => return self.ending.stopped().await,
             }
         }
-    }
-
-    /// Waits for records; `false` when there will be none, or no time for them.
-    async fn something_waits(&mut self) -> bool {
-        if self.deadline.is_none() {
-            tokio::select! {
-                ready = self.outbox.ready() => return ready,
-                () = self.shared.stop.cancelled() => {}
-            }
-            self.stopping();
-        }
-        let idle = Instant::now() + STOP_IDLE;
-        let until = self.deadline.map_or(idle, |d| d.min(idle));
-        timeout_at(until, self.outbox.ready()).await.unwrap_or(false)
-    }
-
-    /// The agent stops: from now on there is only so much time.
-    fn stopping(&mut self) {
-        self.deadline.get_or_insert(Instant::now() + self.grace);
-    }
-
-    /// Waits before going on; `false` when the agent stops and there is no time to.
-    async fn pause(&mut self, wait: Duration, asked: bool) -> bool {
-        let until = Instant::now() + wait;
-        if self.deadline.is_none() {
-            tokio::select! {
-                () = sleep_until(until) => return true,
-                () = self.shared.stop.cancelled() => {}
-            }
-            self.stopping();
-            if !asked {
-                // Our own patience is cut short: one last try before the end.
-                return true;
-            }
-        }
-        let in_time = self.deadline.is_none_or(|deadline| until <= deadline);
-        if in_time {
-            sleep_until(until).await;
-        }
-        in_time
     }
 
     fn own_wait(&mut self) -> Step {
@@ -194,7 +149,7 @@ impl<O: Outbox> Sink<O> {
             match step {
                 Step::Done => {}
                 Step::Wait { wait, asked } => {
-                    if !self.pause(wait, asked).await {
+                    if !self.ending.pause(wait, asked).await {
                         return Ok(Step::GiveUp);
                     }
                 }
@@ -209,7 +164,7 @@ impl<O: Outbox> Sink<O> {
         let (count, bytes) = (self.config.batch_events, self.limit.bytes());
         let records = self.outbox.next(count, bytes).await?;
         let last = self.last_sent.filter(|last| last.elapsed() < self.config.tempo.quiet);
-        let Some(last) = last.filter(|_| self.deadline.is_none()) else { return Ok(records) };
+        let Some(last) = last.filter(|_| self.ending.deadline().is_none()) else { return Ok(records) };
         // Events are about twice as long as their data.
         let full = records.len() >= count || records.iter().map(|r| r.record.data.len()).sum::<usize>() >= bytes / 2;
         if full {
@@ -217,7 +172,7 @@ impl<O: Outbox> Sink<O> {
         }
         tokio::select! {
             () = sleep_until(last + self.config.tempo.gather) => {}
-            () = self.shared.stop.cancelled() => {}
+            () = self.ending.stopped() => {}
         }
         self.outbox.next(count, bytes).await
     }
@@ -257,17 +212,17 @@ impl<O: Outbox> Sink<O> {
             },
         };
         let request = client.send(&self.config, parcel);
-        if let Some(deadline) = self.deadline {
+        if let Some(deadline) = self.ending.deadline() {
             return timeout_at(deadline, request).await.ok();
         }
         let answer = {
             tokio::pin!(request);
             tokio::select! {
                 answer = &mut request => return Some(answer),
-                () = self.shared.stop.cancelled() => timeout(self.config.tempo.finish, request).await.ok(),
+                () = self.ending.stopped() => timeout(self.config.tempo.finish, request).await.ok(),
             }
         };
-        self.stopping();
+        self.ending.begin();
         answer
     }
 }

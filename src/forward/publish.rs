@@ -15,7 +15,7 @@ use crate::settings::{Secret, Section};
 use crate::types::{Command, Live, Name};
 
 mod commands;
-mod messages;
+pub(super) mod messages;
 mod standing;
 
 use commands::Commands;

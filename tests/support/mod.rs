@@ -5,5 +5,6 @@ pub mod certificates;
 pub mod chromium;
 pub mod daemon;
 pub mod mosquitto;
+pub mod nats;
 pub mod peer;
 pub mod publisher;

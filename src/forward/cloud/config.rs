@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use reqwest::Url;
 
-use crate::forward::privacy::{Privacy, Pseudonyms};
+use crate::forward::privacy::Privacy;
 use crate::settings::{Secret, Section};
 use crate::tls::Tls;
 
@@ -136,7 +136,7 @@ impl Config {
             compress: s
                 .choice("compress", &[("none", Compress::None), ("gzip", Compress::Gzip), ("zstd", Compress::Zstd)])
                 .unwrap_or(default.compress),
-            privacy: privacy(s),
+            privacy: Privacy::read(s, "cloud"),
             timeout: timeout(s).unwrap_or(default.timeout),
             inference: s.section("inference").map(|s| inference(&s)),
             ..default
@@ -201,21 +201,6 @@ fn timeout(s: &Section<'_>) -> Option<Duration> {
         return None;
     }
     Some(timeout)
-}
-
-fn privacy(s: &Section<'_>) -> Privacy {
-    let fields = s.strings("fields").filter(|f| !f.iter().any(|name| name == "*"));
-    let key = s.secret("pseudonym_key");
-    let wanted = s.boolean("pseudonymise").unwrap_or(false);
-    let key_name = if s.has("pseudonym_key") { "pseudonym_key" } else { "pseudonym_key_file" };
-    if wanted && !s.has("pseudonym_key") && !s.has("pseudonym_key_file") {
-        s.problem("pseudonymise", "needs `pseudonym_key_file`, a file with a key of at least 16 characters");
-    }
-    if key.as_ref().is_some_and(|k| k.reveal().len() < 16) {
-        s.problem(key_name, "holds fewer than 16 characters: names could be guessed");
-    }
-    let pseudonyms = key.filter(|_| wanted).map(|k| Pseudonyms::new(k.reveal().as_bytes()));
-    Privacy { fields: fields.map(|f| f.into_iter().collect()), pseudonyms }
 }
 
 fn inference(s: &Section<'_>) -> Inference {

@@ -19,7 +19,11 @@ impl<O: Outbox> Sink<O> {
     /// Sends a piece once and writes into the plan what came of it.
     pub async fn attempt(&mut self, plan: &mut Plan, packed: &Packed, records: &[Stored]) -> Step {
         let Some(answer) = self.send(&packed.parcel).await else { return Step::GiveUp };
-        self.report.request(&answer, packed.parcel.bytes());
+        let outcome = match &answer {
+            Ok(answer) => answer.status.to_string(),
+            Err(failure) => failure.as_str().to_owned(),
+        };
+        self.report.request(&outcome, packed.parcel.bytes());
         match answer {
             Ok(answer) => self.answered(plan, packed, records, &answer),
             Err(failure) => self.failed(&failure),
@@ -52,7 +56,7 @@ impl<O: Outbox> Sink<O> {
                 self.refused(u32::from(packed.piece.len() == 1))
             }
             Reply::Gone => {
-                self.report.human(&format!("410: {} is retired; nothing is sent until a restart", self.report.url));
+                self.report.human(&format!("410: {} is retired; nothing is sent until a restart", self.report.place));
                 Step::Gone
             }
             Reply::Unauthorized => self.unauthorized(answer.status),
@@ -133,7 +137,7 @@ impl<O: Outbox> Sink<O> {
 
     /// While the agent stops there is no use in waiting for something to be mended.
     fn last_or_wait(&mut self) -> Step {
-        if self.deadline.is_some() { Step::GiveUp } else { self.own_wait() }
+        if self.ending.deadline().is_some() { Step::GiveUp } else { self.own_wait() }
     }
 
     /// The other side cannot read the coding: use one that is older. `false` when there is none.
