@@ -36,8 +36,20 @@ pub trait Outbox: Send + Sync + 'static {
     /// the same records or with more.
     fn next(&self, max_records: usize, max_bytes: usize) -> impl Future<Output = anyhow::Result<Vec<Stored>>> + Send;
 
-    /// These are delivered: advance past them. Always the front of what [`Outbox::next`] gave last,
-    /// as far as that is not yet acked or set aside. Records evicted meanwhile are passed over: that
+    /// Whether something urgent waits. Cheap: asked before each request.
+    fn urgent_waits(&self) -> bool {
+        false
+    }
+
+    /// As [`Outbox::next`], but only what is urgent. To be acked apart from what [`Outbox::next`] gave, which
+    /// stays as it is.
+    fn urgent(&self, max_records: usize, max_bytes: usize) -> impl Future<Output = anyhow::Result<Vec<Stored>>> + Send {
+        let _ = (max_records, max_bytes);
+        std::future::ready(Ok(Vec::new()))
+    }
+
+    /// These are delivered: advance past them. Always the front of what [`Outbox::next`] or
+    /// [`Outbox::urgent`] gave last, as far as that is not yet acked or set aside. Records evicted meanwhile are passed over: that
     /// is no error.
     fn ack(&self, records: &[Stored]) -> impl Future<Output = anyhow::Result<()>> + Send;
 
@@ -53,6 +65,14 @@ impl<O: Outbox> Outbox for Arc<O> {
 
     fn next(&self, max_records: usize, max_bytes: usize) -> impl Future<Output = anyhow::Result<Vec<Stored>>> + Send {
         O::next(self, max_records, max_bytes)
+    }
+
+    fn urgent_waits(&self) -> bool {
+        O::urgent_waits(self)
+    }
+
+    fn urgent(&self, max_records: usize, max_bytes: usize) -> impl Future<Output = anyhow::Result<Vec<Stored>>> + Send {
+        O::urgent(self, max_records, max_bytes)
     }
 
     fn ack(&self, records: &[Stored]) -> impl Future<Output = anyhow::Result<()>> + Send {

@@ -11,6 +11,8 @@ mod rig;
 mod bridge;
 #[path = "forward/file.rs"]
 mod file;
+#[path = "forward/login.rs"]
+mod login;
 #[path = "forward/nats.rs"]
 mod nats;
 #[path = "forward/replies.rs"]

@@ -27,6 +27,14 @@ impl forward::Outbox for Adapter {
         Ok(self.0.next(max_records, max_bytes).await?)
     }
 
+    fn urgent_waits(&self) -> bool {
+        self.0.urgent_waits()
+    }
+
+    async fn urgent(&self, max_records: usize, max_bytes: usize) -> Result<Vec<Stored>> {
+        Ok(self.0.next_urgent(max_records, max_bytes).await?)
+    }
+
     fn ack(&self, records: &[Stored]) -> impl Future<Output = Result<()>> + Send {
         self.0.ack(records);
         std::future::ready(Ok(()))

@@ -50,6 +50,12 @@ impl Report {
         self.sent.inc_by(bytes as u64);
     }
 
+    /// So many requests may be under way now.
+    pub fn concurrency(&self, requests: usize) {
+        let labels = [("sink", self.sink.clone())];
+        self.shared.metrics.forward_concurrency.get_or_create(&labels).set(requests as i64);
+    }
+
     /// These records were taken.
     pub fn taken<'r>(&self, records: impl Iterator<Item = &'r Stored>) {
         let now = Time::now();

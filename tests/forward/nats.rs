@@ -16,7 +16,7 @@ use crate::support::nats::Cluster;
 const PATIENCE: Duration = Duration::from_secs(90);
 
 async fn make_stream(cluster: &Cluster, replicas: usize) -> jetstream::Context {
-    let client = async_nats::connect(cluster.urls().join(",")).await.expect("a connection");
+    let client = async_nats::connect(cluster.urls()).await.expect("a connection");
     let context = jetstream::new(client);
     let config = stream::Config {
         name: "ANDON".into(),

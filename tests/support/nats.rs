@@ -35,10 +35,9 @@ impl Cluster {
             let text = format!(
                 "server_name: n{i}\nlisten: \"127.0.0.1:{port}\"\nhttp: \"127.0.0.1:{monitor}\"\n\
                  jetstream {{ store_dir: {store:?} }}\nlog_file: {:?}\n\
-                 cluster {{ name: plant, listen: \"127.0.0.1:{}\", routes: [{}] }}\n",
+                 {}",
                 dir.path().join(format!("n{i}.log")),
-                routes[i],
-                all.join(", ")
+                if n == 1 { String::new() } else { cluster(routes[i], &all) }
             );
             let config = dir.path().join(format!("n{i}.conf"));
             std::fs::write(&config, text).expect("written");
@@ -79,10 +78,19 @@ impl Cluster {
         let deadline = Instant::now() + PATIENCE;
         while !healthy(self.nodes[i].monitor) {
             let log = || std::fs::read_to_string(self.dir.path().join(format!("n{i}.log"))).unwrap_or_default();
-            assert!(Instant::now() < deadline, "node {i} is not well:\n{}", log());
-            std::thread::sleep(Duration::from_millis(20));
+            assert!(
+                Instant::now() < deadline,
+                "node {i} is not well:\n{}",
+                log().lines().rev().take(20).collect::<Vec<_>>().join("\n")
+            );
+            std::thread::sleep(Duration::from_millis(100));
         }
     }
+}
+
+/// A server by itself must not wait for others.
+fn cluster(port: u16, routes: &[String]) -> String {
+    format!("cluster {{ name: plant, listen: \"127.0.0.1:{port}\", routes: [{}] }}\n", routes.join(", "))
 }
 
 fn healthy(port: u16) -> bool {
