@@ -17,6 +17,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Invalid};
+use crate::forward::aggregate::Aggregated;
+use crate::forward::privacy::Privacy;
 use crate::metrics::{Health, Metrics, Shared};
 use crate::source::modbus::Lines;
 use crate::source::modbus::light::{self, Standing};
@@ -134,8 +136,8 @@ impl Agent {
         let inputs = Inputs { batches, commands, orders, lights, data_dir: config.agent.data_dir.clone() };
         self.start_engine(engine, recovered, inputs)?;
         self.reloader.tell_what_runs("start").await;
-        self.start_cloud(&config);
-        self.start_sinks(&config);
+        self.start_cloud(&config)?;
+        self.start_sinks(&config)?;
         self.start_sources(config.source, &config.agent.data_dir, &batches_tx);
         let (board, last) = (self.shared.board.clone(), self.last.clone());
         self.outlets.spawn("the watchdog", systemd::watchdog(board, last));
@@ -211,20 +213,46 @@ impl Agent {
         self.reloader.reload(who).await
     }
 
-    fn start_cloud(&mut self, config: &Config) {
-        let Some(cloud) = config.cloud.clone() else { return };
-        let Some(outbox) = self.store.outbox(forward::cloud::NAME).map(outbox::Adapter::new) else { return };
+    fn start_cloud(&mut self, config: &Config) -> Result<()> {
+        let Some(cloud) = config.cloud.clone() else { return Ok(()) };
+        let Some(outbox) = self.store.outbox(forward::cloud::NAME).map(outbox::Adapter::new) else { return Ok(()) };
         let (site, id, shared) = (config.agent.site.clone(), config.agent.id.clone(), self.last_shared());
-        self.outlets.spawn("the cloud sink", forward::cloud::run(cloud, site, id, outbox, FORWARD_GRACE, shared));
+        let name = "the cloud sink";
+        match self.summed_up(&outbox, forward::cloud::NAME, &cloud.privacy, config)? {
+            Some(sums) => {
+                self.outlets.spawn(name, forward::cloud::run(cloud, site, id, sums, FORWARD_GRACE, shared));
+            }
+            None => self.outlets.spawn(name, forward::cloud::run(cloud, site, id, outbox, FORWARD_GRACE, shared)),
+        }
+        Ok(())
     }
 
-    fn start_sinks(&mut self, config: &Config) {
+    fn start_sinks(&mut self, config: &Config) -> Result<()> {
         for sink in &config.sinks {
             let Some(outbox) = self.store.outbox(&sink.name).map(outbox::Adapter::new) else { continue };
             let who = (config.agent.site.clone(), config.agent.id.clone());
-            let run = forward::sinks::run(sink.clone(), who, outbox, FORWARD_GRACE, self.last_shared());
-            self.outlets.spawn(format!("the sink {}", sink.name), run);
+            let (name, shared) = (format!("the sink {}", sink.name), self.last_shared());
+            match self.summed_up(&outbox, &sink.name, &sink.privacy, config)? {
+                Some(sums) => {
+                    self.outlets.spawn(name, forward::sinks::run(sink.clone(), who, sums, FORWARD_GRACE, shared));
+                }
+                None => self.outlets.spawn(name, forward::sinks::run(sink.clone(), who, outbox, FORWARD_GRACE, shared)),
+            }
         }
+        Ok(())
+    }
+
+    /// Sums in place of records, where nothing else may leave by this sink.
+    fn summed_up(
+        &self,
+        outbox: &outbox::Adapter,
+        sink: &str,
+        privacy: &Privacy,
+        config: &Config,
+    ) -> Result<Option<Aggregated<outbox::Adapter>>> {
+        let Some(settings) = privacy.aggregate.clone() else { return Ok(None) };
+        let dir = config.agent.data_dir.join("sinks");
+        Aggregated::open(outbox.clone(), sink, settings, privacy.fields.clone(), &dir).map(Some)
     }
 
     fn start_publish(&mut self, config: &Config, commands: mpsc::Sender<web::Command>) {

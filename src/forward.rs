@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use crate::types::Stored;
 
+pub mod aggregate;
 pub mod bridge;
 pub mod cloud;
 pub mod cloud_events;
 pub mod deliver;
+mod dialing;
 mod ending;
 pub mod file;
 pub mod memory;

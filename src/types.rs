@@ -351,11 +351,14 @@ pub enum Kind {
     Usage,
     /// Who did what.
     Audit,
+    /// What was summed up in place of records that may not leave.
+    Summary,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 6] = [Kind::Verdict, Kind::Alarm, Kind::Gap, Kind::Model, Kind::Usage, Kind::Audit];
+    pub const ALL: [Kind; 7] =
+        [Kind::Verdict, Kind::Alarm, Kind::Gap, Kind::Model, Kind::Usage, Kind::Audit, Kind::Summary];
 
     /// The word used in metrics.
     pub fn as_str(self) -> &'static str {
@@ -366,6 +369,7 @@ impl Kind {
             Kind::Model => "model",
             Kind::Usage => "usage",
             Kind::Audit => "audit",
+            Kind::Summary => "summary",
         }
     }
 
@@ -378,6 +382,7 @@ impl Kind {
             Kind::Model => "io.andon.model.v1",
             Kind::Usage => "io.andon.usage.v1",
             Kind::Audit => "io.andon.audit.v1",
+            Kind::Summary => "io.andon.summary.v1",
         }
     }
 }

@@ -15,6 +15,8 @@ mod file;
 mod login;
 #[path = "forward/nats.rs"]
 mod nats;
+#[path = "forward/privacy.rs"]
+mod privacy;
 #[path = "forward/replies.rs"]
 mod replies;
 #[path = "forward/stops.rs"]

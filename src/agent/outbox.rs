@@ -9,6 +9,7 @@ use crate::store;
 use crate::types::Stored;
 
 /// One sink's reader.
+#[derive(Clone)]
 pub struct Adapter(store::Outbox);
 
 impl Adapter {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 
+use super::aggregate::Settings;
 use crate::settings::Section;
 use crate::types::{Kind, Record};
 
@@ -25,6 +26,8 @@ pub struct Privacy {
     pub fields: Option<BTreeSet<String>>,
     /// Where machine names must not leave.
     pub pseudonyms: Option<Pseudonyms>,
+    /// Where only sums may leave. Whoever runs the sink puts an [`super::aggregate::Aggregated`] before it.
+    pub aggregate: Option<Settings>,
 }
 
 /// Shorter keys could be guessed, and with the key all names.
@@ -77,8 +80,8 @@ pub struct Cleared<'r> {
 }
 
 impl Privacy {
-    /// Reads `fields`, `pseudonymise`, `pseudonym_key(_file)` and `pseudonym_epoch` of the sink of this
-    /// name.
+    /// Reads `fields`, `pseudonymise`, `pseudonym_key(_file)`, `pseudonym_epoch`, `aggregate` and
+    /// `aggregate_min` of the sink of this name.
     pub fn read(section: &Section<'_>, sink: &str) -> Privacy {
         let fields = section.strings("fields").filter(|f| !f.iter().any(|name| name == "*"));
         let key = section.secret("pseudonym_key");
@@ -93,7 +96,8 @@ impl Privacy {
             section.problem(key_name, "holds fewer than 16 characters: names could be guessed");
         }
         let pseudonyms = key.filter(|_| wanted).map(|k| Pseudonyms::new(k.reveal().as_bytes(), sink, epoch));
-        Privacy { fields: fields.map(|f| f.into_iter().collect()), pseudonyms }
+        let aggregate = Settings::read(section);
+        Privacy { fields: fields.map(|f| f.into_iter().collect()), pseudonyms, aggregate }
     }
 
     /// Applies the rules. Numbers keep every digit: members are passed on as they are written.
@@ -107,7 +111,8 @@ impl Privacy {
             return Ok(Cleared { subject, data: Cow::Borrowed(raw) });
         }
         let mut members: Members<'_> = serde_json::from_str(&record.data)?;
-        if let Some(fields) = &self.fields {
+        // What may be summed up was held to the list before it was.
+        if let Some(fields) = self.fields.as_ref().filter(|_| record.kind != Kind::Summary) {
             members.0.retain(|(name, _)| ALWAYS.contains(&name.as_str()) || fields.contains(name));
         }
         let subject = match &self.pseudonyms {
@@ -128,7 +133,8 @@ impl Members<'_> {
         let machine: Option<String> = named.and_then(|(_, raw)| serde_json::from_str(raw.get()).ok());
         // What somebody did is about a machine too, or about a part of the agent, which then has a
         // pseudonym as well.
-        let about_a_machine = matches!(record.kind, Kind::Verdict | Kind::Alarm | Kind::Gap | Kind::Audit);
+        let about_a_machine =
+            matches!(record.kind, Kind::Verdict | Kind::Alarm | Kind::Gap | Kind::Audit | Kind::Summary);
         let hide = machine.unwrap_or_else(|| if about_a_machine { record.subject.to_string() } else { String::new() });
         let pseudonym = pseudonyms.of(&hide);
         for (_, raw) in &mut self.0 {
@@ -230,7 +236,7 @@ mod tests {
     }
 
     fn fields(names: &[&str]) -> Privacy {
-        Privacy { fields: Some(names.iter().map(|n| n.to_string()).collect()), pseudonyms: None }
+        Privacy { fields: Some(names.iter().map(|n| n.to_string()).collect()), ..Privacy::default() }
     }
 
     #[test]
@@ -249,7 +255,11 @@ mod tests {
 
     #[test]
     fn pseudonyms_stand_wherever_the_machine_is_named() {
-        let privacy = Privacy { fields: None, pseudonyms: Some(Pseudonyms::new(b"0123456789abcdef", "cloud", 0)) };
+        let privacy = Privacy {
+            fields: None,
+            pseudonyms: Some(Pseudonyms::new(b"0123456789abcdef", "cloud", 0)),
+            aggregate: None,
+        };
         let data = r#"{"machine":"press-04","message":"press-04: vib_x is high (not press-041)","n":1}"#;
         let alarm = record(Kind::Alarm, "press-04", data);
         let cleared = privacy.clear(&alarm).expect("an object");
@@ -275,7 +285,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_data_makes_it_panic(data in ".*", subject in ".*") {
-            let privacy = Privacy { fields: None, pseudonyms: Some(Pseudonyms::new(b"k", "cloud", 3)) };
+            let privacy = Privacy { fields: None, pseudonyms: Some(Pseudonyms::new(b"k", "cloud", 3)), aggregate: None };
             let _ = privacy.clear(&record(Kind::Verdict, &subject, &data));
             replace_word(&data, &subject, "y");
         }
