@@ -64,7 +64,9 @@ fn records() -> Vec<Record> {
 
 fn waiting() -> Arc<MemoryOutbox> {
     let outbox = Arc::new(MemoryOutbox::new(100));
-    records().into_iter().for_each(|r| drop(outbox.push(r).expect("room")));
+    for record in records() {
+        outbox.push(record).expect("room");
+    }
     outbox
 }
 
@@ -216,7 +218,9 @@ async fn bytes_for_a_thousand_verdicts() {
     const SHORT: &str = "fields = [\"prediction\", \"prediction_reason\", \"anomaly_score\", \"p_value\"]\n";
     let full = || {
         let outbox = Arc::new(MemoryOutbox::new(1_000));
-        verdicts(1_000).into_iter().for_each(|r| drop(outbox.push(r).expect("room")));
+        for record in verdicts(1_000) {
+            outbox.push(record).expect("room");
+        }
         outbox
     };
     let mut bytes = Vec::new();
