@@ -1,4 +1,5 @@
-//! Everything that leaves: the cloud sink and its fellows, and results published to MQTT.
+//! Everything that leaves: the cloud sink and its fellows, results published to MQTT, questions to a larger
+//! model.
 //! A sink reads from an [`Outbox`], sends what waits there, and advances only past what was taken
 //! or set aside; so whatever happens in between, nothing is skipped.
 
@@ -9,12 +10,14 @@ use crate::types::Stored;
 
 pub mod aggregate;
 pub mod bridge;
+pub mod budget;
 pub mod cloud;
 pub mod cloud_events;
 pub mod deliver;
 mod dialing;
 mod ending;
 pub mod file;
+pub mod inference;
 pub mod memory;
 pub mod nats;
 pub mod plan;

@@ -143,7 +143,7 @@ struct Rules {
 impl State {
     /// Adds a record unless it is in there.
     fn add(&mut self, stored: &Stored, rules: &Rules) {
-        let lane = usize::from(stored.record.kind == Kind::Verdict);
+        let lane = usize::from(stored.record.kind.is_routine());
         if stored.sequence <= self.applied[lane] {
             return;
         }

@@ -21,16 +21,16 @@ use super::reply::Answer;
 use super::report::Report;
 use super::retry::{Concurrency, Pace, Quota, SizeLimit};
 use crate::metrics::{Health, Shared};
-use crate::types::{Kind, RecordId, Stored};
+use crate::types::{RecordId, Stored};
 
-mod auth;
-mod client;
-mod config;
+pub(super) mod auth;
+pub(super) mod client;
+pub(super) mod config;
 mod outcome;
 
 pub use auth::{Auth, Kept, OAuth2};
 pub use client::probe;
-pub use config::{Address, Compress, Config, Inference, Tempo};
+pub use config::{Address, Compress, Config, Tempo};
 
 /// What is taken from the outbox at a time, in bytes of data, however large requests may be.
 const MAX_GATHERED_BYTES: usize = 8 << 20;
@@ -173,7 +173,7 @@ impl<O: Outbox> Sink<O> {
             // What was ready has been evicted since. An outbox that keeps saying so must not make us spin.
             return Ok(Step::Wait { wait: self.config.tempo.quiet, asked: false });
         }
-        let urgent = records.iter().any(|r| r.record.kind != Kind::Verdict);
+        let urgent = records.iter().any(|r| !r.record.kind.is_routine());
         self.deliver(records, urgent).await
     }
 

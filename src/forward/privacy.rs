@@ -133,8 +133,7 @@ impl Members<'_> {
         let machine: Option<String> = named.and_then(|(_, raw)| serde_json::from_str(raw.get()).ok());
         // What somebody did is about a machine too, or about a part of the agent, which then has a
         // pseudonym as well.
-        let about_a_machine =
-            matches!(record.kind, Kind::Verdict | Kind::Alarm | Kind::Gap | Kind::Audit | Kind::Summary);
+        let about_a_machine = !matches!(record.kind, Kind::Model | Kind::Usage);
         let hide = machine.unwrap_or_else(|| if about_a_machine { record.subject.to_string() } else { String::new() });
         let pseudonym = pseudonyms.of(&hide);
         for (_, raw) in &mut self.0 {

@@ -4,7 +4,9 @@
 pub mod certificates;
 pub mod chromium;
 pub mod daemon;
+pub mod mlserver;
 pub mod mosquitto;
 pub mod nats;
+pub mod oip;
 pub mod peer;
 pub mod publisher;

@@ -7,8 +7,9 @@ use std::time::Duration;
 use reqwest::Url;
 
 use super::auth::Auth;
+use crate::forward::inference;
 use crate::forward::privacy::Privacy;
-use crate::settings::Section;
+use crate::settings::{Secret, Section};
 use crate::tls::Tls;
 
 /// Where records go and how.
@@ -32,8 +33,8 @@ pub struct Config {
     pub privacy: Privacy,
     /// For a whole request, the answer included.
     pub timeout: Duration,
-    /// A second opinion from a larger model; read, but not acted on in this version.
-    pub inference: Option<Inference>,
+    /// A second opinion from a larger model.
+    pub inference: Option<inference::Config>,
     /// Waiting times that are not for the user to set.
     pub tempo: Tempo,
 }
@@ -57,19 +58,6 @@ pub enum Compress {
     Gzip,
     /// Smaller and cheaper.
     Zstd,
-}
-
-/// The `[cloud.inference]` section.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Inference {
-    /// An Open Inference Protocol server.
-    pub url: String,
-    /// Its model.
-    pub model: String,
-    /// p-values between these are uncertain.
-    pub escalate: [f64; 2],
-    /// How often it may be asked, such as `2000 per day`.
-    pub budget: Option<String>,
 }
 
 /// How patient the sink is.
@@ -120,9 +108,9 @@ impl Config {
     /// Reads the section; what is wrong is reported there and replaced by its default.
     pub fn read(s: &Section<'_>) -> Config {
         let insecure = s.boolean("insecure").unwrap_or(false);
-        let default = Config::to(url(s, "url", insecure));
+        let default = Config::to(url_at(s, "url", insecure));
         Config {
-            auth: Auth::read(s, |s, key| Address(url(s, key, insecure))),
+            auth: Auth::read(s, |s, key| Address(url_at(s, key, insecure))),
             tls: Tls::read(s),
             batch_events: count(s, "batch_events", 1..=10_000).unwrap_or(default.batch_events),
             max_requests: count(s, "max_requests", 1..=64).unwrap_or(default.max_requests),
@@ -132,17 +120,34 @@ impl Config {
                 .unwrap_or(default.compress),
             privacy: Privacy::read(s, "cloud"),
             timeout: timeout(s).unwrap_or(default.timeout),
-            inference: s.section("inference").map(|s| inference(&s)),
+            inference: s.section("inference").map(|s| inference::Config::read(&s)),
             ..default
         }
     }
+}
+
+/// `token` or `token_file`, if it is one.
+pub(in crate::forward) fn token(s: &Section<'_>) -> Option<Secret> {
+    let token = s.secret("token");
+    if token.as_ref().is_some_and(|t| t.reveal().is_empty() || !t.reveal().bytes().all(|b| b.is_ascii_graphic())) {
+        s.problem(
+            if s.has("token") { "token" } else { "token_file" },
+            "is not a token: one line of printable characters without spaces is",
+        );
+    }
+    token
 }
 
 fn count(s: &Section<'_>, key: &str, bounds: std::ops::RangeInclusive<i64>) -> Option<usize> {
     s.integer(key, bounds).and_then(|n| usize::try_from(n).ok())
 }
 
-fn url(s: &Section<'_>, key: &str, insecure: bool) -> Url {
+/// An address to speak HTTP with: plain only to this machine, unless the section says `insecure`.
+pub(in crate::forward) fn url(s: &Section<'_>) -> Url {
+    url_at(s, "url", s.boolean("insecure").unwrap_or(false))
+}
+
+fn url_at(s: &Section<'_>, key: &str, insecure: bool) -> Url {
     // Stands in only where a problem was reported; nothing listens there.
     let nowhere = || Url::parse("http://127.0.0.1:9/").unwrap_or_else(|_| unreachable!("a constant that parses"));
     let text = s.required_string(key);
@@ -187,21 +192,14 @@ fn max_batch_bytes(s: &Section<'_>) -> Option<usize> {
     usize::try_from(bytes).ok()
 }
 
-fn timeout(s: &Section<'_>) -> Option<Duration> {
+/// `timeout`, within reason.
+pub(in crate::forward) fn timeout(s: &Section<'_>) -> Option<Duration> {
     let timeout = s.duration("timeout")?;
     if timeout < Duration::from_millis(100) || timeout > Duration::from_secs(600) {
         s.problem("timeout", "is not between 100ms and 10min");
         return None;
     }
     Some(timeout)
-}
-
-fn inference(s: &Section<'_>) -> Inference {
-    let escalate = s.floats("escalate").unwrap_or([0.001, 0.05]);
-    if !(0.0 <= escalate[0] && escalate[0] < escalate[1] && escalate[1] <= 1.0) {
-        s.problem("escalate", "is not two p-values in rising order, such as [0.001, 0.05]");
-    }
-    Inference { url: s.required_string("url"), model: s.required_string("model"), escalate, budget: s.string("budget") }
 }
 
 #[cfg(test)]
@@ -228,7 +226,7 @@ mod tests {
         assert_eq!((config.batch_events, config.compress, config.max_batch_bytes), (200, Compress::Gzip, 262_144));
         assert_eq!(config.timeout, Duration::from_secs(5));
         assert_eq!(format!("{:?}", config.url), "https://aiaas.example.com/v1/events");
-        assert_eq!(config.inference.map(|i| i.model).as_deref(), Some("bearing-large"));
+        assert_eq!(config.inference.map(|i| i.policy.model).as_deref(), Some("bearing-large"));
     }
 
     #[test]
