@@ -27,6 +27,8 @@ pub struct Config {
     pub store: store::Config,
     /// `[cloud]`, if results leave the plant.
     pub cloud: Option<forward::cloud::Config>,
+    /// `[[sink.mqtt]]`, `[[sink.file]]` and `[[sink.nats]]`.
+    pub sinks: Vec<forward::sinks::Config>,
     /// `[publish]`, if results go to MQTT dashboards.
     pub publish: Option<forward::publish::Config>,
     /// `[web]`.
@@ -125,6 +127,7 @@ impl Config {
             machines: root.sections("machine").iter().map(Machine::read).collect(),
             store: root.section("store").map(|s| store::Config::read(&s)).unwrap_or_default(),
             cloud: root.section("cloud").map(|s| forward::cloud::Config::read(&s)),
+            sinks: forward::sinks::Config::read_all(root, &agent.site, &agent.id),
             publish: root.section("publish").map(|s| forward::publish::Config::read(&s, &agent.site)),
             web: root.section("web").map(|s| web::Config::read(&s)).unwrap_or_default(),
             log: logging::Config::read(root),

@@ -148,7 +148,7 @@ fn log_in(config: &Config) -> Result<usize> {
         match runtime.block_on(forward::cloud::probe(cloud)) {
             Ok(401 | 403) => {
                 shut += 1;
-                println!("  cloud: {url} answers, and refuses our token: see `token_file`");
+                println!("  cloud: {url} answers, and refuses what we log in with: see `[cloud]`");
             }
             Ok(_) => println!("  cloud: {url} answers"),
             Err(e) => {

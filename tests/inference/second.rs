@@ -238,6 +238,27 @@ async fn windows_arrive_whole() {
     client.await.unwrap();
 }
 
+/// Whoever comes without the key of the day is refused; a new one is read from its file.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_key_is_taken_up() {
+    let server = Server::start().await;
+    server.wants("x-api-key", "first");
+    let keys = tempfile::tempdir().unwrap();
+    let file = keys.path().join("key");
+    std::fs::write(&file, "first\n").unwrap();
+    let mut plant = Plant::start(server.url(), &format!("model = \"large\"\napi_key_file = {file:?}")).await;
+    plant.read(&["pump-1"], 9.6).await;
+    until("the first is good", || plant.ended("uncertain", "answered") == 1.0);
+    server.wants("x-api-key", "second");
+    plant.read(&["pump-1"], 9.6).await;
+    until("it is not any more", || plant.ended("uncertain", "refused") == 1.0);
+    std::fs::write(&file, "second\n").unwrap();
+    plant.read(&["pump-1"], 9.6).await;
+    until("the second is", || plant.ended("uncertain", "answered") == 2.0);
+    let log = plant.daemon.log();
+    assert!(!log.contains("second") && !plant.daemon.status().to_string().contains("first"), "{log}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backtest_asks_nobody() {
     let server = Server::start().await;

@@ -6,6 +6,7 @@ pub mod chromium;
 pub mod daemon;
 pub mod mlserver;
 pub mod mosquitto;
+pub mod nats;
 pub mod oip;
 pub mod peer;
 pub mod publisher;
