@@ -127,6 +127,11 @@ impl Auth {
         }
     }
 
+    /// The bearer token, where that is how, as it was when the config was read.
+    pub fn token(&self) -> Option<&Secret> {
+        if let Auth::Bearer(kept) = self { Some(&kept.secret) } else { None }
+    }
+
     fn kept(&mut self) -> Option<&mut Kept> {
         match self {
             Auth::None => None,

@@ -217,6 +217,13 @@ pub(in crate::forward) fn failure(e: reqwest::Error) -> Failure {
     if e.is_connect() { Failure::Connect(inner.to_string()) } else { Failure::Io(inner.to_string()) }
 }
 
+/// An `Authorization` header, marked as a secret.
+pub(in crate::forward) fn bearer(token: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(&format!("Bearer {token}")).ok().filter(|_| !token.is_empty())?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
 /// An HTTP client for one address: certificates as they are on disk now, no redirects, no proxies, no
 /// retries of its own.
 ///
