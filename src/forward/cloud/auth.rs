@@ -314,9 +314,8 @@ mod tests {
     fn secrets_are_read_again_and_never_shown() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let file = dir.path().join("token");
-        let mut config = Config::to("http://127.0.0.1:9/".parse().expect("an address"));
-        config.auth = Auth::Bearer(Kept { secret: Secret::new("old".into()), file: Some(file.clone()) });
-        let mut credentials = Credentials::new(&config);
+        let auth = Auth::Bearer(Kept { secret: Secret::new("old".into()), file: Some(file.clone()) });
+        let mut credentials = Credentials::new(&auth);
         assert!(!credentials.refused(), "no file yet");
         std::fs::write(&file, "first\n").expect("written");
         assert!(credentials.refused());
