@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::ModelError;
+use super::drift::Bins;
 use super::state;
 
 /// The largest file of a bundle that is read at all.
@@ -212,6 +213,9 @@ pub struct Reference {
     /// In any order.
     #[serde(default)]
     pub scores: Vec<f64>,
+    /// How each channel was spread in the data that the model was made from, by its name.
+    #[serde(default)]
+    pub channels: BTreeMap<String, Bins>,
 }
 
 /// All of a bundle, read and checked.
@@ -240,6 +244,9 @@ impl Bundle {
         let reference: Reference = optional(&dir.join("reference.json"))?.unwrap_or_default();
         if let Some(bad) = reference.scores.iter().find(|s| !s.is_finite()) {
             return Err(invalid(&dir.join("reference.json"), format!("{bad} is not a score")));
+        }
+        for (name, bins) in &reference.channels {
+            bins.check().map_err(|e| invalid(&dir.join("reference.json"), format!("channel {name:?}: {e}")))?;
         }
         let digest = sha256(&onnx);
         Ok(Bundle { manifest, onnx, digest, golden, reference })
