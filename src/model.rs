@@ -14,6 +14,7 @@ pub mod drift;
 pub mod explain;
 pub mod fit;
 pub mod graph;
+pub mod library;
 pub mod rollout;
 pub mod session;
 pub mod state;

@@ -10,10 +10,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 mod alarm;
+mod rollout;
 
 pub use alarm::{
     Action, CRITICAL_SEVERITY, Care, Change, Command, Explanation, Flood, Ranked, Refusal, Shelf, Target, priority,
 };
+pub use rollout::{FailurePolicy, Measured, ModelNews, ModelStep, Release, Rollout, Stage};
 
 /// A machine, signal or channel name; cheap to clone.
 pub type Name = Arc<str>;

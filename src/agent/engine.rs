@@ -20,6 +20,7 @@ use crate::types::{
 };
 
 mod people;
+mod rollout;
 
 /// Signals that are followed, of all machines together; at some 500 bytes each this bounds the memory that
 /// made-up topics can take.
@@ -226,6 +227,7 @@ impl Engine {
                 Input::Clock(now) => self.clock(*now, &mut out),
                 Input::Running(running) => self.runs(running, &mut out),
                 Input::Wrote(wrote) => self.wrote(wrote, &mut out),
+                Input::Rollout(news) => self.news(news, &mut out),
             }
         }
         touched.sort_unstable();

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::alarm::Act;
 use crate::source::modbus::light::Wrote;
-use crate::types::{Action, Cause, Name, Quality, Reading, RecordId, Target, Time};
+use crate::types::{Action, Cause, ModelNews, Name, Quality, Reading, RecordId, Target, Time};
 
 /// Version of the encoding; a newer one is refused.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// One thing the engine reacts to.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +31,8 @@ pub enum Input {
     Again,
     /// Something was written to a device.
     Wrote(Wrote),
+    /// Something happened to a bundle, or is to happen.
+    Rollout(ModelNews),
 }
 
 /// What the agent runs with: for the audit log.
@@ -73,6 +75,7 @@ enum WireInput {
     Running(Running),
     Again,
     Wrote(WireWrote),
+    Rollout(ModelNews),
 }
 
 /// Device, time, address, value, reason, failure.
@@ -139,6 +142,7 @@ fn encode_input<'a>(input: &'a Input, names: &mut Names<'a>) -> WireInput {
         Input::Clock(now) => WireInput::Clock(now.0),
         Input::Running(running) => WireInput::Running(running.clone()),
         Input::Again => WireInput::Again,
+        Input::Rollout(news) => WireInput::Rollout(news.clone()),
         Input::Wrote(w) => {
             let (address, reason) = (w.address.clone(), w.reason.clone());
             WireInput::Wrote(WireWrote(w.device.to_string(), w.at.0, address, w.value, reason, w.failure.clone()))
@@ -167,6 +171,7 @@ fn decode_input(input: WireInput, names: &[Name]) -> Option<Input> {
         WireInput::Clock(now) => Input::Clock(Time(now)),
         WireInput::Running(running) => Input::Running(running),
         WireInput::Again => Input::Again,
+        WireInput::Rollout(news) => Input::Rollout(news),
         WireInput::Wrote(WireWrote(device, at, address, value, reason, failure)) => {
             Input::Wrote(Wrote { device: device.into(), at: Time(at), address, value, reason, failure })
         }
@@ -178,6 +183,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::types::{ModelStep, Release, Stage};
 
     fn reading() -> impl Strategy<Value = Reading> {
         let names = prop::sample::select(vec!["pump-1", "pump-2", "flow", "temp", "ü"]);
@@ -190,6 +196,12 @@ mod tests {
             quality: Quality::Bad,
             cause: Cause::Timeout,
         })
+    }
+
+    fn news(at: Time) -> ModelNews {
+        let release = Release { model: "pump".into(), version: "2".into(), sequence: 17, digest: "ab".into() };
+        let (stage, reason, figures) = (Stage::Refused, "because".into(), [("p99_ms".into(), 1.5)].into());
+        ModelNews::Step(ModelStep { at, release, stage, reason, figures })
     }
 
     proptest! {
@@ -219,6 +231,7 @@ mod tests {
                 Input::Clock(at),
                 Input::Running(running),
                 wrote,
+                Input::Rollout(news(at)),
             ];
             let group = Group { inputs };
             prop_assert_eq!(Group::decode(&group.encode()), Ok(group));

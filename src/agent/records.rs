@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::pipeline::Gap;
 use crate::types::{
-    Alarm, Change, Contribution, Kind, Name, Ranked, Reason, Record, RecordId, Time, Verdict, priority,
+    Alarm, Change, Contribution, Kind, ModelStep, Name, Ranked, Reason, Record, RecordId, Time, Verdict, priority,
 };
 
 /// Makes records in the name of one agent.
@@ -112,6 +112,20 @@ struct GapData<'a> {
     readings: u64,
 }
 
+#[derive(Serialize)]
+struct ModelData<'a> {
+    timestamp: String,
+    model: &'a str,
+    model_version: &'a str,
+    model_digest: &'a str,
+    sequence: u64,
+    event: &'a str,
+    stage: &'a str,
+    reason: &'a str,
+    #[serde(skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    figures: std::collections::BTreeMap<&'a str, f64>,
+}
+
 impl Recorder {
     /// For the agent of that site and id.
     pub fn new(site: &str, id: &str) -> Recorder {
@@ -195,6 +209,24 @@ impl Recorder {
             readings: gap.readings,
         };
         self.record(Kind::Gap, machine, gap.to, gap.reason.as_str().as_bytes(), &data)
+    }
+
+    /// The record of a step that a bundle has taken.
+    pub fn model(&self, step: &ModelStep) -> Record {
+        let (release, stage) = (&step.release, step.stage.as_str());
+        let data = ModelData {
+            timestamp: step.at.to_string(),
+            model: &release.model,
+            model_version: &release.version,
+            model_digest: &release.digest,
+            sequence: release.sequence,
+            event: "rollout",
+            stage,
+            reason: &step.reason,
+            figures: step.figures.iter().map(|(k, v)| (k.as_str(), tidy(*v))).collect(),
+        };
+        let what = [stage.as_bytes(), &release.sequence.to_le_bytes(), release.digest.as_bytes()].concat();
+        self.record(Kind::Model, &release.model, step.at, &what, &data)
     }
 
     /// An entry of the audit log, whose `data` is made already; `number` is its place in the chain.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
 
 use super::drift::PValues;
-use crate::types::{Name, Time};
+use crate::types::{FailurePolicy, Measured, Release, Rollout, Stage, Time};
 
 /// A stage is not left before so many windows were judged by both.
 pub const MIN_WINDOWS: u64 = 20;
@@ -31,35 +31,8 @@ const MIN_SLOW_RUNS: u64 = 10;
 /// As much of a failure as is kept.
 const MOST_ERROR_CHARS: usize = 200;
 
-/// How far a candidate has come.
+/// What speaks against a candidate.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Stage {
-    /// It is run and compared; nothing of it is published.
-    Shadow,
-    /// Its first verdicts are published, of the machines listed.
-    Canary,
-    /// The same, for the time set.
-    Baking,
-    /// Of all machines. The incumbent is run beside it for the same time once more.
-    Active,
-}
-
-impl Stage {
-    /// The word used in records.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Stage::Shadow => "shadow",
-            Stage::Canary => "canary",
-            Stage::Baking => "baking",
-            Stage::Active => "active",
-        }
-    }
-}
-
-/// Why a candidate went.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
 pub enum Cause {
     /// It fails on windows that the incumbent judges.
     Errors,
@@ -69,116 +42,12 @@ pub enum Cause {
     ScoreDrift,
     /// It is too slow on this box.
     Latency,
-    /// It takes too much memory.
+    /// The process takes too much memory with it.
     Memory,
-    /// It cannot be loaded, or fails its golden cases.
-    Unusable,
-    /// The agent ended badly again and again since it came.
-    CrashLoop,
-    /// It cannot stand in for the incumbent: other windows, other channels.
-    Unfit,
-    /// Another candidate, or another configured bundle, took its place.
-    Superseded,
-    /// Somebody wanted it so.
-    Operator,
-}
-
-impl Cause {
-    /// The word used in records.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Cause::Errors => "errors",
-            Cause::AlarmRate => "alarm_rate",
-            Cause::ScoreDrift => "score_drift",
-            Cause::Latency => "latency",
-            Cause::Memory => "memory",
-            Cause::Unusable => "unusable",
-            Cause::CrashLoop => "crash_loop",
-            Cause::Unfit => "unfit",
-            Cause::Superseded => "superseded",
-            Cause::Operator => "operator",
-        }
-    }
-}
-
-/// What comes to a rollout from outside.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Order {
-    /// A candidate is here, verified and judged on this box; its model stands ready under its digest.
-    Offer(Terms),
-    /// What was measured of a candidate.
-    Measured {
-        /// The model.
-        model: Name,
-        /// Of the candidate.
-        digest: Name,
-        /// Since its stage began.
-        measured: Measured,
-    },
-    /// A version is to go: a candidate, or the delivered one in force.
-    Withdraw {
-        /// The model.
-        model: Name,
-        /// Of the version.
-        digest: Name,
-        /// Why.
-        cause: Cause,
-        /// In words.
-        why: String,
-    },
-    /// The candidate is to take its next step now.
-    Promote {
-        /// The model.
-        model: Name,
-        /// Who wants it.
-        who: String,
-    },
-    /// A step before the candidate came to the engine, to be recorded.
-    Step(Step),
-}
-
-/// A step of delivery.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Step {
-    /// The model.
-    pub model: Name,
-    /// Its version.
-    pub version: Name,
-    /// `fetched`, `verified`, `selftest`, `refused`, `retired`.
-    pub stage: Name,
-    /// What was found, in words.
-    pub reason: String,
-    /// SHA-256 of its graph, hex; empty where that is not known.
-    pub digest: Name,
 }
 
 /// A finding against a candidate: which, and in words.
 pub type Trouble = (Cause, String);
-
-/// What is known of a candidate and what was ordered for it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Terms {
-    /// The model's name, which is its incumbent's too.
-    pub model: Name,
-    /// Its version.
-    pub version: Name,
-    /// SHA-256 of its graph, hex.
-    pub digest: Name,
-    /// Later versions have higher ones.
-    pub sequence: u64,
-    /// How long it is only compared.
-    pub shadow: Duration,
-    /// Globs over machines that use it first; empty: all of them.
-    pub canary: Vec<String>,
-    /// How long these do, and how long the incumbent is kept running afterwards.
-    pub bake: Duration,
-    /// The 99th percentile of a batch's time may be this, in milliseconds.
-    pub p99_ms: Option<f64>,
-    /// The process may use this much memory, in MiB.
-    pub max_ram_mb: Option<u64>,
-    /// Whether trouble sends it back; else it is only told.
-    pub rolls_back: bool,
-}
 
 /// One window as one of the two saw it.
 #[derive(Copy, Clone, Debug, PartialEq)]
@@ -245,25 +114,25 @@ impl Comparison {
     }
 }
 
-/// What was measured of a candidate since its stage began.
+/// What a bundle promises of itself (`compat` in its manifest).
 #[derive(Copy, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Measured {
-    /// Batches run.
-    pub runs: u64,
-    /// Half of them took longer than this, in milliseconds.
-    pub median_ms: f64,
-    /// One in a hundred took longer than this, in milliseconds.
-    pub p99_ms: f64,
-    /// What the process uses now, in MiB.
-    pub ram_mb: u64,
+pub struct Limits {
+    /// The 99th percentile of a batch's time, in milliseconds.
+    pub p99_ms: Option<f64>,
+    /// What the process may use, in MiB.
+    pub max_ram_mb: Option<u64>,
 }
 
 /// A candidate on its way.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trial {
-    /// What was ordered.
-    pub terms: Terms,
-    /// How far it is.
+    /// Which it is.
+    pub release: Release,
+    /// How it is taken into use.
+    pub rollout: Rollout,
+    /// What the bundle promises.
+    pub limits: Limits,
+    /// How far it is: shadow, canary or baking.
     pub stage: Stage,
     /// Since when.
     pub since: Time,
@@ -281,10 +150,10 @@ pub struct Trial {
 
 impl Trial {
     /// In the shadow from now on.
-    pub fn new(terms: Terms, now: Time) -> Trial {
-        let (this, whole) = Default::default();
-        let (measured, warned, error) = Default::default();
-        Trial { terms, stage: Stage::Shadow, since: now, now: this, whole, measured, warned, error }
+    pub fn new(release: Release, rollout: Rollout, limits: Limits, now: Time) -> Trial {
+        let (this, whole, measured, warned, error) = Default::default();
+        let (stage, since) = (Stage::Shadow, now);
+        Trial { release, rollout, limits, stage, since, now: this, whole, measured, warned, error }
     }
 
     /// Notes what a run that failed said.
@@ -295,12 +164,9 @@ impl Trial {
     /// Whether a machine's verdicts are the candidate's.
     pub fn publishes(&self, machine: &str) -> bool {
         match self.stage {
-            Stage::Shadow => false,
-            Stage::Canary | Stage::Baking => {
-                let globs = &self.terms.canary;
-                globs.is_empty() || globs.iter().any(|g| WildMatch::new(g).matches(machine))
-            }
-            Stage::Active => true,
+            Stage::Canary => self.rollout.canary.iter().any(|g| WildMatch::new(g).matches(machine)),
+            Stage::Baking => true,
+            _ => false,
         }
     }
 
@@ -318,7 +184,7 @@ impl Trial {
     /// What speaks against the candidate.
     pub fn trouble(&self) -> Option<Trouble> {
         let m = &self.measured;
-        let slow = self.terms.p99_ms.and_then(|limit| {
+        let slow = self.limits.p99_ms.and_then(|limit| {
             let how = match (m.runs >= MIN_RUNS && m.p99_ms > limit, m.runs >= MIN_SLOW_RUNS && m.median_ms > limit) {
                 (_, true) => format!("half of {} runs took longer than {:.1} ms", m.runs, m.median_ms),
                 (true, _) => format!("one in a hundred of {} runs took longer than {:.1} ms", m.runs, m.p99_ms),
@@ -326,7 +192,7 @@ impl Trial {
             };
             Some((Cause::Latency, format!("{how}; compat.p99_ms is {limit}")))
         });
-        let large = self.terms.max_ram_mb.filter(|limit| m.ram_mb > *limit).map(|limit| {
+        let large = self.limits.max_ram_mb.filter(|limit| m.ram_mb > *limit).map(|limit| {
             (Cause::Memory, format!("the process uses {} MiB; compat.max_ram_mb is {limit}", m.ram_mb))
         });
         let found = slow.or(large).or_else(|| self.now.trouble());
@@ -336,19 +202,26 @@ impl Trial {
         })
     }
 
-    /// The next stage, when this one has done; `Some(None)` when the last has.
-    pub fn next(&self, now: Time) -> Option<Option<Stage>> {
-        let lasted = |wanted: Duration| now.since(self.since) >= wanted && self.now.windows >= MIN_WINDOWS;
-        let heard = self.now.published >= MIN_PUBLISHED;
+    /// Whether trouble sends it back; else it is only told.
+    pub fn rolls_back(&self) -> bool {
+        self.rollout.failure_policy == FailurePolicy::Rollback
+    }
+
+    /// The stage after this one.
+    pub fn following(&self) -> Stage {
         match self.stage {
-            Stage::Shadow if lasted(self.terms.shadow) => {
-                Some(Some(if self.terms.canary.is_empty() { Stage::Baking } else { Stage::Canary }))
-            }
-            Stage::Canary if heard => Some(Some(Stage::Baking)),
-            Stage::Baking if heard && lasted(self.terms.bake) => Some(Some(Stage::Active)),
-            Stage::Active if heard && lasted(self.terms.bake) => Some(None),
-            _ => None,
+            Stage::Shadow if !self.rollout.canary.is_empty() => Stage::Canary,
+            Stage::Shadow | Stage::Canary => Stage::Baking,
+            _ => Stage::Active,
         }
+    }
+
+    /// The next stage, when this one has lasted long enough and has been seen enough of.
+    pub fn next(&self, now: Time) -> Option<Stage> {
+        let lasts = if self.stage == Stage::Shadow { self.rollout.shadow } else { self.rollout.bake };
+        let heard = self.stage == Stage::Shadow || self.now.published >= MIN_PUBLISHED;
+        let done = now.since(self.since) >= lasts && self.now.windows >= MIN_WINDOWS && heard;
+        done.then(|| self.following())
     }
 
     /// Into a stage; what is compared and measured there starts anew.
@@ -364,19 +237,10 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn terms() -> Terms {
-        Terms {
-            model: "pump".into(),
-            version: "2".into(),
-            digest: "d".into(),
-            sequence: 2,
-            shadow: SECOND,
-            canary: vec!["pump-1".into()],
-            bake: SECOND,
-            p99_ms: Some(20.0),
-            max_ram_mb: Some(512),
-            rolls_back: true,
-        }
+    fn trial() -> Trial {
+        let release = Release { model: "pump".into(), version: "2".into(), sequence: 2, digest: "d".into() };
+        let rollout = Rollout { shadow: SECOND, canary: vec!["pump-1".into()], bake: SECOND, ..Rollout::default() };
+        Trial::new(release, rollout, Limits { p99_ms: Some(20.0), max_ram_mb: Some(512) }, at(0))
     }
 
     fn at(seconds: i64) -> Time {
@@ -394,43 +258,39 @@ mod tests {
 
     #[test]
     fn a_good_candidate_takes_every_step_and_no_faster_than_ordered() {
-        let mut trial = Trial::new(terms(), at(0));
+        let mut trial = trial();
         let mut stages = vec![trial.stage];
-        let mut ended = None;
         for i in 0..400u64 {
             let now = Time(i as i64 * 50_000_000);
             let published = trial.publishes("pump-1");
             assert_eq!(published, trial.stage != Stage::Shadow);
-            assert_eq!(trial.publishes("pump-2"), trial.stage == Stage::Active);
+            assert_eq!(trial.publishes("pump-2"), trial.stage == Stage::Baking);
             trial.compare(seen(even(i), false), seen(even(i + 3), false), 1e-4, published);
             assert_eq!(trial.trouble(), None);
-            match trial.next(now) {
-                Some(Some(stage)) => {
-                    assert!(stage == Stage::Baking || now.since(trial.since) >= SECOND);
-                    trial.enter(stage, now);
-                    stages.push(stage);
-                }
-                Some(None) => {
-                    ended = Some(now);
-                    break;
-                }
-                None => {}
+            let Some(stage) = trial.next(now) else { continue };
+            assert!(now.since(trial.since) >= SECOND);
+            trial.enter(stage, now);
+            stages.push(stage);
+            if stage == Stage::Active {
+                break;
             }
         }
         assert_eq!(stages, [Stage::Shadow, Stage::Canary, Stage::Baking, Stage::Active]);
-        assert!(ended.is_some());
     }
 
     #[test]
-    fn no_windows_no_step() {
-        let trial = Trial::new(terms(), at(0));
+    fn no_windows_no_step_and_no_canary_no_stage_for_it() {
+        let mut trial = trial();
         assert_eq!(trial.next(at(1_000_000)), None);
+        assert_eq!(trial.following(), Stage::Canary);
+        trial.rollout.canary.clear();
+        assert_eq!(trial.following(), Stage::Baking);
     }
 
     #[test]
     fn each_kind_of_trouble_is_found_and_named() {
         let run = |candidate: &dyn Fn(u64) -> Option<Seen>| {
-            let mut trial = Trial::new(terms(), at(0));
+            let mut trial = trial();
             (0..200).for_each(|i| trial.compare(candidate(i), seen(even(i), i % 100 == 0), 1e-4, false));
             trial.trouble().map(|(cause, _)| cause)
         };
@@ -440,7 +300,7 @@ mod tests {
         assert_eq!(run(&|_| seen(0.5, false)), Some(Cause::ScoreDrift));
         assert_eq!(run(&|_| seen(1.0, false)), Some(Cause::ScoreDrift));
         let measured = |runs, median_ms, p99_ms, ram_mb| {
-            let mut trial = Trial::new(terms(), at(0));
+            let mut trial = trial();
             trial.measure(Measured { runs, median_ms, p99_ms, ram_mb });
             trial.trouble().map(|(cause, _)| cause)
         };
@@ -454,7 +314,7 @@ mod tests {
     /// Where the plant itself has changed or is in trouble, the candidate is not to blame.
     #[test]
     fn what_the_incumbent_sees_too_is_no_trouble() {
-        let mut trial = Trial::new(terms(), at(0));
+        let mut trial = trial();
         for _ in 0..200 {
             trial.compare(seen(0.001, true), seen(0.002, true), 1e-4, false);
             trial.compare(None, None, 1e-4, false);

@@ -133,7 +133,7 @@ proptest! {
     }
 
     /// A shift by one deviation either way, or twice the spread, is warned of by the first report, which is
-    /// 300 rows; half a deviation is not.
+    /// of 300 rows.
     #[test]
     fn a_shift_is_seen_within_the_first_report(seed in 1u64..1_000_000, down: bool, wide: bool) {
         let bins = Bins::learn(sample(seed, 5_000, 20.0, 2.0)).expect("bins");
