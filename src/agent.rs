@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -18,10 +18,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Invalid};
 use crate::metrics::{Health, Metrics, Shared};
+use crate::model::library::Library;
 use crate::source::modbus::Lines;
 use crate::source::modbus::light::{self, Standing};
 use crate::store::{Recovered, Store};
-use crate::types::{Batch, Live, Time};
+use crate::types::{Batch, Live, Name, Time};
 use crate::{forward, source, systemd, web};
 
 pub mod audit;
@@ -33,12 +34,14 @@ mod outbox;
 pub mod records;
 mod recover;
 mod reload;
+mod rollout;
 mod scribe;
 
 use engine::Engine;
 use feed::{Feed, Order};
 use records::Recorder;
 use reload::Reloader;
+use rollout::{Found, Rollouts};
 
 /// Batches between sources and engine. Each holds at most 4,096 readings of about 60 bytes.
 const N_QUEUED_BATCHES: usize = 64;
@@ -74,6 +77,8 @@ pub struct Agent {
     ready: String,
     restored: oneshot::Receiver<()>,
     reloader: Reloader,
+    library: Arc<Library>,
+    data_dir: PathBuf,
 }
 
 impl Agent {
@@ -96,8 +101,12 @@ impl Agent {
         let (store, recovered) = opened.context("opening the store")?;
         let recorder = Recorder::new(&config.agent.site, &config.agent.id);
         let (orders_tx, orders) = mpsc::channel(N_QUEUED_ORDERS);
-        let reloader = Reloader::new(&config, models, orders_tx);
-        let engine = Engine::new(recorder, blocks, config.agent.max_machines);
+        let (library, found) = open_library(&config, &models).await?;
+        let (rollouts, steps, versions) = Rollouts::new(shared.clone());
+        let reloader = Reloader::new(&config, models, versions, orders_tx);
+        let mut engine = Engine::new(recorder, blocks, config.agent.max_machines);
+        engine.report_every(config.report_every);
+        engine.stock(found.models.iter().cloned());
         let mut agent = Agent {
             last: CancellationToken::new(),
             sources: Tasks::default(),
@@ -110,9 +119,12 @@ impl Agent {
             restored: oneshot::channel().1,
             reloader,
             store: Arc::new(store),
+            library,
+            data_dir: config.agent.data_dir.clone(),
             shared,
         };
-        agent.wire(config, engine, recovered, orders).await?;
+        agent.outlets.spawn("the library of models", rollout::keep(agent.library.clone(), steps));
+        agent.wire(config, engine, recovered, (rollouts, found), orders).await?;
         Ok(agent)
     }
 
@@ -121,6 +133,7 @@ impl Agent {
         config: Config,
         engine: Engine,
         recovered: Recovered,
+        (rollouts, found): (Rollouts, Found),
         orders: mpsc::Receiver<Order>,
     ) -> Result<()> {
         let (commands_tx, commands) = mpsc::channel(N_QUEUED_COMMANDS);
@@ -131,7 +144,8 @@ impl Agent {
         self.start_web(&config, commands_tx.clone()).await?;
         self.start_publish(&config, commands_tx);
         let lights = self.start_lights(&config.source, &batches_tx);
-        let inputs = Inputs { batches, commands, orders, lights, data_dir: config.agent.data_dir.clone() };
+        let data_dir = self.data_dir.clone();
+        let inputs = Inputs { batches, commands, orders, lights, rollouts, found, data_dir };
         self.start_engine(engine, recovered, inputs)?;
         self.reloader.tell_what_runs("start").await;
         self.start_cloud(&config);
@@ -174,6 +188,7 @@ impl Agent {
     /// The engine's thread replays the journal, then runs until the sources have gone.
     fn start_engine(&mut self, mut engine: Engine, recovered: Recovered, inputs: Inputs) -> Result<()> {
         let (commits, shared, live) = (self.store.sender(), self.shared.clone(), self.live.clone());
+        let library = self.library.clone();
         let (ended_tx, ended) = oneshot::channel();
         let (restored_tx, restored) = oneshot::channel();
         (self.engine, self.restored) = (ended, restored);
@@ -186,8 +201,9 @@ impl Agent {
                 }
                 // Nobody may be waiting for it.
                 let _ = restored_tx.send(());
-                let Inputs { batches, commands, orders, lights, data_dir } = inputs;
-                let feed = Feed::new(engine, commits, live, data_dir, shared).with_lights(lights);
+                let Inputs { batches, commands, orders, lights, mut rollouts, found, data_dir } = inputs;
+                rollouts.first = rollout::reconcile(&engine, &library, &found, Time::now());
+                let feed = Feed::new(engine, commits, live, data_dir, rollouts, shared).with_lights(lights);
                 feed.run(batches, commands, orders).await;
             });
             let _ = ended_tx.send(());
@@ -308,6 +324,7 @@ impl Agent {
             Ok(store) => tokio::task::spawn_blocking(move || store.close()).await?.context("closing the store")?,
             Err(_) => late.push("the store".into()),
         }
+        rollout::ended_well(&self.data_dir);
         if late.is_empty() { Ok(()) } else { Err(anyhow!("did not end in time: {}", late.join(", "))) }
     }
 }
@@ -318,7 +335,24 @@ struct Inputs {
     commands: mpsc::Receiver<web::Command>,
     orders: mpsc::Receiver<Order>,
     lights: Option<feed::Lights>,
-    data_dir: std::path::PathBuf,
+    rollouts: Rollouts,
+    found: Found,
+    data_dir: PathBuf,
+}
+
+/// Opens the library and loads what it has of these models.
+async fn open_library(config: &Config, models: &blocks::Models) -> Result<(Arc<Library>, Found)> {
+    let data_dir = config.agent.data_dir.clone();
+    let names: Vec<Name> = models.values().map(|m| m.name().clone()).collect();
+    let opening = move || {
+        let (library, damaged) = Library::open(&data_dir)?;
+        if let Some(what) = damaged {
+            tracing::warn!("the library's state was damaged and is set aside; delivered models are not used: {what}");
+        }
+        let found = rollout::load(&library, &names, &data_dir, Time::now());
+        Ok::<_, std::io::Error>((Arc::new(library), found))
+    };
+    tokio::task::spawn_blocking(opening).await?.context("opening the library of models")
 }
 
 /// Tasks by the names that people are told when one does not end.

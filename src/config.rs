@@ -4,12 +4,17 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::settings::{Document, Problem, Section, Surroundings, hint};
 use crate::{alarm, forward, logging, pipeline, source, store, web};
 
 /// Machines that are followed unless `[agent] max_machines` says otherwise.
 const MAX_MACHINES: i64 = 10_000;
+/// A model in service is reported on this often unless `[models] report_every` says otherwise.
+pub const REPORT_EVERY: Duration = Duration::from_secs(3600);
+/// And not more often than this.
+const LEAST_REPORT_EVERY: Duration = Duration::from_secs(1);
 
 /// A checked configuration.
 pub struct Config {
@@ -23,6 +28,8 @@ pub struct Config {
     pub source: source::Config,
     /// `[[machine]]`, in order; the first that matches a machine is its block.
     pub machines: Vec<Machine>,
+    /// Of `[models]`: how often models in service are reported on.
+    pub report_every: Duration,
     /// `[store]`.
     pub store: store::Config,
     /// `[cloud]`, if results leave the plant.
@@ -122,6 +129,7 @@ impl Config {
         let config = Config {
             path: path.to_path_buf(),
             text: String::new(),
+            report_every: root.section("models").map_or(REPORT_EVERY, |s| read_report_every(&s)),
             machines: root.sections("machine").iter().map(Machine::read).collect(),
             store: root.section("store").map(|s| store::Config::read(&s)).unwrap_or_default(),
             cloud: root.section("cloud").map(|s| forward::cloud::Config::read(&s)),
@@ -157,6 +165,14 @@ impl Config {
             root.problem("publish", format_args!("`source` names no [[source.mqtt]]: {:?}{near}", publish.source));
         }
     }
+}
+
+fn read_report_every(models: &Section<'_>) -> Duration {
+    let every = models.duration("report_every").unwrap_or(REPORT_EVERY);
+    if every < LEAST_REPORT_EVERY {
+        models.problem("report_every", "at least \"1s\": every report is a record");
+    }
+    every.max(LEAST_REPORT_EVERY)
 }
 
 impl Agent {

@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::engine::{Block, Engine, Outcome};
 use super::input::{Group, Input, Running};
+use super::rollout::Rollouts;
 use super::scribe::{self, Note, Reply};
 use crate::alarm::Act;
 use crate::metrics::{Health, Pulse, Shared};
@@ -63,6 +64,7 @@ pub struct Feed {
     notes: mpsc::Sender<Note>,
     scribe: JoinHandle<()>,
     lights: Option<Lights>,
+    rollouts: Rollouts,
 }
 
 /// The two ends that stack lights have in the engine: how the machines stand, told twice a second even
@@ -81,6 +83,7 @@ impl Feed {
         commits: store::Sender,
         live: broadcast::Sender<Live>,
         data_dir: PathBuf,
+        rollouts: Rollouts,
         shared: Shared,
     ) -> Feed {
         let pulse = shared.board.pulse("engine");
@@ -107,6 +110,7 @@ impl Feed {
             notes,
             scribe,
             lights: None,
+            rollouts,
         }
     }
 
@@ -126,6 +130,10 @@ impl Feed {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut taken = Vec::with_capacity(GROUP_BATCHES);
+        self.rollouts.show(&self.engine);
+        for news in std::mem::take(&mut self.rollouts.first) {
+            self.do_and_note(Input::Rollout(news), None).await;
+        }
         loop {
             self.pulse.beat();
             tokio::select! {
@@ -192,7 +200,10 @@ impl Feed {
                 self.do_and_note(Input::Running(running), None).await;
             }
             Order::Running(_) => {}
-            Order::News(news, _model) => self.do_and_note(Input::Rollout(news), None).await,
+            Order::News(news, model) => {
+                self.engine.stock(model);
+                self.do_and_note(Input::Rollout(news), None).await;
+            }
             Order::Reconfigure(blocks, running, reply) => {
                 let done = self.engine.reconfigure(blocks);
                 if done.is_ok() {
@@ -241,6 +252,9 @@ impl Feed {
             lights.standing.send_replace(self.engine.lights().collect());
         }
         let now = Time::now();
+        for news in self.rollouts.measured(&self.engine, now) {
+            self.step(Group { inputs: vec![Input::Rollout(news)] }, Vec::new(), Vec::new()).await;
+        }
         let sources_up = || {
             let parts = self.shared.board.components();
             parts.iter().all(|(name, c)| !name.starts_with("source/") || c.health == Health::Up)
@@ -254,9 +268,10 @@ impl Feed {
     }
 
     /// Gives what the audit log is to say of it.
-    async fn step(&mut self, group: Group, receipts: Vec<Receipt>, rejects: Vec<Reject>) -> Vec<String> {
+    async fn step(&mut self, group: Group, mut receipts: Vec<Receipt>, rejects: Vec<Reject>) -> Vec<String> {
         let outcome = self.engine.step(&group);
         self.count(&outcome);
+        receipts.extend(self.rollouts.tell(&self.engine, &outcome));
         let Outcome { records, first_ordinal, live, .. } = outcome;
         for event in live {
             // Fails only when nobody listens.
@@ -358,6 +373,7 @@ impl Feed {
     }
 
     fn gauge(&self) {
+        self.rollouts.show(&self.engine);
         let m = &self.shared.metrics;
         m.machines.set(self.engine.machines() as i64);
         for condition in [Condition::Anomaly, Condition::Input] {

@@ -12,8 +12,10 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::blocks::{self, Models};
+use super::engine::Versions;
 use super::feed::Order;
 use super::input::Running;
+use super::rollout;
 use crate::config::{Config, Invalid, Needs};
 use crate::metrics::lock;
 use crate::model::Model;
@@ -57,11 +59,18 @@ pub struct Reloader {
     digest: String,
     web: watch::Sender<web::Config>,
     orders: mpsc::Sender<Order>,
+    /// As the engine has them.
+    versions: watch::Receiver<Vec<Versions>>,
 }
 
 impl Reloader {
     /// For what runs with this config and these models.
-    pub fn new(config: &Config, models: Models, orders: mpsc::Sender<Order>) -> Reloader {
+    pub fn new(
+        config: &Config,
+        models: Models,
+        versions: watch::Receiver<Vec<Versions>>,
+        orders: mpsc::Sender<Order>,
+    ) -> Reloader {
         let keys = keys(&config.text);
         Reloader {
             path: config.path.clone(),
@@ -71,6 +80,7 @@ impl Reloader {
             digest: digest(config),
             web: watch::channel(config.web.clone()).0,
             orders,
+            versions,
         }
     }
 
@@ -81,16 +91,33 @@ impl Reloader {
 
     /// Tells of the models in force.
     pub fn describe_models(&self) -> web::StatusFn {
-        let models = self.models.clone();
-        Arc::new(move || lock(&models).values().map(|m| describe(m)).collect())
+        let (models, versions) = (self.models.clone(), self.versions.clone());
+        Arc::new(move || {
+            let versions = versions.borrow();
+            let of = |m: &Arc<Model>| match versions.iter().find(|v| v.name == *m.name()) {
+                Some(v) => describe(&v.model, rollout::describe(v)),
+                None => describe(m, json!({ "stage": "active" })),
+            };
+            lock(&models).values().map(of).collect()
+        })
+    }
+
+    /// The models in use: delivered ones go before those that the config names.
+    fn in_use(&self) -> impl Fn() -> Vec<Arc<Model>> + Clone + use<> {
+        let (models, versions) = (self.models.clone(), self.versions.clone());
+        move || {
+            let versions = versions.borrow();
+            let of = |m: &Arc<Model>| versions.iter().find(|v| v.name == *m.name()).map_or(m, |v| &v.model).clone();
+            lock(&models).values().map(of).collect()
+        }
     }
 
     /// Lets guests use the models in force.
     pub fn serve_models(&self) -> web::inference::Models {
-        let (listed, run) = (self.models.clone(), self.models.clone());
-        let list = move || lock(&listed).values().map(|m| metadata(m)).collect();
+        let (listed, run) = (self.in_use(), self.in_use());
+        let list = move || listed().iter().map(|m| metadata(m)).collect();
         let run = move |name: &str, window: web::inference::Tensor| {
-            let model = lock(&run).values().find(|m| &**m.name() == name).cloned();
+            let model = run().into_iter().find(|m| &**m.name() == name);
             let model = model.ok_or_else(|| format!("the model {name:?} is gone"))?;
             let outputs = model.infer(&window.data).map_err(|e| e.to_string())?;
             Ok(outputs.into_iter().map(|(name, len, data)| tensor(&model, name, len, data)).collect())
@@ -198,7 +225,6 @@ fn is_live(key: &str) -> bool {
     LIVE.iter().any(|of| below(of))
 }
 
-/// A model as the dashboard shows it.
 /// Metadata as the Open Inference Protocol has it. What a model keeps from window to window is not
 /// shown: guests' windows stand alone.
 fn metadata(model: &Model) -> Value {
@@ -224,14 +250,19 @@ fn tensor(model: &Model, name: String, len: usize, data: Vec<f32>) -> web::infer
     web::inference::Tensor { name, shape: [vec![windows], rest].concat(), data }
 }
 
-fn describe(model: &Model) -> Value {
+/// A model as the dashboard shows it, with how it stands.
+fn describe(model: &Model, standing: Value) -> Value {
     let m = model.manifest();
     let channels: Vec<&Name> = model.channel_names().iter().collect();
-    json!({
+    let mut out = json!({
         "name": m.name, "version": m.version, "digest": &**model.digest(), "channels": channels,
         "steps": m.steps, "stride": m.stride, "rate_ms": m.rate.as_secs_f64() * 1e3,
-        "reference_scores": model.calibration().len(), "stage": "active",
-    })
+        "reference_scores": model.calibration().len(),
+    });
+    if let (Value::Object(out), Value::Object(standing)) = (&mut out, standing) {
+        out.extend(standing);
+    }
+    out
 }
 
 #[cfg(test)]

@@ -100,6 +100,17 @@ struct Written {
     digests: BTreeMap<String, String>,
     #[serde(default)]
     advice: Advice,
+    #[serde(default)]
+    compat: Compat,
+}
+
+/// What a bundle promises of itself on a box like this; keys that are not known here are other people's.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub struct Compat {
+    /// The 99th percentile of a batch's time, in milliseconds.
+    pub p99_ms: Option<f64>,
+    /// What the process may use with it, in MiB.
+    pub max_ram_mb: Option<u64>,
 }
 
 /// What to check first: by channel or class (`*` is for all), then by language (`en`, `zh`).
@@ -136,6 +147,8 @@ pub struct Manifest {
     pub digests: BTreeMap<String, String>,
     /// What to check first when the model raises an alarm.
     pub advice: Advice,
+    /// What it promises of itself.
+    pub compat: Compat,
 }
 
 /// One golden case: an Open Inference Protocol request and the answer it has to get.
@@ -299,6 +312,7 @@ impl Manifest {
             rul_cap: w.rul_cap.filter(|c| *c > 0.0 && c.is_finite()).unwrap_or(125.0),
             digests: w.digests,
             advice: w.advice,
+            compat: w.compat,
         })
     }
 

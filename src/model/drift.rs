@@ -66,7 +66,11 @@ impl Bins {
     pub fn check(&self) -> Result<(), String> {
         let n = self.edges.len();
         if n == 0 || n >= MAX_BINS || self.shares.len() != n + 1 {
-            return Err(format!("{n} edges and {} shares are not 1 to {} edges and one share more", self.shares.len(), MAX_BINS - 1));
+            return Err(format!(
+                "{n} edges and {} shares are not 1 to {} edges and one share more",
+                self.shares.len(),
+                MAX_BINS - 1
+            ));
         }
         if self.edges.iter().any(|e| !e.is_finite()) || self.edges.windows(2).any(|e| e[0] >= e[1]) {
             return Err("its edges do not rise".into());
@@ -284,7 +288,10 @@ pub struct Channel {
 impl Report {
     /// The channel that has moved most.
     pub fn worst(&self) -> Option<&Channel> {
-        self.channels.iter().filter(|c| c.psi.is_some()).max_by(|a, b| a.psi.unwrap_or(0.0).total_cmp(&b.psi.unwrap_or(0.0)))
+        self.channels
+            .iter()
+            .filter(|c| c.psi.is_some())
+            .max_by(|a, b| a.psi.unwrap_or(0.0).total_cmp(&b.psi.unwrap_or(0.0)))
     }
 
     /// What a person has to know, if anything.

@@ -1,8 +1,6 @@
 //! A new version of a model beside the one in force: run on the same windows, compared, let in step by
 //! step, or sent back. Pure: time, latency and memory come in from outside.
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
 
@@ -192,9 +190,10 @@ impl Trial {
             };
             Some((Cause::Latency, format!("{how}; compat.p99_ms is {limit}")))
         });
-        let large = self.limits.max_ram_mb.filter(|limit| m.ram_mb > *limit).map(|limit| {
-            (Cause::Memory, format!("the process uses {} MiB; compat.max_ram_mb is {limit}", m.ram_mb))
-        });
+        let large =
+            self.limits.max_ram_mb.filter(|limit| m.ram_mb > *limit).map(|limit| {
+                (Cause::Memory, format!("the process uses {} MiB; compat.max_ram_mb is {limit}", m.ram_mb))
+            });
         let found = slow.or(large).or_else(|| self.now.trouble());
         found.map(|(cause, what)| match &self.error {
             Some(said) if cause == Cause::Errors => (cause, format!("{what}: {said}")),
@@ -233,6 +232,8 @@ impl Trial {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
