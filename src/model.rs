@@ -120,7 +120,9 @@ impl Model {
         session.self_test(&bundle.golden)?;
         let channels = &bundle.manifest.channels;
         let channel_names = channels.iter().map(|c| Name::from(c.name.as_str())).collect();
-        let reference = channels.iter().map(|c| bundle.reference.channels.get(&c.name).cloned()).collect();
+        let spread = &bundle.reference.channels;
+        // Those that say nothing of use were refused when the bundle was read.
+        let reference = channels.iter().map(|c| spread.get(&c.name)?.bins().ok().flatten()).collect();
         Ok(Arc::new(Model {
             name: bundle.manifest.name.as_str().into(),
             version: bundle.manifest.version.as_str().into(),

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::ModelError;
-use super::drift::Bins;
+use super::drift::Spread;
 use super::state;
 
 /// The largest file of a bundle that is read at all.
@@ -228,7 +228,7 @@ pub struct Reference {
     pub scores: Vec<f64>,
     /// How each channel was spread in the data that the model was made from, by its name.
     #[serde(default)]
-    pub channels: BTreeMap<String, Bins>,
+    pub channels: BTreeMap<String, Spread>,
 }
 
 /// All of a bundle, read and checked.
@@ -258,8 +258,8 @@ impl Bundle {
         if let Some(bad) = reference.scores.iter().find(|s| !s.is_finite()) {
             return Err(invalid(&dir.join("reference.json"), format!("{bad} is not a score")));
         }
-        for (name, bins) in &reference.channels {
-            bins.check().map_err(|e| invalid(&dir.join("reference.json"), format!("channel {name:?}: {e}")))?;
+        for (name, spread) in &reference.channels {
+            spread.bins().map_err(|e| invalid(&dir.join("reference.json"), format!("channel {name:?}: {e}")))?;
         }
         let digest = sha256(&onnx);
         Ok(Bundle { manifest, onnx, digest, golden, reference })

@@ -3,6 +3,7 @@
 //! distribution they have while nothing has changed, and alarms against their budget. Pure and of fixed
 //! size: counts in bins, never values.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,48 @@ pub struct Bins {
     pub shares: Vec<f64>,
 }
 
+/// How `reference.json` says that a channel was spread.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum Spread {
+    /// As bins.
+    Bins(Bins),
+    /// As quantiles by name: `q05` is what 5 % of the values are not above.
+    Quantiles(BTreeMap<String, f64>),
+}
+
+impl Spread {
+    /// As bins; `None` where all quantiles are the same. `Err` says what is wrong.
+    pub fn bins(&self) -> Result<Option<Bins>, String> {
+        let quantiles = match self {
+            Spread::Bins(bins) => return bins.check().map(|()| Some(bins.clone())),
+            Spread::Quantiles(quantiles) => quantiles,
+        };
+        let mut points = Vec::new();
+        for (name, value) in quantiles {
+            let share = name.strip_prefix('q').and_then(|n| n.parse::<u8>().ok()).filter(|n| (1..=99).contains(n));
+            let share = share.ok_or_else(|| format!("{name:?} is not `edges`, `shares` or a quantile such as q05"))?;
+            points.push((f64::from(share) / 100.0, *value));
+        }
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (mut bins, mut below) = (Bins::default(), 0.0);
+        for (i, (share, value)) in points.iter().enumerate() {
+            // Of quantiles on one value the highest says how much is not above it.
+            if points.get(i + 1).is_some_and(|(_, next)| next == value) {
+                continue;
+            }
+            bins.edges.push(*value);
+            bins.shares.push(share - below);
+            below = *share;
+        }
+        bins.shares.push(1.0 - below);
+        if bins.edges.len() < 2 {
+            return Ok(None);
+        }
+        bins.check().map(|()| Some(bins))
+    }
+}
+
 impl Bins {
     /// Deciles of finite values; `None` when they are all the same or too few to tell.
     pub fn learn(mut values: Vec<f64>) -> Option<Bins> {
@@ -57,8 +100,9 @@ impl Bins {
         let mut bins = Bins { shares: vec![0.0; edges.len() + 1], edges };
         for v in &values {
             let place = bins.place(*v);
-            bins.shares[place] += 1.0 / values.len() as f64;
+            bins.shares[place] += 1.0;
         }
+        bins.shares.iter_mut().for_each(|n| *n /= values.len() as f64);
         Some(bins)
     }
 

@@ -376,7 +376,7 @@ mod tests {
         let library = open();
         let first = placed(&library, 1);
         assert!(first.dir.join("model.json").is_file());
-        [Stage::Shadow, Stage::Canary, Stage::Active].map(|s| note(&library, 1, s));
+        [Stage::Shadow, Stage::Canary, Stage::Active].into_iter().for_each(|s| note(&library, 1, s));
         let second = placed(&library, 2);
         note(&library, 2, Stage::Active);
         let library = open();

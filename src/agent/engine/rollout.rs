@@ -6,6 +6,10 @@ use crate::model::drift::{Monitor, Report};
 use crate::model::rollout::{Limits, Trial};
 use crate::types::{Measured, ModelNews, ModelStep, Release, Rollout, Stage};
 
+/// Delivered versions of each model that are kept in memory: in use, before that, on its way, and one that
+/// is about to be.
+const MOST_SHELVED: usize = 4;
+
 /// A model that machines use, with its versions.
 pub(super) struct Line {
     pub(super) state: LineState,
@@ -323,8 +327,11 @@ impl Engine {
         }
     }
 
-    /// Models that no line can come to any more are let go: at most three of each are kept.
+    /// Models that no line can come to any more are let go, once there are many: some may just have come.
     fn trim_shelf(&mut self) {
+        if self.shelf.len() <= MOST_SHELVED * self.lines.len() {
+            return;
+        }
         let states = self.lines.values().map(|l| &l.state);
         let of = |s: &LineState| {
             [s.active.clone(), s.previous.clone(), s.trial.as_ref().map(|t| t.release.clone())]

@@ -13,12 +13,6 @@ fn sample(seed: u64, n: usize, shift: f64, scale: f64) -> Vec<f64> {
     (0..n).map(|_| shift + scale * normal(&mut rng)).collect()
 }
 
-fn counts(bins: &Bins, values: &[f64]) -> Vec<u64> {
-    let mut counts = vec![0; bins.shares.len()];
-    values.iter().for_each(|v| counts[bins.place(*v)] += 1);
-    counts
-}
-
 #[test]
 fn figures_are_those_worked_out_by_hand() {
     // Shares .5 and .5 against .75 and .25: .25 ln 1.5 - .25 ln .5 = .25 ln 3.
@@ -58,6 +52,24 @@ fn references_that_make_no_sense_are_refused() {
     assert!(of(&[1.0], &[0.5, 0.6]).expect_err("refused").contains("sum to"));
     assert!(of(&[1.0], &[1.5, -0.5]).is_err());
     assert!(of(&vec![0.0; MAX_BINS], &vec![0.0; MAX_BINS + 1]).is_err());
+}
+
+#[test]
+fn quantiles_are_a_reference_too() {
+    let of = |text: &str| serde_json::from_str::<Spread>(text).expect("JSON").bins();
+    let bins = of(r#"{"q01": 1.0, "q05": 2.0, "q50": 5.0, "q95": 8.0, "q99": 9.0}"#).expect("bins").expect("some");
+    assert_eq!(bins.edges, [1.0, 2.0, 5.0, 8.0, 9.0]);
+    let wanted = [0.01, 0.04, 0.45, 0.45, 0.04, 0.01];
+    assert!(bins.shares.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-12), "{bins:?}");
+    // A press rests at 0 for a while: two quantiles on one value.
+    let bins = of(r#"{"q01": 0.0, "q05": 0.0, "q50": 5.0, "q95": 8.0}"#).expect("bins").expect("some");
+    assert_eq!((bins.edges.as_slice(), bins.shares[0]), (&[0.0, 5.0, 8.0][..], 0.05));
+    assert_eq!(of(r#"{"q05": 1.0, "q95": 1.0}"#), Ok(None));
+    assert!(of(r#"{"q05": 2.0, "q95": 1.0}"#).expect_err("refused").contains("rise"));
+    assert!(of(r#"{"p05": 2.0}"#).expect_err("refused").contains("quantile"));
+    let deciles = Bins::learn((0..100).map(f64::from).collect()).expect("bins");
+    let text = serde_json::to_string(&deciles).expect("JSON");
+    assert_eq!(of(&text), Ok(Some(deciles)));
 }
 
 /// A monitor with one channel, fed row by row; the rows it took until its first warning.
