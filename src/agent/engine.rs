@@ -12,17 +12,20 @@ use super::audit::{Entry, Ledger};
 use super::input::{Group, Input, Running};
 use super::records::Recorder;
 use crate::alarm::{self, Act, Observation, Rule, Tracker, flood};
+use crate::forward::inference::Policy;
 use crate::model::calibration::Limit;
 use crate::model::{Model, ModelError, Opinion};
 use crate::pipeline::{self, Due, Layout, Step, Taken};
 use crate::types::{
-    Alarm, Change, Condition, Explanation, Light, Live, ModelStep, Name, Quality, Reading, Reason, Record, Time,
-    Verdict, Window,
+    Alarm, Ask, Change, Condition, Explanation, Light, Live, ModelStep, Name, Quality, Reading, Reason, Record,
+    RecordId, Time, Verdict, Window,
 };
+use second::Judged;
 
 mod judge;
 mod people;
 mod rollout;
+pub mod second;
 
 pub use rollout::{Drift, Versions, figures};
 use rollout::{Line, LineState};
@@ -61,6 +64,8 @@ pub struct Outcome {
     pub first_ordinal: u64,
     /// For dashboards.
     pub live: Vec<Live>,
+    /// To be put before a larger model once the group is durable.
+    pub asks: Vec<Ask>,
     /// What happened, for the counters.
     pub tally: Tally,
     /// Steps that bundles took.
@@ -82,6 +87,10 @@ pub struct Tally {
     pub errors: Vec<(Name, String)>,
     /// The first reading for which there was no room, for a person.
     pub full: Option<String>,
+    /// Windows that were to be put before a larger model: how that ended, as far as it has.
+    pub escalations: Vec<second::Escalation>,
+    /// What those that ended have cost, in millionths of a unit.
+    pub cost: u64,
 }
 
 /// See the module.
@@ -98,8 +107,12 @@ pub struct Engine {
     flood: flood::Watch,
     ledger: Ledger,
     running: Running,
-    /// The wall clock as the inputs told it last.
+    /// The wall clock as the inputs told it at its furthest.
     now: Time,
+    /// The wall clock as the inputs told it last, right or wrong.
+    wall: Time,
+    policy: Option<Policy>,
+    desk: second::Desk,
     /// Models by name, with their versions.
     lines: BTreeMap<Name, Line>,
     /// Delivered models by digest.
@@ -124,6 +137,8 @@ struct Unit {
     reason: Reason,
     /// When it last began to run.
     on_since: Option<Time>,
+    /// The end of its last window that was judged, or could not be.
+    judged: Time,
 }
 
 /// What a machine's model keeps from window to window.
@@ -144,6 +159,7 @@ struct Snapshot {
     ledger: Ledger,
     running: Running,
     now: Time,
+    desk: second::Desk,
     lines: BTreeMap<Name, LineState>,
 }
 
@@ -160,13 +176,14 @@ struct UnitSnapshot {
     why: String,
     reason: Reason,
     on_since: Option<Time>,
+    judged: Time,
 }
 
 impl Engine {
     /// An engine that has seen nothing.
     pub fn new(recorder: Recorder, blocks: Vec<Block>, max_machines: usize) -> Engine {
         let (units, places) = (Vec::new(), HashMap::new());
-        let (flood, ledger, running, now) = Default::default();
+        let (flood, ledger, running, now, wall, desk) = Default::default();
         let (signals, max_signals, ordinal) = (0, MAX_SIGNALS, 0);
         let (lines, shelf, report_every) = (BTreeMap::new(), HashMap::new(), crate::config::REPORT_EVERY);
         let mut engine = Engine {
@@ -182,6 +199,9 @@ impl Engine {
             ledger,
             running,
             now,
+            wall,
+            policy: None,
+            desk,
             lines,
             shelf,
             report_every,
@@ -240,19 +260,23 @@ impl Engine {
         for input in &group.inputs {
             match input {
                 Input::Readings(arrived, readings) => {
-                    self.now = self.now.max(*arrived);
+                    self.hear_clock(*arrived);
                     self.take(readings, *arrived, again, &mut touched, &mut out);
                     again = false;
                 }
                 Input::Again => again = true,
                 Input::Tick(now) => {
-                    self.now = self.now.max(*now);
+                    self.hear_clock(*now);
                     self.tick(*now, &mut out);
                 }
                 Input::Act(target, act) => self.act(target, act, &mut out),
                 Input::Clock(now) => self.clock(*now, &mut out),
                 Input::Running(running) => self.runs(running, &mut out),
                 Input::Wrote(wrote) => self.wrote(wrote, &mut out),
+                Input::Opinion(answer) => {
+                    self.hear_clock(answer.at);
+                    self.opinion(answer, &mut out);
+                }
                 Input::Rollout(news) => self.news(news, &mut out),
             }
         }
@@ -271,6 +295,10 @@ impl Engine {
         self.review(&mut out);
         self.ordinal += out.records.len() as u64;
         out
+    }
+
+    fn hear_clock(&mut self, now: Time) {
+        (self.now, self.wall) = (self.now.max(now), now);
     }
 
     fn take(&mut self, readings: &[Reading], arrived: Time, again: bool, touched: &mut Vec<usize>, out: &mut Outcome) {
@@ -398,12 +426,13 @@ impl Engine {
         self.refresh_light(i, at, out);
     }
 
-    fn emit_verdict(&mut self, verdict: Verdict, out: &mut Outcome) -> Arc<Verdict> {
+    fn emit_verdict(&mut self, verdict: Verdict, out: &mut Outcome) -> (Arc<Verdict>, RecordId) {
         let record = self.recorder.verdict(&verdict);
         let verdict = Arc::new(verdict);
         out.live.push(Live::Verdict(verdict.clone(), record.data.as_str().into()));
+        let id = record.id;
         out.records.push(record);
-        verdict
+        (verdict, id)
     }
 
     fn watch_input(&mut self, i: usize, at: Time, bad: Option<(Name, usize, Quality)>, out: &mut Outcome) {
@@ -428,7 +457,8 @@ impl Engine {
         }
     }
 
-    /// Shows an observation to a machine's alarm; `why` tells more of one that is raised by it.
+    /// Shows an observation to a machine's alarm; `why` tells more of one that is raised by it. Whether
+    /// one was that calls for somebody.
     fn observe(
         &mut self,
         i: usize,
@@ -436,9 +466,9 @@ impl Engine {
         look: &Observation,
         why: Option<&dyn Fn() -> Explanation>,
         out: &mut Outcome,
-    ) {
+    ) -> bool {
         let rule = self.rule(i, condition);
-        let Some(mut alarm) = self.units[i].tracker_mut(condition).observe(&rule, look) else { return };
+        let Some(mut alarm) = self.units[i].tracker_mut(condition).observe(&rule, look) else { return false };
         if alarm.care.change == Change::Raised {
             let first = self.is_first_out(i, condition);
             let explanation = why.map(|why| Arc::new(why()));
@@ -450,7 +480,9 @@ impl Engine {
                 self.watch_alarm(i);
             }
         }
+        let calls = matches!(alarm.care.change, Change::Raised | Change::Returned) && !alarm.care.is_quiet();
         self.announce(i, alarm, out);
+        calls
     }
 
     fn emit_alarm(&self, alarm: Alarm, out: &mut Outcome) {
@@ -522,6 +554,7 @@ impl Engine {
             why: u.why.clone(),
             reason: u.reason,
             on_since: u.on_since,
+            judged: u.judged,
         };
         let snapshot = Snapshot {
             version: SNAPSHOT_VERSION,
@@ -531,6 +564,7 @@ impl Engine {
             ledger: self.ledger.clone(),
             running: self.running.clone(),
             now: self.now,
+            desk: self.desk.clone(),
             lines: self.line_states(),
         };
         postcard::to_stdvec(&snapshot).unwrap_or_default()
@@ -548,6 +582,7 @@ impl Engine {
         self.ordinal = snapshot.ordinal;
         (self.flood, self.ledger, self.running) = (snapshot.flood, snapshot.ledger, snapshot.running);
         self.now = snapshot.now;
+        self.desk = snapshot.desk.restored(self.policy.as_ref());
         self.line_up(snapshot.lines);
         self.units.clear();
         self.places.clear();
@@ -555,8 +590,21 @@ impl Engine {
             let Some(block) = self.blocks.iter().position(|b| b.matcher.matches(&u.name)) else { continue };
             let pipe = pipeline::Machine::restore(u.name.clone(), self.blocks[block].layout.clone(), u.pipe);
             self.places.insert(u.name, self.units.len());
-            let UnitSnapshot { memory, rival, anomaly, input, heard, light, why, reason, on_since, .. } = u;
-            self.units.push(Unit { block, pipe, memory, rival, anomaly, input, heard, light, why, reason, on_since });
+            let UnitSnapshot { memory, rival, anomaly, input, heard, light, why, reason, on_since, judged, .. } = u;
+            self.units.push(Unit {
+                block,
+                pipe,
+                memory,
+                rival,
+                anomaly,
+                input,
+                heard,
+                light,
+                why,
+                reason,
+                on_since,
+                judged,
+            });
             let i = self.units.len() - 1;
             let line = self.line(i);
             let incumbent = Memory::of(line.map(|l| &*l.incumbent));
@@ -592,8 +640,8 @@ impl Unit {
     fn new(block: usize, pipe: pipeline::Machine, heard: Time) -> Unit {
         let (anomaly, input, reason) = (Tracker::default(), Tracker::default(), Reason::WarmingUp);
         let (light, why) = (Light::Amber, "warming up".into());
-        let (memory, rival) = (Memory::default(), Memory::default());
-        Unit { block, pipe, memory, rival, anomaly, input, heard, light, why, reason, on_since: None }
+        let (memory, rival, on_since, judged) = (Memory::default(), Memory::default(), None, Time::default());
+        Unit { block, pipe, memory, rival, anomaly, input, heard, light, why, reason, on_since, judged }
     }
 
     fn tracker(&self, condition: Condition) -> &Tracker {

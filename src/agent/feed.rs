@@ -13,11 +13,13 @@ use super::input::{Group, Input, Running};
 use super::rollout::Rollouts;
 use super::scribe::{self, Note, Reply};
 use crate::alarm::Act;
+use crate::forward::budget;
+use crate::forward::inference::Asked;
 use crate::metrics::{Health, Pulse, Shared};
 use crate::model::Model;
 use crate::source::modbus::light::{Standing, Wrote};
 use crate::store::{self, Commit};
-use crate::types::{Batch, Change, Condition, Flood, Kind, Live, ModelNews, Receipt, Reject, Time, Verdict};
+use crate::types::{Answer, Batch, Change, Condition, Flood, Kind, Live, ModelNews, Receipt, Reject, Time, Verdict};
 use crate::web;
 
 /// Batches taken in at a time; with at most 4,096 readings each this bounds a group.
@@ -49,6 +51,8 @@ pub enum Order {
     News(ModelNews, Option<Arc<Model>>),
 }
 
+mod escalation;
+
 /// See the module.
 pub struct Feed {
     engine: Engine,
@@ -64,6 +68,11 @@ pub struct Feed {
     notes: mpsc::Sender<Note>,
     scribe: JoinHandle<()>,
     lights: Option<Lights>,
+    opinions: Option<Opinions>,
+    /// The name of the model that is asked.
+    larger_model: Option<String>,
+    /// How the budget stood when it was last told.
+    standing: Option<budget::Standing>,
     rollouts: Rollouts,
 }
 
@@ -74,6 +83,14 @@ pub struct Lights {
     pub standing: watch::Sender<Standing>,
     /// What they wrote.
     pub wrote: mpsc::Receiver<Wrote>,
+}
+
+/// The two ends that the client of a larger model has in the engine.
+pub struct Opinions {
+    /// Room for [`MAX_PENDING`](super::engine::second::MAX_PENDING).
+    pub asks: mpsc::Sender<Asked>,
+    /// How asking ended.
+    pub answers: mpsc::Receiver<Answer>,
 }
 
 impl Feed {
@@ -95,6 +112,7 @@ impl Feed {
         let now = Instant::now();
         let (since_checkpoint, checkpointed) = (0, now.checked_sub(CHECKPOINT_EVERY).unwrap_or(now));
         let (notes, to_write) = mpsc::channel(scribe::N_QUEUED);
+        let larger_model = engine.budget(Time::default()).map(|b| b.model.to_string());
         let scribe = tokio::spawn(scribe::run(data_dir, engine.audit_tail(), to_write, shared.board.clone()));
         Feed {
             engine,
@@ -110,6 +128,9 @@ impl Feed {
             notes,
             scribe,
             lights: None,
+            opinions: None,
+            larger_model,
+            standing: None,
             rollouts,
         }
     }
@@ -117,6 +138,12 @@ impl Feed {
     /// With stack lights.
     pub fn with_lights(mut self, lights: Option<Lights>) -> Feed {
         self.lights = lights;
+        self
+    }
+
+    /// With a larger model to ask.
+    pub fn with_opinions(mut self, opinions: Option<Opinions>) -> Feed {
+        self.opinions = opinions;
         self
     }
 
@@ -134,6 +161,7 @@ impl Feed {
         for news in std::mem::take(&mut self.rollouts.first) {
             self.do_and_note(Input::Rollout(news), None).await;
         }
+        self.ask_again();
         loop {
             self.pulse.beat();
             tokio::select! {
@@ -145,6 +173,9 @@ impl Feed {
                 }
                 Some(command) = commands.recv() => self.obey(command).await,
                 Some(wrote) = wrote(&mut self.lights) => self.record(wrote).await,
+                Some(answer) = answer(&mut self.opinions) => {
+                    self.step(Group { inputs: vec![Input::Opinion(answer)] }, Vec::new(), Vec::new()).await;
+                }
                 Some(order) = orders.recv() => self.follow(order).await,
                 _ = ticks.tick() => self.tick().await,
             }
@@ -244,6 +275,21 @@ impl Feed {
         self.do_and_note(Input::Wrote(wrote), None).await;
     }
 
+    /// What was under way when the last run ended is asked again, under the ids it had.
+    fn ask_again(&self) {
+        for ask in self.engine.unanswered() {
+            self.ask(Asked { ask, durable: None });
+        }
+    }
+
+    /// There is room for as many as the engine lets be pending; who asks may have ended with the sources,
+    /// and then it is asked after the next start.
+    fn ask(&self, asked: Asked) {
+        if let Some(opinions) = &self.opinions {
+            let _ = opinions.asks.try_send(asked);
+        }
+    }
+
     /// Tells the engine the time when a machine has fallen silent, but only while every source is
     /// up: what a broken link holds back is not silence and will still come.
     async fn tick(&mut self) {
@@ -272,7 +318,12 @@ impl Feed {
         let outcome = self.engine.step(&group);
         self.count(&outcome);
         receipts.extend(self.rollouts.tell(&self.engine, &outcome));
-        let Outcome { records, first_ordinal, live, .. } = outcome;
+        let Outcome { records, first_ordinal, live, asks, .. } = outcome;
+        for ask in asks {
+            let (receipt, durable) = Receipt::new();
+            receipts.push(receipt);
+            self.ask(Asked { ask, durable: Some(durable) });
+        }
         for event in live {
             // Fails only when nobody listens.
             let _ = self.live.send(event);
@@ -325,6 +376,7 @@ impl Feed {
             m.inference_errors.get_or_create(&[("model", model.to_string())]).inc();
             self.shared.board.set(&format!("model/{model}"), Health::Degraded, error.clone());
         }
+        self.count_escalations(&outcome.tally);
         if let Some(full) = &outcome.tally.full {
             self.warn_of_limit(full);
         }
@@ -372,7 +424,7 @@ impl Feed {
         }
     }
 
-    fn gauge(&self) {
+    fn gauge(&mut self) {
         self.rollouts.show(&self.engine);
         let m = &self.shared.metrics;
         m.machines.set(self.engine.machines() as i64);
@@ -381,6 +433,17 @@ impl Feed {
             m.alarms_active.get_or_create(&[("condition", condition.as_str().into())]).set(active);
         }
         m.alarms_put_aside.set(self.engine.put_aside() as i64);
+        if let Some(budget) = self.engine.budget(Time::now()) {
+            self.tell_budget(&budget);
+        }
+    }
+}
+
+/// The next answer of a larger model; never, where none is asked.
+async fn answer(opinions: &mut Option<Opinions>) -> Option<Answer> {
+    match opinions {
+        Some(opinions) => opinions.answers.recv().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::alarm::Act;
 use crate::source::modbus::light::Wrote;
-use crate::types::{Action, Cause, ModelNews, Name, Quality, Reading, RecordId, Target, Time};
+use crate::types::{Action, Answer, Cause, ModelNews, Name, Quality, Reading, RecordId, Target, Time};
 
 /// Version of the encoding; a newer one is refused.
 const VERSION: u8 = 3;
@@ -31,6 +31,8 @@ pub enum Input {
     Again,
     /// Something was written to a device.
     Wrote(Wrote),
+    /// A larger model has answered, or could not be asked.
+    Opinion(Answer),
     /// Something happened to a bundle, or is to happen.
     Rollout(ModelNews),
 }
@@ -75,6 +77,7 @@ enum WireInput {
     Running(Running),
     Again,
     Wrote(WireWrote),
+    Opinion(Answer),
     Rollout(ModelNews),
 }
 
@@ -147,6 +150,7 @@ fn encode_input<'a>(input: &'a Input, names: &mut Names<'a>) -> WireInput {
             let (address, reason) = (w.address.clone(), w.reason.clone());
             WireInput::Wrote(WireWrote(w.device.to_string(), w.at.0, address, w.value, reason, w.failure.clone()))
         }
+        Input::Opinion(answer) => WireInput::Opinion(answer.clone()),
     }
 }
 
@@ -175,6 +179,7 @@ fn decode_input(input: WireInput, names: &[Name]) -> Option<Input> {
         WireInput::Wrote(WireWrote(device, at, address, value, reason, failure)) => {
             Input::Wrote(Wrote { device: device.into(), at: Time(at), address, value, reason, failure })
         }
+        WireInput::Opinion(answer) => Input::Opinion(answer),
     })
 }
 
@@ -183,7 +188,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::types::{ModelStep, Release, Stage};
+    use crate::types::{ModelStep, Outcome, Release, Stage};
 
     fn reading() -> impl Strategy<Value = Reading> {
         let names = prop::sample::select(vec!["pump-1", "pump-2", "flow", "temp", "ü"]);
@@ -220,6 +225,17 @@ mod tests {
                 reason: "red".into(),
                 failure: (arrived % 2 == 0).then(|| "no answer".into()),
             });
+            let answer = Answer {
+                id: RecordId([3; 16]),
+                at,
+                outcome: Outcome::Answered,
+                score: Some(0.5),
+                version: None,
+                detail: who.clone(),
+                calls: 1,
+                bytes_out: 1024,
+                took_ms: 7,
+            };
             let act = |target, action| Input::Act(target, Act { action, who: who.clone(), comment: None, at });
             let running = Running { at, who: who.clone(), models: [(who.clone(), "1".into())].into(), ..Running::default() };
             let inputs = vec![
@@ -231,6 +247,7 @@ mod tests {
                 Input::Clock(at),
                 Input::Running(running),
                 wrote,
+                Input::Opinion(answer),
                 Input::Rollout(news(at)),
             ];
             let group = Group { inputs };

@@ -109,7 +109,10 @@ impl Engine {
     fn verdict(&mut self, i: usize, window: &Window, opinion: Option<Opinion>, model: &Model, out: &mut Outcome) {
         let block = &self.blocks[self.units[i].block];
         let strength = opinion.as_ref().map(|o| block.limit.strength(o.score, o.p_value));
-        let verdict = model.verdict(window, opinion, &block.limit, &block.layout.channels);
+        let mut verdict = model.verdict(window, opinion, &block.limit, &block.layout.channels);
+        if verdict.reason == Reason::NoAnomalyDetected && self.is_uncertain(verdict.p_value) {
+            verdict.reason = Reason::Uncertain;
+        }
         let (at, reason, layout) = (verdict.at, verdict.reason, block.layout.clone());
         let look = Observation {
             at,
@@ -117,11 +120,13 @@ impl Engine {
             top_channel: verdict.contributions.first().map(|c| c.name.clone()),
             message: anomaly_message(&verdict),
         };
-        let verdict = self.emit_verdict(verdict, out);
+        let (verdict, id) = self.emit_verdict(verdict, out);
         self.ran(i, at, reason);
         let why = || people::explain(&verdict, window, model, &layout.channels);
-        self.observe(i, Condition::Anomaly, &look, Some(&why), out);
+        let raised = self.observe(i, Condition::Anomaly, &look, Some(&why), out);
         self.refresh_light(i, at, out);
+        let judged = Judged { window, verdict: &verdict, id, strength: strength.unwrap_or(0.0), raised };
+        self.escalate(&judged, out);
     }
 
     /// Shows a judged window to its model's monitor: what the incumbent says of it counts.

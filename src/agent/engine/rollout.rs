@@ -157,14 +157,14 @@ impl Engine {
             ModelNews::Measured { at, release, measured } => self.measure(*at, release, *measured),
             ModelNews::Withdraw { at, model, digest, reason } => self.withdraw(*at, model, digest, reason, out),
             ModelNews::Promote { at, model, who } => {
-                self.now = self.now.max(*at);
+                self.hear_clock(*at);
                 self.advance_trial(&model.clone(), &format!("{who} wants it"), out);
             }
         }
     }
 
     fn note_step(&mut self, step: ModelStep, out: &mut Outcome) {
-        self.now = self.now.max(step.at);
+        self.hear_clock(step.at);
         out.records.push(self.recorder.model(&step));
         out.steps.push(step);
     }
@@ -189,7 +189,7 @@ impl Engine {
 
     /// A candidate goes into the shadow, unless it cannot stand in for the incumbent.
     fn begin(&mut self, at: Time, release: &Release, rollout: &Rollout, out: &mut Outcome) {
-        self.now = self.now.max(at);
+        self.hear_clock(at);
         let Some(line) = self.lines.get(&release.model) else {
             let why = format!("no [[machine]] has a model of the name {}", release.model);
             return self.step_taken(release, Stage::Refused, why, None, out);
@@ -226,7 +226,7 @@ impl Engine {
     }
 
     fn measure(&mut self, at: Time, release: &Release, measured: Measured) {
-        self.now = self.now.max(at);
+        self.hear_clock(at);
         let trial = self.lines.get_mut(&release.model).and_then(|l| l.state.trial.as_mut());
         if let Some(trial) = trial.filter(|t| t.release == *release) {
             trial.measure(measured);
@@ -234,7 +234,7 @@ impl Engine {
     }
 
     fn withdraw(&mut self, at: Time, model: &Name, digest: &Name, reason: &str, out: &mut Outcome) {
-        self.now = self.now.max(at);
+        self.hear_clock(at);
         let Some(line) = self.lines.get(model) else { return };
         let is = |release: &Release| digest.is_empty() || release.digest == *digest;
         if line.state.trial.as_ref().is_some_and(|t| is(&t.release)) {
