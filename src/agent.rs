@@ -27,8 +27,10 @@ use crate::{forward, source, systemd, web};
 
 pub mod audit;
 pub mod blocks;
+mod delivery;
 pub mod engine;
 mod feed;
+mod guests;
 pub mod input;
 mod outbox;
 pub mod records;
@@ -37,6 +39,7 @@ mod reload;
 mod rollout;
 mod scribe;
 
+use delivery::Delivery;
 use engine::Engine;
 use engine::second::MAX_PENDING;
 use feed::{Feed, Order};
@@ -54,8 +57,8 @@ const N_QUEUED_COMMANDS: usize = 16;
 const N_QUEUED_WRITES: usize = 64;
 /// Answers of a larger model on their way to the engine.
 const N_QUEUED_ANSWERS: usize = 16;
-/// Orders from the agent to its engine: one at the start, one for each reload.
-const N_QUEUED_ORDERS: usize = 2;
+/// Orders from the agent to its engine: one at the start, one for each reload, some for each new model.
+const N_QUEUED_ORDERS: usize = 16;
 /// How long sources may take to hand over what they hold and to say goodbye.
 const SOURCES_GRACE: Duration = Duration::from_secs(8);
 /// How long forwarders may go on sending what is left.
@@ -102,9 +105,17 @@ impl Agent {
             tokio::task::spawn_blocking(move || Store::open(&store, &dir, &sinks, shared)).await?
         };
         let (store, recovered) = opened.context("opening the store")?;
+        let dir = config.agent.data_dir.clone();
+        let library = tokio::task::spawn_blocking(move || Library::open(&dir)).await?;
+        let (library, damaged) = library.context("opening the library of models")?;
+        if let Some(why) = damaged {
+            tracing::error!("what was known of delivered models is lost, they have to come again: {why}");
+        }
         let recorder = Recorder::new(&config.agent.site, &config.agent.id);
         let (orders_tx, orders) = mpsc::channel(N_QUEUED_ORDERS);
-        let (library, found) = open_library(&config, &models).await?;
+        let library = Arc::new(library);
+        let found = load_library(&config, &models, &library).await?;
+        let delivery = Delivery::new(&config, library.clone(), orders_tx.clone(), shared.clone());
         let (rollouts, steps, versions) = Rollouts::new(shared.clone());
         let reloader = Reloader::new(&config, models, versions, orders_tx);
         let policy = config.cloud.as_ref().and_then(|c| c.inference.as_ref()).map(|i| i.policy.clone());
@@ -129,6 +140,9 @@ impl Agent {
         };
         agent.outlets.spawn("the library of models", rollout::keep(agent.library.clone(), steps));
         agent.wire(config, engine, recovered, (rollouts, found), orders).await?;
+        if let Some(delivery) = delivery {
+            agent.sources.spawn("the delivery of models", delivery.run());
+        }
         Ok(agent)
     }
 
@@ -358,19 +372,12 @@ struct Inputs {
     data_dir: PathBuf,
 }
 
-/// Opens the library and loads what it has of these models.
-async fn open_library(config: &Config, models: &blocks::Models) -> Result<(Arc<Library>, Found)> {
-    let data_dir = config.agent.data_dir.clone();
+/// Loads what the library has of these models.
+async fn load_library(config: &Config, models: &blocks::Models, library: &Arc<Library>) -> Result<Found> {
+    let (data_dir, library) = (config.agent.data_dir.clone(), library.clone());
     let names: Vec<Name> = models.values().map(|m| m.name().clone()).collect();
-    let opening = move || {
-        let (library, damaged) = Library::open(&data_dir)?;
-        if let Some(what) = damaged {
-            tracing::warn!("the library's state was damaged and is set aside; delivered models are not used: {what}");
-        }
-        let found = rollout::load(&library, &names, &data_dir, Time::now());
-        Ok::<_, std::io::Error>((Arc::new(library), found))
-    };
-    tokio::task::spawn_blocking(opening).await?.context("opening the library of models")
+    let loading = move || rollout::load(&library, &names, &data_dir, Time::now());
+    Ok(tokio::task::spawn_blocking(loading).await?)
 }
 
 /// Tasks by the names that people are told when one does not end.

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::blocks::{self, Models};
 use super::engine::Versions;
 use super::feed::Order;
+use super::guests::Guests;
 use super::input::Running;
 use super::rollout;
 use crate::config::{Config, Invalid, Needs};
@@ -56,6 +57,8 @@ pub struct Reloader {
     /// The file as it was last taken over.
     applied: Keys,
     models: Arc<Mutex<Models>>,
+    /// Loaded for guests only.
+    guests: Arc<Guests>,
     digest: String,
     web: watch::Sender<web::Config>,
     orders: mpsc::Sender<Order>,
@@ -77,6 +80,7 @@ impl Reloader {
             started: keys.clone(),
             applied: keys,
             models: Arc::new(Mutex::new(models)),
+            guests: Arc::new(Guests::new(config)),
             digest: digest(config),
             web: watch::channel(config.web.clone()).0,
             orders,
@@ -112,17 +116,26 @@ impl Reloader {
         }
     }
 
-    /// Lets guests use the models in force.
+    /// Lets guests use the models in force, and those that an admin loads for them.
     pub fn serve_models(&self) -> web::inference::Models {
-        let (listed, run) = (self.in_use(), self.in_use());
-        let list = move || listed().iter().map(|m| metadata(m)).collect();
+        let guests = self.guests.clone();
+        let all = {
+            let (in_use, guests) = (self.in_use(), guests.clone());
+            move || -> Vec<Arc<Model>> { in_use().into_iter().chain(guests.all()).collect() }
+        };
+        let (list, run, used) = (all.clone(), all, self.models.clone());
+        let list = move || list().iter().map(|m| metadata(m)).collect();
+        let load = move |name: &str, load: bool| {
+            let in_use = lock(&used).values().any(|m| &**m.name() == name);
+            if load { guests.load(name, in_use) } else { guests.unload(name, in_use) }
+        };
         let run = move |name: &str, window: web::inference::Tensor| {
             let model = run().into_iter().find(|m| &**m.name() == name);
             let model = model.ok_or_else(|| format!("the model {name:?} is gone"))?;
             let outputs = model.infer(&window.data).map_err(|e| e.to_string())?;
             Ok(outputs.into_iter().map(|(name, len, data)| tensor(&model, name, len, data)).collect())
         };
-        web::inference::Models::new(Arc::new(list), Arc::new(run))
+        web::inference::Models::new(Arc::new(list), Arc::new(run)).with_load(Arc::new(load))
     }
 
     /// The dashboard's settings in force.

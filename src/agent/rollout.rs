@@ -187,6 +187,8 @@ struct Stopwatch {
     took: VecDeque<f64>,
     told: Instant,
     told_runs: u64,
+    /// What the process used when the candidate was first run, in MiB.
+    ram: f64,
 }
 
 impl Rollouts {
@@ -204,7 +206,7 @@ impl Rollouts {
         outcome.drifts.iter().for_each(|d| self.tell_drift(d));
         let mut receipts = Vec::new();
         for step in &outcome.steps {
-            self.tell_step(step);
+            self.tell_step(engine, step);
             let (receipt, durable) = Receipt::new();
             receipts.push(receipt);
             if self.steps.try_send((step.clone(), durable)).is_err() {
@@ -233,10 +235,11 @@ impl Rollouts {
         }
         for trial in engine.trials() {
             let key = (trial.release.digest.clone(), trial.stage);
-            let fresh = || Stopwatch::new(key.clone());
+            let fresh = || Stopwatch::new(key.clone(), ram_mb());
             let clock = self.clocks.entry(trial.release.model.clone()).or_insert_with(fresh);
             if clock.key != key {
-                *clock = Stopwatch::new(key);
+                let ram = if clock.key.0 == key.0 { clock.ram } else { ram_mb() };
+                *clock = Stopwatch::new(key, ram);
             }
             let mine = runs.iter().filter(|(model, _)| *model == trial.release.model);
             mine.for_each(|(_, took)| clock.add(took.as_secs_f64() * 1e3));
@@ -256,10 +259,12 @@ impl Rollouts {
         news
     }
 
-    fn tell_step(&self, step: &ModelStep) {
+    fn tell_step(&self, engine: &Engine, step: &ModelStep) {
         let (release, stage) = (&step.release, step.stage);
+        // Names that nobody here uses may come without end.
+        let part = if engine.has_model(&release.model) { &*release.model } else { "other" };
         let steps = &self.shared.metrics.model_steps;
-        steps.get_or_create(&[("model", release.model.to_string()), ("stage", stage.as_str().into())]).inc();
+        steps.get_or_create(&[("model", part.into()), ("stage", stage.as_str().into())]).inc();
         let (model, version, reason) = (&release.model, &release.version, &step.reason);
         let ill = matches!(stage, Stage::Refused | Stage::RolledBack);
         if ill {
@@ -269,7 +274,7 @@ impl Rollouts {
         }
         let health = if ill { Health::Degraded } else { Health::Up };
         let detail = format!("version {version} {}: {reason}", stage.as_str());
-        self.shared.board.set(&format!("rollout/{model}"), health, detail);
+        self.shared.board.set(&format!("rollout/{part}"), health, detail);
     }
 
     fn tell_drift(&self, drift: &Drift) {
@@ -307,8 +312,8 @@ impl Rollouts {
 }
 
 impl Stopwatch {
-    fn new(key: (Name, Stage)) -> Stopwatch {
-        Stopwatch { key, runs: 0, took: VecDeque::new(), told: Instant::now(), told_runs: 0 }
+    fn new(key: (Name, Stage), ram: f64) -> Stopwatch {
+        Stopwatch { key, runs: 0, took: VecDeque::new(), told: Instant::now(), told_runs: 0, ram }
     }
 
     fn add(&mut self, ms: f64) {
@@ -327,15 +332,20 @@ impl Stopwatch {
         let mut sorted: Vec<f64> = self.took.iter().copied().collect();
         sorted.sort_by(f64::total_cmp);
         let at = |share: f64| sorted[((sorted.len() - 1) as f64 * share) as usize];
-        Some(Measured { runs: self.runs, median_ms: at(0.5), p99_ms: at(0.99), ram_mb: ram_mb() })
+        Some(Measured {
+            runs: self.runs,
+            median_ms: at(0.5),
+            p99_ms: at(0.99),
+            grown_mb: (ram_mb() - self.ram).max(0.0),
+        })
     }
 }
 
 /// What this process holds in memory, in MiB; 0 where that cannot be read.
-fn ram_mb() -> u64 {
+fn ram_mb() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
-    line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse::<u64>().ok()).map_or(0, |kb| kb >> 10)
+    line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse::<f64>().ok()).map_or(0.0, |kb| kb / 1024.0)
 }
 
 /// How a model stands, as the dashboard has it.
@@ -392,13 +402,13 @@ mod tests {
 
     #[test]
     fn percentiles_are_of_the_stage_and_told_once() {
-        let mut clock = Stopwatch::new(("d".into(), Stage::Shadow));
+        let mut clock = Stopwatch::new(("d".into(), Stage::Shadow), 0.0);
         assert!(clock.measured().is_none());
         (1..=200).for_each(|ms| clock.add(f64::from(ms)));
         clock.told -= MEASURE_EVERY;
         let measured = clock.measured().expect("measured");
         assert_eq!((measured.runs, measured.median_ms, measured.p99_ms), (200, 100.0, 198.0));
-        assert!(measured.ram_mb > 0);
+        assert!(measured.grown_mb > 0.0);
         clock.told -= MEASURE_EVERY;
         assert!(clock.measured().is_none(), "nothing new");
     }

@@ -10,11 +10,13 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::ModelError;
+use super::compat::Compat;
 use super::drift::Spread;
 use super::state;
+use crate::types::Time;
 
 /// The largest file of a bundle that is read at all.
-const MAX_FILE: u64 = 256 << 20;
+pub(super) const MAX_FILE: u64 = 256 << 20;
 /// The largest window a model may ask for: steps × channels.
 const MAX_WINDOW: usize = 1 << 22;
 
@@ -102,15 +104,8 @@ struct Written {
     advice: Advice,
     #[serde(default)]
     compat: Compat,
-}
-
-/// What a bundle promises of itself on a box like this; keys that are not known here are other people's.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-pub struct Compat {
-    /// The 99th percentile of a batch's time, in milliseconds.
-    pub p99_ms: Option<f64>,
-    /// What the process may use with it, in MiB.
-    pub max_ram_mb: Option<u64>,
+    sequence: Option<u64>,
+    expires: Option<String>,
 }
 
 /// What to check first: by channel or class (`*` is for all), then by language (`en`, `zh`).
@@ -147,8 +142,12 @@ pub struct Manifest {
     pub digests: BTreeMap<String, String>,
     /// What to check first when the model raises an alarm.
     pub advice: Advice,
-    /// What it promises of itself.
+    /// What it asks of the agent.
     pub compat: Compat,
+    /// Rises from version to version; delivered bundles have to have it.
+    pub sequence: Option<u64>,
+    /// When it may no longer be taken into use.
+    pub expires: Option<Time>,
 }
 
 /// One golden case: an Open Inference Protocol request and the answer it has to get.
@@ -297,7 +296,12 @@ impl Manifest {
             return bad(format!("a step of {seconds} s cannot be used; check `window.rate_ms` or `sample_rate_hz`"));
         }
         let states = state::read(&w.inputs, &w.outputs, &w.state).map_err(|m| invalid(path, m))?;
+        let expires = w.expires.as_deref().map(str::parse).transpose();
+        let expires = expires.map_err(|e: String| invalid(path, format!("`expires`: {e}")))?;
         Ok(Manifest {
+            compat: w.compat,
+            sequence: w.sequence,
+            expires,
             states,
             stride: w.window.stride.or(w.stride).unwrap_or(1).max(1),
             rate: Duration::from_secs_f64(seconds),
@@ -312,7 +316,6 @@ impl Manifest {
             rul_cap: w.rul_cap.filter(|c| *c > 0.0 && c.is_finite()).unwrap_or(125.0),
             digests: w.digests,
             advice: w.advice,
-            compat: w.compat,
         })
     }
 

@@ -22,6 +22,10 @@ const ROOT: &str = "library";
 const STATE: &str = "state.json";
 /// What is being fetched and unpacked; emptied at the start.
 const INCOMING: &str = "incoming";
+/// Parts of archives that are still coming; they outlast a restart.
+const PARTIAL: &str = "partial";
+/// Deliveries that are remembered as done with, the newest: far more than are wanted at a time.
+const MAX_SETTLED: usize = 256;
 /// Refusals kept for each model, the newest: enough to see what happened lately.
 const MAX_REFUSED: usize = 16;
 /// Models in the library: far more than a gateway has.
@@ -73,6 +77,9 @@ pub struct Standing {
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct State {
     models: BTreeMap<Name, Standing>,
+    /// Deliveries that came to their end, well or not, oldest first.
+    #[serde(default)]
+    settled: Vec<String>,
 }
 
 /// See the module. All methods block for the disk.
@@ -94,6 +101,7 @@ impl Library {
             fs::remove_dir_all(&incoming)?;
         }
         fs::create_dir_all(&incoming)?;
+        fs::create_dir_all(root.join(PARTIAL))?;
         let (state, damaged) = read(&root)?;
         let library = Library { root, state: Mutex::new(state) };
         library.tidy()?;
@@ -106,6 +114,28 @@ impl Library {
     /// When it cannot be made.
     pub fn workspace(&self) -> io::Result<tempfile::TempDir> {
         tempfile::Builder::new().prefix("bundle-").tempdir_in(self.root.join(INCOMING))
+    }
+
+    /// Where parts of archives are kept.
+    pub fn partial(&self) -> PathBuf {
+        self.root.join(PARTIAL)
+    }
+
+    /// Whether a delivery came to its end before.
+    pub fn is_settled(&self, delivery: &str) -> bool {
+        lock(&self.state).settled.iter().any(|s| s == delivery)
+    }
+
+    /// Remembers that a delivery has come to its end.
+    ///
+    /// # Errors
+    /// When it cannot be written; it is remembered until the next start all the same.
+    pub fn settle(&self, delivery: &str) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        state.settled.push(delivery.to_owned());
+        let surplus = state.settled.len().saturating_sub(MAX_SETTLED);
+        state.settled.drain(..surplus);
+        write(&self.root, &state)
     }
 
     /// How a model stands; the default for one that is not known.
@@ -177,7 +207,7 @@ impl Library {
             let all = state.models.values().flat_map(|s| [&s.active, &s.candidate, &s.previous]);
             all.flatten().map(|c| c.dir.clone()).collect()
         };
-        for model in directories(&self.root)?.into_iter().filter(|d| !d.ends_with(INCOMING)) {
+        for model in directories(&self.root)?.into_iter().filter(|d| !is_reserved(d)) {
             for bundle in directories(&model)? {
                 let relative = bundle.strip_prefix(&self.root).unwrap_or(&bundle);
                 if !kept.iter().any(|k| k == relative) {
@@ -225,14 +255,22 @@ impl Library {
 /// at most 64, not beginning with a dot.
 pub fn plain(name: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || "-_.+".contains(c);
-    !name.is_empty() && name.len() <= MAX_NAME && !name.starts_with('.') && name.chars().all(fits) && name != INCOMING
+    !name.is_empty()
+        && name.len() <= MAX_NAME
+        && !name.starts_with('.')
+        && name.chars().all(fits)
+        && !is_reserved(Path::new(name))
+}
+
+fn is_reserved(dir: &Path) -> bool {
+    dir.ends_with(INCOMING) || dir.ends_with(PARTIAL)
 }
 
 /// What a step makes of a standing.
 fn follow(s: &mut Standing, step: &ModelStep) {
     let is = |c: &Option<Candidate>| c.as_ref().is_some_and(|c| c.release == step.release);
     match step.stage {
-        Stage::Fetched | Stage::Verified => return,
+        Stage::Fetched | Stage::Verified | Stage::Delayed => return,
         Stage::Selftest | Stage::Shadow | Stage::Canary | Stage::Baking if !is(&s.candidate) => return,
         Stage::Selftest | Stage::Shadow | Stage::Canary | Stage::Baking => {}
         Stage::Active if is(&s.candidate) => {
@@ -287,7 +325,7 @@ fn read(root: &Path) -> io::Result<(State, Option<String>)> {
 /// What directories tell: no bundle is in use, but none that was seen is taken again.
 fn rebuilt(root: &Path) -> io::Result<State> {
     let mut state = State::default();
-    for model in directories(root)?.into_iter().filter(|d| !d.ends_with(INCOMING)) {
+    for model in directories(root)?.into_iter().filter(|d| !is_reserved(d)) {
         let Some(name) = model.file_name().and_then(|n| n.to_str()) else { continue };
         let sequence = |dir: PathBuf| dir.file_name()?.to_str()?.rsplit('-').nth(1)?.parse::<u64>().ok();
         let highest = directories(&model)?.into_iter().filter_map(sequence).max().unwrap_or(0);
@@ -376,7 +414,9 @@ mod tests {
         let library = open();
         let first = placed(&library, 1);
         assert!(first.dir.join("model.json").is_file());
-        [Stage::Shadow, Stage::Canary, Stage::Active].into_iter().for_each(|s| note(&library, 1, s));
+        for stage in [Stage::Shadow, Stage::Canary, Stage::Active] {
+            note(&library, 1, stage);
+        }
         let second = placed(&library, 2);
         note(&library, 2, Stage::Active);
         let library = open();

@@ -117,8 +117,8 @@ impl Comparison {
 pub struct Limits {
     /// The 99th percentile of a batch's time, in milliseconds.
     pub p99_ms: Option<f64>,
-    /// What the process may use, in MiB.
-    pub max_ram_mb: Option<u64>,
+    /// By how much the process may grow with it, in MiB.
+    pub max_ram_mb: Option<f64>,
 }
 
 /// A candidate on its way.
@@ -190,10 +190,9 @@ impl Trial {
             };
             Some((Cause::Latency, format!("{how}; compat.p99_ms is {limit}")))
         });
-        let large =
-            self.limits.max_ram_mb.filter(|limit| m.ram_mb > *limit).map(|limit| {
-                (Cause::Memory, format!("the process uses {} MiB; compat.max_ram_mb is {limit}", m.ram_mb))
-            });
+        let large = self.limits.max_ram_mb.filter(|limit| m.grown_mb > *limit).map(|limit| {
+            (Cause::Memory, format!("the process has grown by {:.0} MiB; compat.max_ram_mb is {limit}", m.grown_mb))
+        });
         let found = slow.or(large).or_else(|| self.now.trouble());
         found.map(|(cause, what)| match &self.error {
             Some(said) if cause == Cause::Errors => (cause, format!("{what}: {said}")),
@@ -241,7 +240,7 @@ mod tests {
     fn trial() -> Trial {
         let release = Release { model: "pump".into(), version: "2".into(), sequence: 2, digest: "d".into() };
         let rollout = Rollout { shadow: SECOND, canary: vec!["pump-1".into()], bake: SECOND, ..Rollout::default() };
-        Trial::new(release, rollout, Limits { p99_ms: Some(20.0), max_ram_mb: Some(512) }, at(0))
+        Trial::new(release, rollout, Limits { p99_ms: Some(20.0), max_ram_mb: Some(512.0) }, at(0))
     }
 
     fn at(seconds: i64) -> Time {
@@ -300,16 +299,16 @@ mod tests {
         assert_eq!(run(&|i| seen(even(i), i % 10 == 0)), Some(Cause::AlarmRate));
         assert_eq!(run(&|_| seen(0.5, false)), Some(Cause::ScoreDrift));
         assert_eq!(run(&|_| seen(1.0, false)), Some(Cause::ScoreDrift));
-        let measured = |runs, median_ms, p99_ms, ram_mb| {
+        let measured = |runs, median_ms, p99_ms, grown_mb| {
             let mut trial = trial();
-            trial.measure(Measured { runs, median_ms, p99_ms, ram_mb });
+            trial.measure(Measured { runs, median_ms, p99_ms, grown_mb });
             trial.trouble().map(|(cause, _)| cause)
         };
-        assert_eq!(measured(99, 1.0, 21.0, 100), None);
-        assert_eq!(measured(100, 1.0, 21.0, 100), Some(Cause::Latency));
-        assert_eq!(measured(10, 21.0, 21.0, 100), Some(Cause::Latency));
-        assert_eq!(measured(1000, 1.0, 19.0, 513), Some(Cause::Memory));
-        assert_eq!(measured(1000, 1.0, 19.0, 512), None);
+        assert_eq!(measured(99, 1.0, 21.0, 100.0), None);
+        assert_eq!(measured(100, 1.0, 21.0, 100.0), Some(Cause::Latency));
+        assert_eq!(measured(10, 21.0, 21.0, 100.0), Some(Cause::Latency));
+        assert_eq!(measured(1000, 1.0, 19.0, 513.0), Some(Cause::Memory));
+        assert_eq!(measured(1000, 1.0, 19.0, 512.0), None);
     }
 
     /// Where the plant itself has changed or is in trouble, the candidate is not to blame.

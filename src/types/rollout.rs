@@ -32,6 +32,8 @@ pub enum Stage {
     Refused,
     /// The one before is in use again.
     RolledBack,
+    /// It cannot be had now; it is tried again.
+    Delayed,
 }
 
 impl Stage {
@@ -48,6 +50,7 @@ impl Stage {
             Stage::Retired => "retired",
             Stage::Refused => "refused",
             Stage::RolledBack => "rolled_back",
+            Stage::Delayed => "delayed",
         }
     }
 }
@@ -159,6 +162,6 @@ pub struct Measured {
     pub median_ms: f64,
     /// One in a hundred took longer than this, in milliseconds.
     pub p99_ms: f64,
-    /// What the process uses now, in MiB.
-    pub ram_mb: u64,
+    /// By how much the process has grown since its first run, in MiB; 0 when it has not.
+    pub grown_mb: f64,
 }

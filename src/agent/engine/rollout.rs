@@ -115,6 +115,11 @@ impl Engine {
         self.lines.values().flat_map(of).flatten().filter(|r| !self.shelf.contains_key(&r.digest)).collect()
     }
 
+    /// Whether any machine may have a model of this name.
+    pub fn has_model(&self, name: &str) -> bool {
+        self.lines.keys().any(|n| **n == *name)
+    }
+
     /// Candidates on their way.
     pub fn trials(&self) -> impl Iterator<Item = &Trial> {
         self.lines.values().filter_map(|l| l.state.trial.as_ref())
@@ -359,12 +364,7 @@ pub fn figures(trial: &Trial) -> BTreeMap<String, f64> {
         ("incumbent_p_value_ks", c.p_values[1].ks()),
     ];
     if m.runs > 0 {
-        all.extend([
-            ("runs", m.runs as f64),
-            ("p50_ms", m.median_ms),
-            ("p99_ms", m.p99_ms),
-            ("ram_mb", m.ram_mb as f64),
-        ]);
+        all.extend([("runs", m.runs as f64), ("p50_ms", m.median_ms), ("p99_ms", m.p99_ms), ("grown_mb", m.grown_mb)]);
     }
     all.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }

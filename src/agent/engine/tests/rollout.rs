@@ -136,7 +136,7 @@ fn an_alarm_happy_or_drifting_candidate_is_refused_in_the_shadow_with_the_reason
 
 #[test]
 fn a_slow_canary_goes_back_and_no_window_is_lost() {
-    let slow = Measured { runs: 200, median_ms: 10.0, p99_ms: 80.0, ram_mb: 100 };
+    let slow = Measured { runs: 200, median_ms: 10.0, p99_ms: 80.0, grown_mb: 100.0 };
     let told = |at| Input::Rollout(ModelNews::Measured { at, release: release(&good()), measured: slow });
     let mut engine = stocked(&[good()]);
     let others = [(4, offer(&good(), seconds(4))), (10, told(seconds(10)))];
