@@ -159,12 +159,13 @@ impl Agent {
         let n = config.source.mqtt.len() + config.source.modbus.len();
         self.ready = format!("{n} sources, {} models", self.reloader.n_models());
         // Dashboards first, so that they hear how things stood.
-        self.start_web(&config, commands_tx.clone()).await?;
+        let (model_commands_tx, model_commands) = mpsc::channel(N_QUEUED_COMMANDS);
+        self.start_web(&config, commands_tx.clone(), model_commands_tx).await?;
         self.start_publish(&config, commands_tx);
         let lights = self.start_lights(&config.source, &batches_tx);
         let opinions = self.start_inference(&config);
         let data_dir = self.data_dir.clone();
-        let inputs = Inputs { batches, commands, orders, lights, opinions, rollouts, found, data_dir };
+        let inputs = Inputs { batches, commands, model_commands, orders, lights, opinions, rollouts, found, data_dir };
         self.start_engine(engine, recovered, inputs)?;
         self.reloader.tell_what_runs("start").await;
         self.start_cloud(&config);
@@ -220,9 +221,20 @@ impl Agent {
                 }
                 // Nobody may be waiting for it.
                 let _ = restored_tx.send(());
-                let Inputs { batches, commands, orders, lights, opinions, mut rollouts, found, data_dir } = inputs;
+                let Inputs {
+                    batches,
+                    commands,
+                    model_commands,
+                    orders,
+                    lights,
+                    opinions,
+                    mut rollouts,
+                    found,
+                    data_dir,
+                } = inputs;
                 rollouts.first = rollout::reconcile(&engine, &library, &found, Time::now());
                 let feed = Feed::new(engine, commits, live, data_dir, rollouts, shared).with_lights(lights);
+                let feed = feed.with_model_commands(model_commands);
                 feed.with_opinions(opinions).run(batches, commands, orders).await;
             });
             let _ = ended_tx.send(());
@@ -283,7 +295,12 @@ impl Agent {
         );
     }
 
-    async fn start_web(&mut self, config: &Config, commands: mpsc::Sender<web::Command>) -> Result<()> {
+    async fn start_web(
+        &mut self,
+        config: &Config,
+        commands: mpsc::Sender<web::Command>,
+        model_commands: mpsc::Sender<web::ModelCommand>,
+    ) -> Result<()> {
         if config.web.listen.is_none() {
             return Ok(());
         }
@@ -309,6 +326,7 @@ impl Agent {
             models: self.reloader.describe_models(),
             inference: self.reloader.serve_models(),
             commands: Some(commands),
+            model_commands: Some(model_commands),
             settings: Some(self.reloader.web_settings()),
         };
         let (settings, shared) = (config.web.clone(), self.last_shared());
@@ -364,6 +382,7 @@ impl Agent {
 struct Inputs {
     batches: mpsc::Receiver<Batch>,
     commands: mpsc::Receiver<web::Command>,
+    model_commands: mpsc::Receiver<web::ModelCommand>,
     orders: mpsc::Receiver<Order>,
     lights: Option<feed::Lights>,
     opinions: Option<feed::Opinions>,

@@ -74,7 +74,7 @@ metrics! {
     inference: Histograms<1>, "inference", Some(Unit::Seconds), Family::new_with_constructor(latency);
     /// Model runs that failed, by model.
     inference_errors: Counters<1>, "inference_errors", None, Family::default();
-    /// Time a batch took in a model's candidate, by model.
+    /// Processor time a batch took in a model's candidate, by model.
     candidate_inference: Histograms<1>, "candidate_inference", Some(Unit::Seconds), Family::new_with_constructor(latency);
     /// Steps that delivered bundles took, by model and stage.
     model_steps: Counters<2>, "model_steps", None, Family::default();

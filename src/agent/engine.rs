@@ -18,7 +18,7 @@ use crate::model::{Model, ModelError, Opinion};
 use crate::pipeline::{self, Due, Layout, Step, Taken};
 use crate::types::{
     Alarm, Ask, Change, Condition, Explanation, Light, Live, ModelStep, Name, Quality, Reading, Reason, Record,
-    RecordId, Time, Verdict, Window,
+    RecordId, Release, Time, Verdict, Window,
 };
 use second::Judged;
 
@@ -27,7 +27,7 @@ mod people;
 mod rollout;
 pub mod second;
 
-pub use rollout::{Drift, Versions, figures};
+pub use rollout::{Drift, Versions, figures, release_of};
 use rollout::{Line, LineState};
 
 /// Signals that are followed, of all machines together; at some 500 bytes each this bounds the memory that
@@ -115,8 +115,8 @@ pub struct Engine {
     desk: second::Desk,
     /// Models by name, with their versions.
     lines: BTreeMap<Name, Line>,
-    /// Delivered models by digest.
-    shelf: HashMap<Name, Arc<Model>>,
+    /// Delivered models at hand.
+    shelf: BTreeMap<Release, Arc<Model>>,
     report_every: Duration,
 }
 
@@ -185,7 +185,7 @@ impl Engine {
         let (units, places) = (Vec::new(), HashMap::new());
         let (flood, ledger, running, now, wall, desk) = Default::default();
         let (signals, max_signals, ordinal) = (0, MAX_SIGNALS, 0);
-        let (lines, shelf, report_every) = (BTreeMap::new(), HashMap::new(), crate::config::REPORT_EVERY);
+        let (lines, shelf, report_every) = (BTreeMap::new(), BTreeMap::new(), crate::config::REPORT_EVERY);
         let mut engine = Engine {
             recorder,
             blocks,

@@ -74,6 +74,7 @@ pub struct Feed {
     /// How the budget stood when it was last told.
     standing: Option<budget::Standing>,
     rollouts: Rollouts,
+    model_commands: Option<mpsc::Receiver<web::ModelCommand>>,
 }
 
 /// The two ends that stack lights have in the engine: how the machines stand, told twice a second even
@@ -132,6 +133,7 @@ impl Feed {
             larger_model,
             standing: None,
             rollouts,
+            model_commands: None,
         }
     }
 
@@ -144,6 +146,12 @@ impl Feed {
     /// With a larger model to ask.
     pub fn with_opinions(mut self, opinions: Option<Opinions>) -> Feed {
         self.opinions = opinions;
+        self
+    }
+
+    /// With what people do to models.
+    pub fn with_model_commands(mut self, commands: mpsc::Receiver<web::ModelCommand>) -> Feed {
+        self.model_commands = Some(commands);
         self
     }
 
@@ -172,6 +180,7 @@ impl Feed {
                     self.take(&mut taken).await;
                 }
                 Some(command) = commands.recv() => self.obey(command).await,
+                Some(command) = asked(&mut self.model_commands) => self.obey_of_model(command).await,
                 Some(wrote) = wrote(&mut self.lights) => self.record(wrote).await,
                 Some(answer) = answer(&mut self.opinions) => {
                     self.step(Group { inputs: vec![Input::Opinion(answer)] }, Vec::new(), Vec::new()).await;
@@ -223,6 +232,22 @@ impl Feed {
             return;
         }
         self.do_and_note(Input::Act(target, act), Some(reply)).await;
+    }
+
+    async fn obey_of_model(&mut self, command: web::ModelCommand) {
+        let web::ModelCommand { model, promote, who, reply } = command;
+        if let Err(refusal) = self.engine.may_change(&model, promote) {
+            // Whoever asked may have gone.
+            let _ = reply.send(Err(refusal));
+            return;
+        }
+        let at = Time::now();
+        let news = if promote {
+            ModelNews::Promote { at, model, who }
+        } else {
+            ModelNews::Withdraw { at, model, digest: "".into(), reason: format!("{who} wants the one before back") }
+        };
+        self.do_and_note(Input::Rollout(news), Some(reply)).await;
     }
 
     async fn follow(&mut self, order: Order) {
@@ -451,6 +476,14 @@ async fn answer(opinions: &mut Option<Opinions>) -> Option<Answer> {
 async fn wrote(lights: &mut Option<Lights>) -> Option<Wrote> {
     match lights {
         Some(lights) => lights.wrote.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What somebody wants of a model next; never, where nobody can.
+async fn asked(commands: &mut Option<mpsc::Receiver<web::ModelCommand>>) -> Option<web::ModelCommand> {
+    match commands {
+        Some(commands) => commands.recv().await,
         None => std::future::pending().await,
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
-use super::engine::{Drift, Engine, Outcome, Versions, figures};
+use super::engine::{Drift, Engine, Outcome, Versions, figures, release_of};
 use crate::metrics::{Health, Shared};
 use crate::model::Model;
 use crate::model::library::{Candidate, Library};
@@ -67,11 +67,7 @@ pub fn load(library: &Library, names: &[Name], data_dir: &Path, now: Time) -> Fo
 
 fn usable(candidate: &Candidate) -> Result<Arc<Model>, String> {
     let model = Model::load(&candidate.dir).map_err(|e| format!("it cannot be loaded: {e}"))?;
-    if *model.digest() == candidate.release.digest {
-        Ok(model)
-    } else {
-        Err("its graph is not the one that was delivered".into())
-    }
+    if release_of(&model) == candidate.release { Ok(model) } else { Err("it is not the one that was delivered".into()) }
 }
 
 /// Starts that followed this soon, this one included.

@@ -368,6 +368,11 @@ impl Monitor {
         };
     }
 
+    /// Starts anew with what it meets next, but for alarms.
+    pub fn restart(&mut self) {
+        self.digest = None;
+    }
+
     /// Counts rows [n × channels] that are new in a window.
     pub fn rows(&mut self, stick: &Yardstick<'_>, rows: &[f32]) {
         let width = stick.channels.len().max(1);

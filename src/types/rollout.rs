@@ -158,10 +158,23 @@ pub enum ModelNews {
 pub struct Measured {
     /// Batches run.
     pub runs: u64,
-    /// Half of them took longer than this, in milliseconds.
+    /// Half of them took longer than this, in milliseconds of processor time.
     pub median_ms: f64,
     /// One in a hundred took longer than this, in milliseconds.
     pub p99_ms: f64,
     /// By how much the process has grown since its first run, in MiB; 0 when it has not.
     pub grown_mb: f64,
+}
+
+/// Somebody wants a model's candidate to take its next step, or the version before back.
+#[derive(Debug)]
+pub struct ModelCommand {
+    /// The model.
+    pub model: Name,
+    /// The next step; else back.
+    pub promote: bool,
+    /// Who asks.
+    pub who: String,
+    /// Answered once it is on disk.
+    pub reply: tokio::sync::oneshot::Sender<Result<(), super::Refusal>>,
 }

@@ -4,7 +4,7 @@
 use super::*;
 use crate::model::drift::{Monitor, Report};
 use crate::model::rollout::{Limits, Trial};
-use crate::types::{Measured, ModelNews, ModelStep, Release, Rollout, Stage};
+use crate::types::{Measured, ModelNews, ModelStep, Refusal, Release, Rollout, Stage};
 
 /// Delivered versions of each model that are kept in memory: in use, before that, on its way, and one that
 /// is about to be.
@@ -87,7 +87,7 @@ impl Engine {
     /// Has these delivered models at hand; to be told before anything is restored or replayed that
     /// they had a part in.
     pub fn stock(&mut self, models: impl IntoIterator<Item = Arc<Model>>) {
-        self.shelf.extend(models.into_iter().map(|m| (m.digest().clone(), m)));
+        self.shelf.extend(models.into_iter().map(|m| (release_of(&m), m)));
     }
 
     /// Reports on models in service are made this often.
@@ -112,7 +112,18 @@ impl Engine {
     /// Delivered bundles that are to be used but are not at hand.
     pub fn missing(&self) -> Vec<Release> {
         let of = |l: &Line| [l.state.active.clone(), l.state.trial.as_ref().map(|t| t.release.clone())];
-        self.lines.values().flat_map(of).flatten().filter(|r| !self.shelf.contains_key(&r.digest)).collect()
+        self.lines.values().flat_map(of).flatten().filter(|r| !self.shelf.contains_key(r)).collect()
+    }
+
+    /// Whether a model's candidate can be given its next step, or the version before be taken back, now.
+    pub fn may_change(&self, model: &str, promote: bool) -> Result<(), Refusal> {
+        let line = self.lines.iter().find(|(name, _)| ***name == *model).map(|(_, line)| line);
+        let line = line.ok_or(Refusal::NoSuchAlarm)?;
+        match (line.candidate.is_some(), promote, line.state.active.is_some()) {
+            (true, ..) | (false, false, true) => Ok(()),
+            (false, true, _) => Err(Refusal::NotNow("it has no new version on its way".into())),
+            (false, false, false) => Err(Refusal::NotNow("the version that the config names is in use".into())),
+        }
     }
 
     /// Whether any machine may have a model of this name.
@@ -133,7 +144,7 @@ impl Engine {
         }
         for (name, state) in saved {
             let Some(line) = self.lines.get_mut(&name).filter(|l| l.state.base == state.base) else { continue };
-            let find = |release: &Release| self.shelf.get(&release.digest).cloned();
+            let find = |release: &Release| self.shelf.get(release).cloned();
             line.incumbent = state.active.as_ref().and_then(find).unwrap_or_else(|| line.base.clone());
             line.candidate = state.trial.as_ref().and_then(|t| find(&t.release));
             line.state = state;
@@ -203,7 +214,7 @@ impl Engine {
         if known == Some(release) || line.state.active.as_ref() == Some(release) {
             return;
         }
-        let model = self.shelf.get(&release.digest).cloned();
+        let model = self.shelf.get(release).cloned();
         let unfit = match &model {
             None => Some("its bundle is no longer there".to_owned()),
             Some(m) => line.incumbent.can_be_followed_by(m).err(),
@@ -248,10 +259,10 @@ impl Engine {
         let Some(active) = line.state.active.clone().filter(is) else { return };
         let now = self.now;
         let Some(line) = self.lines.get_mut(model) else { return };
-        let back = line.state.previous.take().filter(|r| self.shelf.contains_key(&r.digest));
-        line.incumbent =
-            back.as_ref().and_then(|r| self.shelf.get(&r.digest)).cloned().unwrap_or_else(|| line.base.clone());
+        let back = line.state.previous.take().filter(|r| self.shelf.contains_key(r));
+        line.incumbent = back.as_ref().and_then(|r| self.shelf.get(r)).cloned().unwrap_or_else(|| line.base.clone());
         (line.state.active, line.state.since) = (back, now);
+        line.state.monitor.restart();
         let incumbent = line.incumbent.clone();
         self.each_unit(model, |unit| unit.memory = Memory::of(Some(&incumbent)));
         self.step_taken(&active, Stage::RolledBack, reason.to_owned(), None, out);
@@ -278,6 +289,7 @@ impl Engine {
             line.state.trial = None;
             line.state.previous = line.state.active.replace(before.release.clone());
             (line.incumbent, line.state.since) = (candidate, now);
+            line.state.monitor.restart();
             self.each_unit(model, |unit| unit.memory = std::mem::take(&mut unit.rival));
         }
         self.step_taken(&before.release, stage, reason.to_owned(), Some(&before), out);
@@ -337,16 +349,23 @@ impl Engine {
         if self.shelf.len() <= MOST_SHELVED * self.lines.len() {
             return;
         }
-        let states = self.lines.values().map(|l| &l.state);
-        let of = |s: &LineState| {
+        let of = |l: &Line| {
+            let s = &l.state;
             [s.active.clone(), s.previous.clone(), s.trial.as_ref().map(|t| t.release.clone())]
-                .into_iter()
-                .flatten()
-                .map(|r| r.digest)
-                .collect::<Vec<Name>>()
         };
-        let kept: std::collections::BTreeSet<Name> = states.flat_map(of).collect();
-        self.shelf.retain(|digest, _| kept.contains(digest));
+        let kept: std::collections::BTreeSet<Release> = self.lines.values().flat_map(of).flatten().collect();
+        self.shelf.retain(|release, _| kept.contains(release));
+    }
+}
+
+/// Which bundle a model is of.
+pub fn release_of(model: &Model) -> Release {
+    let m = model.manifest();
+    Release {
+        model: model.name().clone(),
+        version: m.version.as_str().into(),
+        sequence: m.sequence.unwrap_or(0),
+        digest: model.digest().clone(),
     }
 }
 

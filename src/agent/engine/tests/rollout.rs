@@ -20,13 +20,7 @@ fn good() -> Arc<Model> {
 }
 
 fn release(model: &Model) -> Release {
-    let m = model.manifest();
-    Release {
-        model: m.name.as_str().into(),
-        version: m.version.as_str().into(),
-        sequence: m.version.parse().expect("a number"),
-        digest: model.digest().clone(),
-    }
+    release_of(model)
 }
 
 fn rollout() -> Rollout {
@@ -191,9 +185,10 @@ fn what_cannot_stand_in_is_refused() {
     let mut engine = stocked(&[]);
     let stranger = Release { model: "learnt".into(), version: "9".into(), sequence: 9, digest: "none".into() };
     let nobody = Release { model: "nobody".into(), ..stranger.clone() };
-    let mut wide = release(&pump_model());
-    wide.model = "learnt".into();
-    engine.stock([pump_model()]);
+    // Of the same name, and cut otherwise.
+    let other = learn_steps("4", 4, 20, |_| {});
+    let wide = release(&other);
+    engine.stock([other]);
     let offer = |release: &Release| Group {
         inputs: vec![Input::Rollout(ModelNews::Candidate {
             at: seconds(1),
