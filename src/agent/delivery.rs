@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
@@ -19,11 +18,14 @@ use crate::config::Config;
 use crate::forward::delivery::{self, Courier, Desired, Inbox, Trouble, Wanted, Where, parse};
 use crate::metrics::{Health, Shared};
 use crate::model::bundle::sha256;
-use crate::model::compat::check_expiry;
 use crate::model::library::{Library, plain};
+use crate::model::signature;
 use crate::model::trust::Trust;
-use crate::model::{Bundle, Manifest, Model, judge, signature, unpack};
 use crate::types::{ModelNews, ModelStep, Release, Rollout, Stage, Time};
+
+mod admit;
+
+use admit::disk;
 
 /// How the board calls it.
 const PART: &str = "models";
@@ -60,20 +62,18 @@ struct Try {
     backoff: Backoff,
     again: Instant,
     said: String,
+    /// It has been told that the archive is here.
+    fetched: bool,
 }
 
-/// A verified bundle that is not judged yet.
-struct Opened {
-    /// Holds what `root` is in.
-    work: TempDir,
-    root: PathBuf,
-    manifest: Manifest,
-    release: Release,
-    verified: signature::Verified,
+impl Try {
+    fn new() -> Try {
+        Try { backoff: Backoff::new(FIRST, CAP), again: Instant::now(), said: String::new(), fetched: false }
+    }
 }
 
-/// A refusal: of which bundle, as far as that is known, and why.
-type Refused = (Release, String);
+/// What did not work with which bundle, as far as that is known.
+type Failed = (Release, Trouble);
 
 impl Delivery {
     /// For what `[models]` asks for; `None` when that is nothing.
@@ -199,7 +199,7 @@ impl Delivery {
     }
 
     async fn attempt(&mut self, wanted: &Wanted, key: String) {
-        let accepted = match self.deliver(wanted).await {
+        let accepted = match self.deliver(wanted, &key).await {
             Ok(()) => true,
             Err((release, Trouble::Final(why))) => {
                 self.refuse(release, why).await;
@@ -216,11 +216,7 @@ impl Delivery {
     }
 
     async fn later(&mut self, release: Release, key: String, why: String) {
-        let t = self.tries.entry(key).or_insert_with(|| Try {
-            backoff: Backoff::new(FIRST, CAP),
-            again: Instant::now(),
-            said: String::new(),
-        });
+        let t = self.tries.entry(key).or_insert_with(Try::new);
         t.again = Instant::now() + t.backoff.after_failure(fastrand::f64());
         if std::mem::replace(&mut t.said, why.clone()) != why {
             warn!(model = %release.model, version = %release.version, "a model cannot be had: {why}; trying again");
@@ -233,7 +229,7 @@ impl Delivery {
     }
 
     /// Takes one all the way into the library and to the engine.
-    async fn deliver(&mut self, wanted: &Wanted) -> Result<(), (Release, Trouble)> {
+    async fn deliver(&mut self, wanted: &Wanted, key: &str) -> Result<(), Failed> {
         let named = match &wanted.at {
             Where::File(name) if wanted.model.is_empty() => name.trim_end_matches(".tar"),
             _ => &wanted.model,
@@ -243,17 +239,21 @@ impl Delivery {
             return Err((bare, Trouble::Final(format!("no [[machine]] uses a model {:?}", wanted.model))));
         }
         let (archive, bytes) = self.fetch(wanted).await.map_err(|t| (bare.clone(), t))?;
-        self.tell(bare.clone(), Stage::Fetched, from(wanted), &[("bytes", bytes as f64)]).await;
+        let told = &mut self.tries.entry(key.to_owned()).or_insert_with(Try::new).fetched;
+        if !std::mem::replace(told, true) {
+            self.tell(bare.clone(), Stage::Fetched, from(wanted), &[("bytes", bytes as f64)]).await;
+        }
         let done = self.admit(wanted, &bare, &archive).await;
-        if matches!(wanted.at, Where::Url(_)) {
+        let again = matches!(done, Err((_, Trouble::Passing(_))));
+        if matches!(wanted.at, Where::Url(_)) && !again {
             let _ = std::fs::remove_file(&archive);
         }
-        done.map_err(|(release, why)| (release, Trouble::Final(why)))
+        done
     }
 
     async fn fetch(&mut self, wanted: &Wanted) -> Result<(PathBuf, u64), Trouble> {
         let library = self.library.clone();
-        let used = blocking(move || library.bytes().map_err(|e| e.to_string())).await.map_err(Trouble::Passing)?;
+        let used = blocking(move || library.bytes().map_err(disk)).await?;
         let room = self.config.quota.saturating_sub(used);
         if room == 0 {
             let why = format!("the library is full: {used} bytes (`quota`)");
@@ -269,11 +269,11 @@ impl Delivery {
                 let path = self.inbox.as_ref().map(|i| i.path(name)).unwrap_or_default();
                 let (file, limit) = (path.clone(), self.config.max_bundle);
                 let found = blocking(move || {
-                    let bytes = std::fs::metadata(&file).map_err(|e| e.to_string())?.len();
+                    let bytes = std::fs::metadata(&file).map_err(disk)?.len();
                     let digest = if bytes > limit { Ok(String::new()) } else { delivery::sha256_of(&file) };
-                    digest.map(|d| (bytes, d)).map_err(|e| e.to_string())
+                    digest.map(|d| (bytes, d)).map_err(disk)
                 });
-                let (bytes, digest) = found.await.map_err(Trouble::Passing)?;
+                let (bytes, digest) = found.await?;
                 if bytes > limit {
                     return Err(Trouble::Final(format!("it is larger than {limit} bytes (`max_bundle`)")));
                 }
@@ -291,92 +291,6 @@ impl Delivery {
         Ok((path, bytes))
     }
 
-    /// Unpacks, verifies, judges, places.
-    async fn admit(&self, wanted: &Wanted, bare: &Release, archive: &Path) -> Result<(), Refused> {
-        let opened = self.open(bare, archive).await?;
-        let key = format!("signed by {}", opened.verified.key);
-        self.tell(opened.release.clone(), Stage::Verified, key, &[("files", opened.verified.files as f64)]).await;
-        let release = opened.release.clone();
-        let refused = |why: String| (release.clone(), why);
-        self.check(wanted, &opened).map_err(refused)?;
-        let (memory, time) = self.config.judge;
-        let (root, stop) = (opened.root.clone(), self.shared.stop.clone());
-        let judged = blocking(move || {
-            let program = judge::own_program().map_err(|e| e.to_string())?;
-            let limits = judge::Limits { memory, time };
-            judge::apart(&program, &root, &limits, &|| stop.is_cancelled()).map_err(|e| e.to_string())
-        });
-        let found = judged.await.map_err(refused)?;
-        let figures = [("cases", found.cases as f64), ("p99_ms", found.p99_ms), ("ram_mb", found.ram_mb)];
-        let reason = format!("{} golden cases passed here", found.cases);
-        self.tell(release.clone(), Stage::Selftest, reason, &figures).await;
-        self.place(opened, wanted.rollout.clone()).await.map_err(refused)
-    }
-
-    async fn open(&self, bare: &Release, archive: &Path) -> Result<Opened, Refused> {
-        let (library, archive, keys) = (self.library.clone(), archive.to_path_buf(), self.trust.keys.clone());
-        let (bare, most) = (bare.clone(), self.config.max_bundle.saturating_mul(2));
-        let plainly = bare.clone();
-        let opened = blocking(move || {
-            let work = library.workspace().map_err(|e| e.to_string())?;
-            let file = std::fs::File::open(&archive).map_err(|e| e.to_string())?;
-            let root = unpack::unpack(file, work.path(), most)?;
-            // Where it is unpacked says nothing to those who read the reason.
-            let shown = root.display().to_string();
-            let tidy =
-                |e: crate::model::ModelError| e.to_string().replace(&format!("{shown}: "), "").replace(&shown, "");
-            let verified = signature::verify(&root, &keys).map_err(tidy)?;
-            let bundle = Bundle::read(&root).map_err(tidy)?;
-            let m = &bundle.manifest;
-            let (model, version) = (bare_or(&bare.model, &m.name), m.version.as_str().into());
-            let digest = bundle.digest.as_str().into();
-            let release = Release { model, version, sequence: m.sequence.unwrap_or(0), digest };
-            Ok(Opened { work, root, release, verified, manifest: bundle.manifest })
-        });
-        opened.await.map_err(|why| (plainly, why))
-    }
-
-    /// Whether it is what was wanted, newer than what was here, and for an agent like this one.
-    fn check(&self, wanted: &Wanted, opened: &Opened) -> Result<(), String> {
-        let m = &opened.manifest;
-        if !wanted.model.is_empty() && (&wanted.model, &wanted.version) != (&m.name, &m.version) {
-            let (name, version) = (&wanted.model, &wanted.version);
-            return Err(format!("it is {} version {}, and {name} version {version} is wanted", m.name, m.version));
-        }
-        if !self.known.contains(&m.name) {
-            return Err(format!("no [[machine]] uses a model {:?}", m.name));
-        }
-        if !plain(&m.version) {
-            return Err(format!("its version {:?} is not made of letters, digits and -_.+", m.version));
-        }
-        let Some(sequence) = m.sequence else {
-            return Err("its model.json has no `sequence`, which every delivered bundle needs".into());
-        };
-        // The one that the config names counts too: unreadable, it is of no weight.
-        let here = Bundle::read(&self.models_dir.join(&m.name)).ok().and_then(|b| b.manifest.sequence).unwrap_or(0);
-        let highest = self.library.standing(&m.name).highest.max(here);
-        if sequence <= highest {
-            return Err(format!("a downgrade: its sequence {sequence} is not above {highest}, which was here"));
-        }
-        check_expiry(m.expires, Time::now())?;
-        m.compat.check(env!("CARGO_PKG_VERSION"))
-    }
-
-    async fn place(&self, opened: Opened, rollout: Rollout) -> Result<(), String> {
-        let (library, release, at) = (self.library.clone(), opened.release.clone(), Time::now());
-        let plan = rollout.clone();
-        let model = blocking(move || {
-            let Opened { work, root, release, .. } = opened;
-            let candidate = library.place(&root, release, plan, at).map_err(|e| e.to_string())?;
-            drop(work);
-            Model::load(&candidate.dir).map_err(|e| e.to_string())
-        });
-        let news = ModelNews::Candidate { at, release, rollout };
-        // It fails only when the engine has ended, and with it the agent.
-        let _ = self.orders.send(Order::News(news, Some(model.await?))).await;
-        Ok(())
-    }
-
     /// Tells the engine of a step, and the library where it matters there.
     async fn tell(&self, release: Release, stage: Stage, reason: String, figures: &[(&str, f64)]) {
         let figures: BTreeMap<String, f64> = figures.iter().map(|(k, v)| ((*k).to_owned(), *v)).collect();
@@ -384,18 +298,18 @@ impl Delivery {
         let step = ModelStep { at: Time::now(), release, stage, reason, figures };
         if self.known.contains(&*step.release.model) {
             let (library, step) = (self.library.clone(), step.clone());
-            self.written(blocking(move || library.note(&step).map_err(|e| e.to_string())).await);
+            self.written(blocking(move || library.note(&step).map_err(disk)).await);
         }
         let _ = self.orders.send(Order::News(ModelNews::Step(step), None)).await;
     }
 
     async fn settle(&self, key: String) {
         let library = self.library.clone();
-        self.written(blocking(move || library.settle(&key).map_err(|e| e.to_string())).await);
+        self.written(blocking(move || library.settle(&key).map_err(disk)).await);
     }
 
-    fn written(&self, done: Result<(), String>) {
-        if let Err(why) = done {
+    fn written(&self, done: Result<(), Trouble>) {
+        if let Err(Trouble::Passing(why) | Trouble::Final(why)) = done {
             warn!("the library's state cannot be written; after a restart a step may be repeated: {why}");
         }
     }
@@ -421,10 +335,6 @@ fn bare(model: &str, version: &str) -> Release {
     Release { model: name(model), version: version.into(), sequence: 0, digest: "".into() }
 }
 
-fn bare_or(bare: &crate::types::Name, name: &str) -> crate::types::Name {
-    if plain(name) { name.into() } else { bare.clone() }
-}
-
 /// Where it came from, without what may be secret in an address.
 fn from(wanted: &Wanted) -> String {
     match &wanted.at {
@@ -434,6 +344,6 @@ fn from(wanted: &Wanted) -> String {
 }
 
 /// Runs what blocks where it may.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(e.to_string()))
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Trouble> + Send + 'static) -> Result<T, Trouble> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(Trouble::Passing(e.to_string())))
 }

@@ -52,8 +52,7 @@ impl Guests {
         if !lock(&self.loaded).contains_key(name) && lock(&self.loaded).len() >= MAX_LOADED {
             return Err(format!("{MAX_LOADED} models are loaded already; unload one"));
         }
-        let program = judge::own_program().map_err(|e| failed(&e))?;
-        judge::apart(&program, &dir, &LIMITS, &|| false).map_err(|e| failed(&e))?;
+        judge::apart(judge::own_program(), &dir, &LIMITS, &|| false).map_err(|e| failed(&e))?;
         let model = Model::load(&dir).map_err(|e| failed(&e))?;
         if &**model.name() != name {
             return Err(format!("the bundle {name:?} says that its name is {:?}", model.name()));

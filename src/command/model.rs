@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, Subcommand};
 
 use crate::model::judge::{self, Findings, Limits};
@@ -100,8 +100,7 @@ fn test_here(options: &Test) -> Result<()> {
 
 fn test(options: &Test) -> Result<()> {
     let limits = Limits { memory: options.memory, time: options.timeout };
-    let found =
-        judge::apart(&judge::own_program().context("finding this program")?, &options.path, &limits, &|| false)?;
+    let found = judge::apart(judge::own_program(), &options.path, &limits, &|| false)?;
     if options.json {
         println!("{}", serde_json::to_string(&found)?);
     } else {

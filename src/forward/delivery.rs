@@ -25,6 +25,10 @@ const POLL: Duration = Duration::from_secs(300);
 const MAX_BUNDLE: u64 = 256 << 20;
 /// What delivered bundles may take on disk together.
 const QUOTA: u64 = 2 << 30;
+/// Within what a bundle is judged: the service's unit leaves the whole agent 1 GiB, and what goes beyond that
+/// would take the agent with it.
+const JUDGE_MEMORY: u64 = 512 << 20;
+const JUDGE_TIME: Duration = Duration::from_secs(60);
 /// How long a judged bundle runs in the shadow, and how long it is watched, where nothing else is said.
 const SHADOW: Duration = Duration::from_secs(3600);
 const BAKE: Duration = Duration::from_secs(1800);
@@ -79,10 +83,7 @@ impl Config {
             poll: s.duration("poll").unwrap_or(POLL).max(Duration::from_millis(100)),
             max_bundle: s.size("max_bundle").unwrap_or(MAX_BUNDLE),
             quota: s.size("quota").unwrap_or(QUOTA),
-            judge: (
-                s.size("judge_memory").unwrap_or(2 << 30),
-                s.duration("judge_time").unwrap_or(Duration::from_secs(60)),
-            ),
+            judge: (s.size("judge_memory").unwrap_or(JUDGE_MEMORY), s.duration("judge_time").unwrap_or(JUDGE_TIME)),
             rollout: Rollout {
                 shadow: stage("shadow", SHADOW),
                 canary: s.strings("canary").unwrap_or_default(),

@@ -3,7 +3,7 @@
 
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -115,22 +115,27 @@ fn peak() -> f64 {
 /// The same in a process of its own: `program` is this program. Blocks, but not beyond `stop`.
 ///
 /// # Errors
-/// Why the bundle cannot be used; also when it hung, or died of its limits.
+/// [`ModelError::Test`] says why the bundle cannot be used; also when it hung, or died of its limits.
+/// [`ModelError::Read`]: it could not be judged.
 pub fn apart(program: &Path, dir: &Path, limits: &Limits, stop: &dyn Fn() -> bool) -> Result<Findings, ModelError> {
-    let unable = |what: &str, e: std::io::Error| ModelError::Test(format!("{what}: {e}"));
+    let unable = |what: &str, source| ModelError::Read { path: what.to_owned(), source };
     let mut child = Command::new(program);
     child.args(["model", "test", "--here", "--json", "--memory", &limits.memory.to_string(), "--"]).arg(dir);
     child.env_remove("RUST_BACKTRACE").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = child.spawn().map_err(|e| unable("starting the test", e))?;
+    let mut child = child.spawn().map_err(|e| unable("the process for the test", e))?;
     let (out, err) = (follow(child.stdout.take()), follow(child.stderr.take()));
     let started = Instant::now();
     let status = loop {
-        if let Some(status) = child.try_wait().map_err(|e| unable("waiting for the test", e))? {
+        if let Some(status) = child.try_wait().map_err(|e| unable("the process for the test", e))? {
             break status;
         }
-        if started.elapsed() > limits.time || stop() {
+        let stopped = stop();
+        if started.elapsed() > limits.time || stopped {
             let _ = child.kill();
             let _ = child.wait();
+            if stopped {
+                return Err(unable("the test", std::io::ErrorKind::Interrupted.into()));
+            }
             return Err(ModelError::Test(format!("the test did not end within {:?}", limits.time)));
         }
         std::thread::sleep(LOOK);
@@ -148,12 +153,9 @@ pub fn apart(program: &Path, dir: &Path, limits: &Limits, stop: &dyn Fn() -> boo
     }
 }
 
-/// This program, for [`apart`].
-///
-/// # Errors
-/// When the system does not say.
-pub fn own_program() -> std::io::Result<PathBuf> {
-    std::env::current_exe()
+/// This program, for [`apart`]: as it runs, also when an update has put another in its place.
+pub fn own_program() -> &'static Path {
+    Path::new("/proc/self/exe")
 }
 
 /// Reads while the child runs, so that a talkative one does not wait for room.

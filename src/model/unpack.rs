@@ -17,49 +17,71 @@ const MAX_HEADER: u64 = 64 << 10;
 /// The longest name of a file within the bundle.
 const MAX_NAME: usize = 200;
 
+/// Why an archive was not unpacked.
+#[derive(Debug)]
+pub enum Failure {
+    /// It holds what a bundle does not.
+    Bad(String),
+    /// It could not be written here.
+    Disk(io::Error),
+}
+
+use Failure::{Bad, Disk};
+
 /// Unpacks into `dir`, which is empty, at most `max_bytes` of files. Gives where the bundle lies: `dir`,
 /// or the one directory in it where the archive has that around everything.
 ///
 /// # Errors
 /// What the archive holds that a bundle does not; some of it may be in `dir` by then.
-pub fn unpack(archive: impl Read, dir: &Path, max_bytes: u64) -> Result<PathBuf, String> {
-    let damaged = |e: io::Error| format!("the archive is damaged: {e}");
+pub fn unpack(archive: impl Read, dir: &Path, max_bytes: u64) -> Result<PathBuf, Failure> {
+    let damaged = |e: io::Error| Bad(format!("the archive is damaged: {e}"));
     let mut archive = Archive::new(archive);
     let (mut left, mut files) = (max_bytes, 0);
     // Raw: names are those in the headers, and no header can ask for more memory than is its due.
     for (n, entry) in archive.entries().map_err(damaged)?.raw(true).enumerate() {
         let mut entry = entry.map_err(damaged)?;
         if n >= MAX_ENTRIES {
-            return Err(format!("the archive has more than {MAX_ENTRIES} entries"));
+            return Err(Bad(format!("the archive has more than {MAX_ENTRIES} entries")));
         }
         let (kind, size) = (entry.header().entry_type(), entry.size());
         if matches!(kind, EntryType::XHeader | EntryType::XGlobalHeader) && size <= MAX_HEADER {
             continue;
         }
         let name = String::from_utf8(entry.path_bytes().into_owned());
-        let name = name.map_err(|_| "the archive has a name that is not UTF-8".to_owned())?;
+        let name = name.map_err(|_| Bad("the archive has a name that is not UTF-8".to_owned()))?;
         let relative = name.strip_prefix("./").unwrap_or(&name).trim_end_matches('/');
         if kind == EntryType::Directory && (relative.is_empty() || relative == ".") {
             continue;
         }
         if !is_relative(relative) || relative.len() > MAX_NAME {
-            return Err(format!("the archive has {name:?}, which is not the name of a file below it"));
+            return Err(Bad(format!("the archive has {name:?}, which is not the name of a file below it")));
         }
         let to = dir.join(relative);
         match kind {
-            EntryType::Directory => fs::create_dir_all(&to).map_err(|e| format!("{relative:?}: {e}"))?,
+            EntryType::Directory => fs::create_dir_all(&to).map_err(|e| writing(relative, e))?,
             EntryType::Regular => {
                 files += 1;
                 if files > MAX_FILES || size > left || size > MAX_FILE {
-                    return Err(format!("the archive is too large: {name:?} goes beyond what a bundle may hold"));
+                    return Err(Bad(format!("the archive is too large: {name:?} goes beyond what a bundle may hold")));
                 }
                 left -= size;
-                write(&mut entry, &to, size).map_err(|e| format!("{relative:?}: {e}"))?;
+                write(&mut entry, &to, size).map_err(|e| writing(relative, e))?;
             }
-            other => return Err(format!("the archive has {name:?} as {other:?}; only plain files are taken")),
+            other => return Err(Bad(format!("the archive has {name:?} as {other:?}; only plain files are taken"))),
         }
     }
     root(dir).map_err(damaged)
+}
+
+/// Names that collide and archives that end early are their own fault; the rest is the disk's.
+fn writing(name: &str, e: io::Error) -> Failure {
+    use io::ErrorKind::{AlreadyExists, InvalidData, IsADirectory, NotADirectory, Other, UnexpectedEof};
+    match e.kind() {
+        AlreadyExists | InvalidData | IsADirectory | NotADirectory | Other | UnexpectedEof => {
+            Bad(format!("the archive is damaged: {name:?}: {e}"))
+        }
+        _ => Disk(e),
+    }
 }
 
 fn write(entry: &mut impl Read, to: &Path, size: u64) -> io::Result<()> {
@@ -83,6 +105,7 @@ fn root(dir: &Path) -> io::Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use tar::{Builder, Header};
 
     use super::*;
@@ -112,7 +135,10 @@ mod tests {
         let done = unpack(bytes, &inside, 1000);
         let beside = fs::read_dir(dir.path()).expect("read").count();
         assert_eq!(beside, 1, "nothing is written beside it");
-        done.map(|root| (dir, root))
+        done.map(|root| (dir, root)).map_err(|e| match e {
+            Bad(why) => why,
+            Disk(e) => panic!("{e}"),
+        })
     }
 
     #[test]
@@ -155,5 +181,19 @@ mod tests {
         let good = archive(&[("model.json", Regular, &[7; 500])]);
         assert!(unpacked(&good[..700]).is_err(), "truncated");
         assert!(unpacked(&[]).is_err() && unpacked(&[1; 512]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic_or_get_out(changes in prop::collection::vec((0..3072_usize, any::<u8>()), 1..20)) {
+            let mut bytes = archive(&[("model.json", EntryType::Regular, b"{}"), ("d/x", EntryType::Regular, &[1; 90])]);
+            for (at, to) in changes {
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte = to;
+                }
+            }
+            let _ = unpacked(&bytes);
+            let _ = unpacked(&bytes[..bytes.len() / 2]);
+        }
     }
 }

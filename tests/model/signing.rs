@@ -123,7 +123,7 @@ fn a_bundle_is_judged_and_then_installed() {
     let dir = tempfile::tempdir().unwrap();
     let keys = Keys::make(dir.path(), "maker", "P-256");
     let config = dir.path().join("andon.toml");
-    let text = "[[source.mqtt]]\nname = \"shop\"\nurl = \"mqtt://127.0.0.1:1\"\n[agent]\ndata_dir = \"data\"\nmodels_dir = \"models\"\n[[machine]]\nmatch = \"pump-*\"\n\
+    let text = "[[source.mqtt]]\nname = \"shop\"\nurl = \"mqtt://127.0.0.1:1\"\n[[source.mqtt.subscribe]]\ntopic = \"p/{machine}/{signal}\"\n[agent]\ndata_dir = \"data\"\nmodels_dir = \"models\"\n[[machine]]\nmatch = \"pump-*\"\n\
                 model = \"pump-anomaly\"\n[models]\ntrusted_keys = [\"maker.pem\"]\n";
     fs::write(&config, text).unwrap();
     let install = |path: &Path| andon(&["install", "-c"], &[&config, path]);

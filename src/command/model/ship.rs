@@ -77,7 +77,7 @@ pub fn install(options: &Install) -> Result<()> {
     let work = work.with_context(|| format!("making a directory in {}", models.display()))?;
     let root = take(&options.path, work.path()).map_err(|why| failed(format!("{}: {why}", options.path.display())))?;
     let verified = config.trust.admit(&root)?;
-    let found = judge::apart(&judge::own_program()?, &root, &judge::Limits::default(), &|| false)?;
+    let found = judge::apart(judge::own_program(), &root, &judge::Limits::default(), &|| false)?;
     let manifest = Bundle::read(&root)?.manifest;
     check_expiry(manifest.expires, Time::now()).map_err(failed)?;
     ensure!(plain(&manifest.name), ModelError::Test(format!("{:?} cannot be the name of a directory", manifest.name)));
@@ -102,7 +102,11 @@ pub fn install(options: &Install) -> Result<()> {
 fn take(from: &Path, to: &Path) -> Result<PathBuf, String> {
     let unreadable = |e: std::io::Error| e.to_string();
     if !from.is_dir() {
-        return unpack::unpack(fs::File::open(from).map_err(unreadable)?, to, MAX_UNPACKED);
+        let archive = fs::File::open(from).map_err(unreadable)?;
+        return unpack::unpack(archive, to, MAX_UNPACKED).map_err(|e| match e {
+            unpack::Failure::Bad(why) => why,
+            unpack::Failure::Disk(e) => e.to_string(),
+        });
     }
     let mut left = signature::MAX_FILES;
     copy(from, to, &mut left)?;

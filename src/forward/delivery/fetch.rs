@@ -88,6 +88,7 @@ impl Courier {
         let disk = |e: std::io::Error| Passing(format!("it cannot be written: {e}"));
         let mut file = File::options().create(true).append(true).read(true).open(to).map_err(disk)?;
         let (mut have, mut hash) = hashed(&mut file).map_err(disk)?;
+        let mut resumed = have > 0;
         let mut request = self.request(url);
         if have > 0 {
             let range = HeaderValue::from_str(&format!("bytes={have}-"));
@@ -98,10 +99,10 @@ impl Courier {
             StatusCode::PARTIAL_CONTENT if begins_at(&response, have) => {}
             StatusCode::OK => {
                 file.set_len(0).map_err(disk)?;
-                (have, hash) = (0, digest::Context::new(&digest::SHA256));
+                (have, hash, resumed) = (0, digest::Context::new(&digest::SHA256), false);
             }
             // All of it is here, or more than there is: the digest tells.
-            StatusCode::RANGE_NOT_SATISFIABLE if have > 0 => return self.check(have, hash, wanted, to),
+            StatusCode::RANGE_NOT_SATISFIABLE if have > 0 => return check(have, hash, wanted, to, true),
             status => return Err(refused(status)),
         }
         let most = self.config.max_bundle;
@@ -116,22 +117,12 @@ impl Courier {
             hash.update(&chunk);
             file.write_all(&chunk).map_err(disk)?;
         }
-        self.check(have, hash, wanted, to)
+        check(have, hash, wanted, to, resumed)
     }
 
     fn too_large(&self, to: &Path) -> Trouble {
         let _ = std::fs::remove_file(to);
         Final(format!("it is larger than {} bytes (`max_bundle`)", self.config.max_bundle))
-    }
-
-    fn check(&self, have: u64, hash: digest::Context, wanted: &Wanted, to: &Path) -> Result<u64, Trouble> {
-        let found: String = hash.finish().as_ref().iter().map(|b| format!("{b:02x}")).collect();
-        if found == wanted.sha256 {
-            return Ok(have);
-        }
-        let _ = std::fs::remove_file(to);
-        // Pieces of two archives, maybe: once more from the beginning tells.
-        Err(Passing(format!("its SHA-256 is {found}, and {} is wanted", wanted.sha256)))
     }
 
     fn request(&self, url: Url) -> Request {
@@ -162,6 +153,17 @@ impl Courier {
             Err(_) => Err(Passing(format!("no answer within {STALL:?}"))),
         }
     }
+}
+
+/// Whether it is what was wanted. Pieces of two archives are worth another try from the beginning.
+fn check(have: u64, hash: digest::Context, wanted: &Wanted, to: &Path, resumed: bool) -> Result<u64, Trouble> {
+    let found: String = hash.finish().as_ref().iter().map(|b| format!("{b:02x}")).collect();
+    if found == wanted.sha256 {
+        return Ok(have);
+    }
+    let _ = std::fs::remove_file(to);
+    let why = format!("its SHA-256 is {found}, and {} is wanted", wanted.sha256);
+    Err(if resumed { Passing(why) } else { Final(why) })
 }
 
 async fn chunk(response: &mut Response) -> Result<Option<bytes::Bytes>, String> {
