@@ -142,8 +142,7 @@ fn a_good_bundle_arrives_over_a_broken_line_and_bad_ones_are_refused_with_a_reco
     let fetches: Vec<&String> = log.iter().filter(|l| l.starts_with("GET /bundles/good.tar")).collect();
     let resumed = |at: usize| format!("GET /bundles/good.tar 206 bytes={at}-");
     assert_eq!(fetches, [&"GET /bundles/good.tar 200".to_owned(), &resumed(half), &resumed(half + 1000)]);
-    let standing = &state(&daemon)["models"]["pump-anomaly"];
-    assert_eq!(standing["highest"], 10);
+    until("it is placed", || state(&daemon)["models"]["pump-anomaly"]["highest"] == 10);
     let placed = daemon.dir().join("data/library/pump-anomaly");
     let names: Vec<String> =
         fs::read_dir(&placed).unwrap().flatten().map(|e| e.file_name().into_string().unwrap()).collect();
