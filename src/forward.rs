@@ -1,5 +1,5 @@
 //! Everything that leaves: the cloud sink and its fellows, results published to MQTT, questions to a larger
-//! model.
+//! model; and new models that come.
 //! A sink reads from an [`Outbox`], sends what waits there, and advances only past what was taken
 //! or set aside; so whatever happens in between, nothing is skipped.
 
@@ -14,6 +14,7 @@ pub mod budget;
 pub mod cloud;
 pub mod cloud_events;
 pub mod deliver;
+pub mod delivery;
 mod dialing;
 mod ending;
 pub mod file;

@@ -127,6 +127,14 @@ impl Auth {
         }
     }
 
+    /// The bearer token, where that is how.
+    pub fn bearer(&self) -> Option<Secret> {
+        match self {
+            Auth::Bearer(kept) => Some(kept.secret.clone()),
+            _ => None,
+        }
+    }
+
     fn kept(&mut self) -> Option<&mut Kept> {
         match self {
             Auth::None => None,
