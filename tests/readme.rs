@@ -224,8 +224,8 @@ fn shown(c: &Config) -> String {
     let machines: Vec<String> =
         c.machines.iter().map(|m| format!("{:?} {:?} {:?} {:?}", m.model, m.channels, m.pipeline, m.alarm)).collect();
     format!(
-        "{:?}\n{:?}\n{machines:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}",
-        c.agent, c.source, c.trust, c.delivery, c.store, c.cloud, c.sinks, c.publish, c.web, c.log
+        "{:?}\n{:?}\n{machines:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}",
+        c.agent, c.source, c.trust, c.delivery, c.report_every, c.store, c.cloud, c.sinks, c.publish, c.web, c.log
     )
 }
 

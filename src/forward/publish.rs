@@ -358,5 +358,11 @@ async fn next_answer(commands: &mut Option<Commands>) -> Option<String> {
     }
 }
 
+#[cfg(any(test, feature = "fuzz"))]
+/// A command as a function of bytes, for `crate::fuzz`: one with the token right, else nothing is read.
+pub(crate) fn any_bytes(bytes: &[u8]) {
+    commands::any_bytes(bytes);
+}
+
 #[cfg(test)]
 mod tests;
