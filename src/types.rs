@@ -17,7 +17,7 @@ pub use alarm::{
     Action, CRITICAL_SEVERITY, Care, Change, Command, Explanation, Flood, Ranked, Refusal, Shelf, Target, priority,
 };
 pub use opinion::{Answer, Ask, Asking, May, Outcome, SecondOpinion};
-pub use rollout::{FailurePolicy, ModelNews, ModelStep, Release, Rollout, Stage};
+pub use rollout::{FailurePolicy, Measured, ModelCommand, ModelNews, ModelStep, Release, Rollout, Stage};
 
 /// A machine, signal or channel name; cheap to clone.
 pub type Name = Arc<str>;

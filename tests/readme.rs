@@ -224,8 +224,8 @@ fn shown(c: &Config) -> String {
     let machines: Vec<String> =
         c.machines.iter().map(|m| format!("{:?} {:?} {:?} {:?}", m.model, m.channels, m.pipeline, m.alarm)).collect();
     format!(
-        "{:?}\n{:?}\n{machines:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}",
-        c.agent, c.source, c.trust, c.delivery, c.store, c.cloud, c.sinks, c.publish, c.web, c.log
+        "{:?}\n{:?}\n{machines:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}",
+        c.agent, c.source, c.trust, c.delivery, c.report_every, c.store, c.cloud, c.sinks, c.publish, c.web, c.log
     )
 }
 
@@ -328,6 +328,7 @@ fn config_sources() -> Vec<PathBuf> {
         "forward/cloud/auth.rs",
         "forward/cloud/config.rs",
         "forward/delivery.rs",
+        "forward/inference/config.rs",
         "model/trust.rs",
     ];
     all.map(|f| root().join("src").join(f)).into()
@@ -343,8 +344,8 @@ fn every_key_of_the_code_is_annotated() {
     known.extend(
         tables.iter().chain(&more).filter(|t| text.contains(&format!("{t}]")) || ["source", "sink"].contains(*t)),
     );
-    // Within `tls = { … }`.
-    known.extend(["ca", "cert", "key"]);
+    // Within `tls = { … }` and `prices = { … }`.
+    known.extend(["ca", "cert", "key", "per_call", "per_1k_elements", "per_mb"]);
     let asked = asked_for();
     assert!(asked.len() > 70, "{asked:?}");
     let missing: Vec<&String> = asked.iter().filter(|k| !known.contains(k.as_str())).collect();

@@ -53,7 +53,7 @@ pub async fn run<O: Outbox>(
     let pace = Pace::new(config.tempo.retry_first, config.tempo.retry_cap);
     let limit = SizeLimit::new(config.max_batch_bytes);
     let compress = config.compress;
-    let (credentials, concurrency) = (Credentials::new(&config), Concurrency::new(config.max_requests));
+    let (credentials, concurrency) = (Credentials::new(&config.auth), Concurrency::new(config.max_requests));
     let mut sink = Sink {
         config: Arc::new(config),
         credentials,

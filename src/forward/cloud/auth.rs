@@ -10,7 +10,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::client::{Client, Failure};
-use super::config::{Address, Config};
+use super::config::Address;
 use crate::settings::{Secret, Section};
 
 /// The header of an API key unless the config says otherwise.
@@ -127,12 +127,9 @@ impl Auth {
         }
     }
 
-    /// The bearer token, where that is how.
-    pub fn bearer(&self) -> Option<Secret> {
-        match self {
-            Auth::Bearer(kept) => Some(kept.secret.clone()),
-            _ => None,
-        }
+    /// The bearer token, where that is how, as it was when the config was read.
+    pub fn token(&self) -> Option<&Secret> {
+        if let Auth::Bearer(kept) = self { Some(&kept.secret) } else { None }
     }
 
     fn kept(&mut self) -> Option<&mut Kept> {
@@ -181,8 +178,8 @@ struct Token {
 
 impl Credentials {
     /// As the config has them.
-    pub fn new(config: &Config) -> Credentials {
-        Credentials { auth: config.auth.clone(), token: None }
+    pub fn new(auth: &Auth) -> Credentials {
+        Credentials { auth: auth.clone(), token: None }
     }
 
     /// The header to send, if any.
@@ -317,9 +314,8 @@ mod tests {
     fn secrets_are_read_again_and_never_shown() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let file = dir.path().join("token");
-        let mut config = Config::to("http://127.0.0.1:9/".parse().expect("an address"));
-        config.auth = Auth::Bearer(Kept { secret: Secret::new("old".into()), file: Some(file.clone()) });
-        let mut credentials = Credentials::new(&config);
+        let auth = Auth::Bearer(Kept { secret: Secret::new("old".into()), file: Some(file.clone()) });
+        let mut credentials = Credentials::new(&auth);
         assert!(!credentials.refused(), "no file yet");
         std::fs::write(&file, "first\n").expect("written");
         assert!(credentials.refused());

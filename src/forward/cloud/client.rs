@@ -117,6 +117,11 @@ impl Client {
         Ok(Client { http: http(&config.url.0, &config.tls, config.timeout)? })
     }
 
+    /// Over connections that are there already.
+    pub(in crate::forward) fn over(http: reqwest::Client) -> Client {
+        Client { http }
+    }
+
     /// Posts a form in the name of `who`, an Authorization header.
     pub async fn form(&self, url: &Url, who: &str, body: String) -> Result<Answer, Failure> {
         let mut request = Request::new(Method::POST, url.clone());
@@ -162,7 +167,7 @@ impl Client {
 /// When certificates cannot be used, or nobody answers in time.
 pub async fn probe(config: &Config) -> Result<u16> {
     let client = Client::new(config)?;
-    let mut credentials = Credentials::new(config);
+    let mut credentials = Credentials::new(&config.auth);
     if let Err(Trouble::Passing(why) | Trouble::Refused(why)) = credentials.prepare(&client).await {
         bail!(why);
     }

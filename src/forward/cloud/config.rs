@@ -9,7 +9,7 @@ use reqwest::Url;
 use super::auth::Auth;
 use crate::forward::inference;
 use crate::forward::privacy::Privacy;
-use crate::settings::{Secret, Section};
+use crate::settings::Section;
 use crate::tls::Tls;
 
 /// Where records go and how.
@@ -126,28 +126,12 @@ impl Config {
     }
 }
 
-/// `token` or `token_file`, if it is one.
-pub(in crate::forward) fn token(s: &Section<'_>) -> Option<Secret> {
-    let token = s.secret("token");
-    if token.as_ref().is_some_and(|t| t.reveal().is_empty() || !t.reveal().bytes().all(|b| b.is_ascii_graphic())) {
-        s.problem(
-            if s.has("token") { "token" } else { "token_file" },
-            "is not a token: one line of printable characters without spaces is",
-        );
-    }
-    token
-}
-
 fn count(s: &Section<'_>, key: &str, bounds: std::ops::RangeInclusive<i64>) -> Option<usize> {
     s.integer(key, bounds).and_then(|n| usize::try_from(n).ok())
 }
 
-/// An address to speak HTTP with: plain only to this machine, unless the section says `insecure`.
-pub(in crate::forward) fn url(s: &Section<'_>) -> Url {
-    url_at(s, "url", s.boolean("insecure").unwrap_or(false))
-}
-
-fn url_at(s: &Section<'_>, key: &str, insecure: bool) -> Url {
+/// The address at `key`, to speak HTTP with: plain only to this machine, unless `insecure`.
+pub(in crate::forward) fn url_at(s: &Section<'_>, key: &str, insecure: bool) -> Url {
     // Stands in only where a problem was reported; nothing listens there.
     let nowhere = || Url::parse("http://127.0.0.1:9/").unwrap_or_else(|_| unreachable!("a constant that parses"));
     let text = s.required_string(key);
