@@ -17,6 +17,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Invalid};
+use crate::forward::aggregate::Aggregated;
+use crate::forward::privacy::Privacy;
 use crate::metrics::{Health, Metrics, Shared};
 use crate::model::library::Library;
 use crate::source::modbus::Lines;
@@ -65,8 +67,6 @@ const SOURCES_GRACE: Duration = Duration::from_secs(8);
 const FORWARD_GRACE: Duration = Duration::from_secs(5);
 /// How long any stage may take beyond its own grace.
 const SLACK: Duration = Duration::from_secs(4);
-/// The name of the one cloud sink.
-const CLOUD: &str = "cloud";
 
 /// A running agent.
 pub struct Agent {
@@ -97,12 +97,14 @@ impl Agent {
         for name in models.keys() {
             shared.board.set(&format!("model/{name}"), Health::Up, "loaded");
         }
-        let sparkplug = config.publish.as_ref().is_some_and(|p| p.format == forward::publish::Format::SparkplugB);
-        let mut sinks: Vec<&'static str> = config.cloud.iter().map(|_| CLOUD).collect();
-        sinks.extend(sparkplug.then_some(forward::sparkplug::SINK));
         let opened = {
             let (store, dir, shared) = (config.store.clone(), config.agent.data_dir.clone(), shared.clone());
-            tokio::task::spawn_blocking(move || Store::open(&store, &dir, &sinks, shared)).await?
+            let sinks = sink_names(&config);
+            let open = move || {
+                let sinks: Vec<&str> = sinks.iter().map(String::as_str).collect();
+                Store::open(&store, &dir, &sinks, shared)
+            };
+            tokio::task::spawn_blocking(open).await?
         };
         let (store, recovered) = opened.context("opening the store")?;
         let dir = config.agent.data_dir.clone();
@@ -168,7 +170,8 @@ impl Agent {
         let inputs = Inputs { batches, commands, model_commands, orders, lights, opinions, rollouts, found, data_dir };
         self.start_engine(engine, recovered, inputs)?;
         self.reloader.tell_what_runs("start").await;
-        self.start_cloud(&config);
+        self.start_cloud(&config)?;
+        self.start_sinks(&config)?;
         self.start_sources(config.source, &config.agent.data_dir, &batches_tx);
         let (board, last) = (self.shared.board.clone(), self.last.clone());
         self.outlets.spawn("the watchdog", systemd::watchdog(board, last));
@@ -257,11 +260,46 @@ impl Agent {
         self.reloader.reload(who).await
     }
 
-    fn start_cloud(&mut self, config: &Config) {
-        let Some(cloud) = config.cloud.clone() else { return };
-        let Some(outbox) = self.store.outbox(CLOUD).map(outbox::Adapter::new) else { return };
+    fn start_cloud(&mut self, config: &Config) -> Result<()> {
+        let Some(cloud) = config.cloud.clone() else { return Ok(()) };
+        let Some(outbox) = self.store.outbox(forward::cloud::NAME).map(outbox::Adapter::new) else { return Ok(()) };
         let (site, id, shared) = (config.agent.site.clone(), config.agent.id.clone(), self.last_shared());
-        self.outlets.spawn("the cloud sink", forward::cloud::run(cloud, site, id, outbox, FORWARD_GRACE, shared));
+        let name = "the cloud sink";
+        match self.summed_up(&outbox, forward::cloud::NAME, &cloud.privacy, config)? {
+            Some(sums) => {
+                self.outlets.spawn(name, forward::cloud::run(cloud, site, id, sums, FORWARD_GRACE, shared));
+            }
+            None => self.outlets.spawn(name, forward::cloud::run(cloud, site, id, outbox, FORWARD_GRACE, shared)),
+        }
+        Ok(())
+    }
+
+    fn start_sinks(&mut self, config: &Config) -> Result<()> {
+        for sink in &config.sinks {
+            let Some(outbox) = self.store.outbox(&sink.name).map(outbox::Adapter::new) else { continue };
+            let who = (config.agent.site.clone(), config.agent.id.clone());
+            let (name, shared) = (format!("the sink {}", sink.name), self.last_shared());
+            match self.summed_up(&outbox, &sink.name, &sink.privacy, config)? {
+                Some(sums) => {
+                    self.outlets.spawn(name, forward::sinks::run(sink.clone(), who, sums, FORWARD_GRACE, shared));
+                }
+                None => self.outlets.spawn(name, forward::sinks::run(sink.clone(), who, outbox, FORWARD_GRACE, shared)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sums in place of records, where nothing else may leave by this sink.
+    fn summed_up(
+        &self,
+        outbox: &outbox::Adapter,
+        sink: &str,
+        privacy: &Privacy,
+        config: &Config,
+    ) -> Result<Option<Aggregated<outbox::Adapter>>> {
+        let Some(settings) = privacy.aggregate.clone() else { return Ok(None) };
+        let dir = config.agent.data_dir.join("sinks");
+        Aggregated::open(outbox.clone(), sink, settings, privacy.fields.clone(), &dir).map(Some)
     }
 
     /// Whoever takes questions to a larger model, and the engine's end of it. It ends with the sources: what
@@ -376,6 +414,14 @@ impl Agent {
         rollout::ended_well(&self.data_dir);
         if late.is_empty() { Ok(()) } else { Err(anyhow!("did not end in time: {}", late.join(", "))) }
     }
+}
+
+/// All who read the store's outgoing lanes, by the names under which it keeps their places.
+fn sink_names(config: &Config) -> Vec<String> {
+    let sparkplug = config.publish.as_ref().is_some_and(|p| p.format == forward::publish::Format::SparkplugB);
+    let cloud = config.cloud.iter().map(|_| forward::cloud::NAME);
+    let fixed = cloud.chain(sparkplug.then_some(forward::sparkplug::SINK)).map(str::to_owned);
+    fixed.chain(config.sinks.iter().map(|s| s.name.clone())).collect()
 }
 
 /// What the engine's thread is fed.

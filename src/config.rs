@@ -39,6 +39,8 @@ pub struct Config {
     pub store: store::Config,
     /// `[cloud]`, if results leave the plant.
     pub cloud: Option<forward::cloud::Config>,
+    /// `[[sink.mqtt]]`, `[[sink.file]]` and `[[sink.nats]]`.
+    pub sinks: Vec<forward::sinks::Config>,
     /// `[publish]`, if results go to MQTT dashboards.
     pub publish: Option<forward::publish::Config>,
     /// `[web]`.
@@ -141,6 +143,7 @@ impl Config {
             delivery: models.as_ref().and_then(|s| forward::delivery::Config::read(s, cloud.as_ref())),
             machines: root.sections("machine").iter().map(Machine::read).collect(),
             store: root.section("store").map(|s| store::Config::read(&s)).unwrap_or_default(),
+            sinks: forward::sinks::Config::read_all(root, &agent.site, &agent.id),
             cloud,
             publish: root.section("publish").map(|s| forward::publish::Config::read(&s, &agent.site)),
             web: root.section("web").map(|s| web::Config::read(&s)).unwrap_or_default(),

@@ -112,7 +112,7 @@ metrics! {
     store_disk: Gauges<1>, "store_disk", Some(Unit::Bytes), Family::default();
     /// Records given up, by lane and reason.
     store_dropped: Counters<2>, "store_dropped", None, Family::default();
-    /// Requests to the cloud, by sink and outcome: HTTP status, timeout, connect or io.
+    /// Requests and batches sent, by sink and outcome: HTTP status, timeout, connect, io or ok.
     forward_requests: Counters<2>, "forward_requests", None, Family::default();
     /// Records the sink has accepted, by sink.
     forward_records: Counters<1>, "forward_records", None, Family::default();
@@ -122,6 +122,8 @@ metrics! {
     forward_delay: Histograms<1>, "forward_delay", Some(Unit::Seconds), Family::new_with_constructor(latency);
     /// Bytes sent, by sink.
     forward_sent: Counters<1>, "forward_sent", Some(Unit::Bytes), Family::default();
+    /// Requests that may be under way at once, by sink.
+    forward_concurrency: Gauges<1>, "forward_concurrency", None, Family::default();
     /// Windows that were to be put before a larger model, by model, reason and outcome.
     escalations: Counters<3>, "escalations", None, Family::default();
     /// What asking has cost, by model.

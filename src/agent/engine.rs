@@ -22,6 +22,8 @@ use crate::types::{
 };
 use second::Judged;
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod any_bytes;
 mod judge;
 mod people;
 mod rollout;

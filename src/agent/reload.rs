@@ -193,8 +193,19 @@ fn read(path: &Path) -> Result<(Config, Vec<super::engine::Block>, Models)> {
 /// Tells one configuration from another. Secrets show as such, so nothing can be learnt from it.
 fn digest(c: &Config) -> String {
     let text = format!(
-        "{:?}{:?}{:?}{:?}{:?}{:?}{:?}{:?}{:?}{:?}{:?}",
-        c.agent, c.source, c.trust, c.delivery, c.report_every, c.machines, c.store, c.cloud, c.publish, c.web, c.log
+        "{:?}{:?}{:?}{:?}{:?}{:?}{:?}{:?}{:?}{:?}{:?}{:?}",
+        c.agent,
+        c.source,
+        c.trust,
+        c.delivery,
+        c.report_every,
+        c.machines,
+        c.store,
+        c.cloud,
+        c.sinks,
+        c.publish,
+        c.web,
+        c.log
     );
     crate::model::bundle::sha256(text.as_bytes())[..16].to_owned()
 }

@@ -40,7 +40,7 @@ const PATTERNS_ZH = [
   [/^(\d+) in alarm$/, "$1 台报警"], [/^(\d+) to look at$/, "$1 台需注意"], [/^agent (.*)$/, m => "网关" + t(m[1])],
   [/^unchanged for (.*)$/, "$1未变化"], [/^not heard for ([^:]*)$/, "$1未收到"], [/^1 in (.*)$/, "$1 分之一"],
   [/^Flood of alarms: (\d+) so far, the first from (.*)$/, "报警泛滥：至今 $1 个，首个来自 $2"], [/^and (\d+) more; type.*$/, "还有 $1 台；输入名称的一部分来查找"],
-  [/^(\d+) active$/, "$1 个活动"], [/^no anomaly detected$/, "未发现异常"], [/^anomaly detected$/, "发现异常"], [/^machine off$/, "停机"], [/^input bad$/, "输入无效"],
+  [/^(.*) finds an anomaly where it was uncertain here(.*)$/, "$1 发现异常，本机模型不确定$2"], [/^(\d+) active$/, "$1 个活动"], [/^no anomaly detected$/, "未发现异常"], [/^anomaly detected$/, "发现异常"], [/^machine off$/, "停机"], [/^input bad$/, "输入无效"],
 ];
 const EN = [[/^shelved until (\S+) (.*)$/, m => "shelved until " + clock(m[1]) + " " + m[2]], [/^not heard since (\S+)$/, m => "not heard since " + clock(m[1])]];
 
