@@ -47,7 +47,9 @@ pub fn load(library: &Library, names: &[Name], data_dir: &Path, now: Time) -> Fo
     let starts = if any { note_start(&data_dir.join(STARTS), now) } else { Vec::new() };
     let mut found = Found::default();
     for s in standings {
-        let suspect = s.candidate.as_ref().or(s.active.as_ref()).filter(|_| crashes(&starts, s.since) >= CRASHES);
+        // What happened to others since says nothing against the one in use.
+        let active = s.active.as_ref().filter(|_| s.stage == Some(Stage::Active));
+        let suspect = s.candidate.as_ref().or(active).filter(|_| crashes(&starts, s.since) >= CRASHES);
         let suspect = suspect.map(|c| c.release.clone());
         for candidate in [&s.active, &s.candidate, &s.previous].into_iter().flatten() {
             if suspect.as_ref() == Some(&candidate.release) {
