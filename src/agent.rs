@@ -151,8 +151,11 @@ impl Agent {
             let (light, lines, shared, batches) =
                 (light.clone(), self.lines.clone(), self.shared.clone(), batches.clone());
             let (stand, tell) = (stand.clone(), tell.clone());
-            self.sources.spawn(format!("stack light {}", light.device), async move {
-                light::run(light, device, lines, shared, stand, tell).await;
+            let (name, part) = (format!("stack light {}", light.device), format!("light/{}", light.device));
+            self.sources.spawn_stage(name, &part, &shared, |shared| async move {
+                let pulse = shared.pulse.clone();
+                // Every exchange with the device has its own time limit.
+                pulse.during(light::run(light, device, lines, shared, stand, tell)).await;
                 drop(batches);
             });
         }
@@ -162,12 +165,15 @@ impl Agent {
     fn start_sources(&mut self, config: source::Config, data_dir: &Path, batches: &mpsc::Sender<Batch>) {
         for mqtt in config.mqtt {
             let (shared, batches) = (self.shared.clone(), batches.clone());
-            self.sources.spawn(format!("source {}", mqtt.name), source::mqtt::run(mqtt, shared, batches));
+            let (name, part) = (format!("source {}", mqtt.name), format!("source/{}", mqtt.name));
+            self.sources.spawn_stage(name, &part, &shared, |shared| source::mqtt::run(mqtt, shared, batches));
         }
         for mut modbus in config.modbus {
             modbus.learnt = Some(data_dir.join("modbus"));
             let (lines, shared, batches) = (self.lines.clone(), self.shared.clone(), batches.clone());
-            self.sources.spawn(format!("source {}", modbus.name), source::modbus::run(modbus, lines, shared, batches));
+            let (name, part) = (format!("source {}", modbus.name), format!("source/{}", modbus.name));
+            self.sources
+                .spawn_stage(name, &part, &shared, |shared| source::modbus::run(modbus, lines, shared, batches));
         }
     }
 
@@ -214,7 +220,9 @@ impl Agent {
         let Some(cloud) = config.cloud.clone() else { return };
         let Some(outbox) = self.store.outbox(CLOUD).map(outbox::Adapter::new) else { return };
         let (site, id, shared) = (config.agent.site.clone(), config.agent.id.clone(), self.last_shared());
-        self.outlets.spawn("the cloud sink", forward::cloud::run(cloud, site, id, outbox, FORWARD_GRACE, shared));
+        self.outlets.spawn_stage("the cloud sink", "cloud", &shared, |shared| {
+            forward::cloud::run(cloud, site, id, outbox, FORWARD_GRACE, shared)
+        });
     }
 
     fn start_publish(&mut self, config: &Config, commands: mpsc::Sender<web::Command>) {
@@ -224,16 +232,14 @@ impl Agent {
         let (site, id) = (config.agent.site.clone(), config.agent.id.clone());
         if publish.format == forward::publish::Format::SparkplugB {
             let Some(outbox) = self.store.outbox(forward::sparkplug::SINK).map(outbox::Adapter::new) else { return };
-            self.outlets.spawn(
-                "publishing as a Sparkplug node",
-                forward::sparkplug::run(publish, connection, id, outbox, events, FORWARD_GRACE, shared),
-            );
+            self.outlets.spawn_stage("publishing as a Sparkplug node", "publish", &shared, |shared| {
+                forward::sparkplug::run(publish, connection, id, outbox, events, FORWARD_GRACE, shared)
+            });
             return;
         }
-        self.outlets.spawn(
-            "publishing to MQTT",
-            forward::publish::run_with(publish, connection, (site, id), shared, events, Some(commands)),
-        );
+        self.outlets.spawn_stage("publishing to MQTT", "publish", &shared, |shared| {
+            forward::publish::run_with(publish, connection, (site, id), shared, events, Some(commands))
+        });
     }
 
     async fn start_web(&mut self, config: &Config, commands: mpsc::Sender<web::Command>) -> Result<()> {
@@ -265,7 +271,8 @@ impl Agent {
             settings: Some(self.reloader.web_settings()),
         };
         let (settings, shared) = (config.web.clone(), self.last_shared());
-        self.outlets.spawn("the dashboard", web::run(listener, settings, state, shared));
+        self.outlets
+            .spawn_stage("the dashboard", "dashboard", &shared, |shared| web::run(listener, settings, state, shared));
         Ok(())
     }
 
@@ -334,6 +341,23 @@ impl Tasks {
         self.names.insert(id, name.into());
     }
 
+    /// A task with a pulse of its own under `part`: the watchdog waits for its beat until it has ended. One
+    /// that panics goes silent.
+    fn spawn_stage<T: Future<Output = ()> + Send + 'static>(
+        &mut self,
+        name: impl Into<String>,
+        part: &str,
+        shared: &Shared,
+        task: impl FnOnce(Shared) -> T,
+    ) {
+        let (board, part) = (shared.board.clone(), part.to_owned());
+        let task = task(shared.for_stage(&part));
+        self.spawn(name, async move {
+            task.await;
+            board.ended(&part);
+        });
+    }
+
     /// Waits for all of them; names those that had to be left.
     async fn join(&mut self, limit: Duration) -> Vec<String> {
         let (set, names) = (&mut self.set, &mut self.names);
@@ -371,5 +395,14 @@ mod tests {
         tasks.spawn("the cloud sink", async { panic!("for the test") });
         assert_eq!(tasks.join(Duration::from_millis(200)).await, ["the source shop"]);
         assert!(tasks.join(Duration::from_secs(1)).await.is_empty(), "all have gone");
+    }
+
+    #[tokio::test]
+    async fn a_stage_that_ends_is_waited_for_no_more_and_one_that_panics_is() {
+        let (mut tasks, shared) = (Tasks::default(), Shared::new());
+        tasks.spawn_stage("the dashboard", "dashboard", &shared, |_| async {});
+        tasks.spawn_stage("the cloud sink", "cloud", &shared, |_| async { panic!("for the test") });
+        assert!(tasks.join(Duration::from_secs(5)).await.is_empty());
+        assert_eq!(shared.board.stages(), ["cloud"]);
     }
 }

@@ -103,7 +103,8 @@ struct Packed {
 
 impl<O: Outbox> Sink<O> {
     async fn run(&mut self) {
-        while self.something_waits().await {
+        let pulse = self.shared.pulse.clone();
+        while pulse.during(self.something_waits()).await {
             let step = match self.batch().await {
                 Ok(step) => step,
                 Err(e) => {
@@ -114,12 +115,12 @@ impl<O: Outbox> Sink<O> {
             match step {
                 Step::Done => {}
                 Step::Wait { wait, asked } => {
-                    if !self.pause(wait, asked).await {
+                    if !pulse.during(self.pause(wait, asked)).await {
                         return;
                     }
                 }
                 Step::GiveUp => return,
-                Step::Gone => return self.shared.stop.cancelled().await,
+                Step::Gone => return pulse.during(self.shared.stop.cancelled()).await,
             }
         }
     }
@@ -170,6 +171,7 @@ impl<O: Outbox> Sink<O> {
 
     /// Takes one batch across, piece by piece.
     async fn batch(&mut self) -> Result<Step> {
+        let pulse = self.shared.pulse.clone();
         let records = self.gather().await?;
         if records.is_empty() {
             // What was ready has been evicted since. An outbox that keeps saying so must not make us spin.
@@ -194,7 +196,7 @@ impl<O: Outbox> Sink<O> {
             match step {
                 Step::Done => {}
                 Step::Wait { wait, asked } => {
-                    if !self.pause(wait, asked).await {
+                    if !pulse.during(self.pause(wait, asked)).await {
                         return Ok(Step::GiveUp);
                     }
                 }
@@ -258,13 +260,21 @@ impl<O: Outbox> Sink<O> {
         };
         let request = client.send(&self.config, parcel);
         if let Some(deadline) = self.deadline {
-            return timeout_at(deadline, request).await.ok();
+            return self.shared.pulse.during(timeout_at(deadline, request)).await.ok();
         }
         let answer = {
-            tokio::pin!(request);
-            tokio::select! {
-                answer = &mut request => return Some(answer),
-                () = self.shared.stop.cancelled() => timeout(self.config.tempo.finish, request).await.ok(),
+            let exchange = async {
+                tokio::pin!(request);
+                tokio::select! {
+                    answer = &mut request => Ok(answer),
+                    () = self.shared.stop.cancelled() => {
+                        Err(timeout(self.config.tempo.finish, request).await.ok())
+                    }
+                }
+            };
+            match self.shared.pulse.during(exchange).await {
+                Ok(answer) => return Some(answer),
+                Err(last) => last,
             }
         };
         self.stopping();

@@ -24,6 +24,8 @@ use standing::Standing;
 
 /// How often what found no room is offered again.
 const RETRY: Duration = Duration::from_millis(100);
+/// The watchdog hears of it at least this often.
+const ALIVE_EVERY: Duration = Duration::from_secs(1);
 /// How long stopping waits for `offline` to be taken.
 const GOODBYE_PATIENCE: Duration = Duration::from_secs(3);
 /// Where Home Assistant says that it has started.
@@ -148,7 +150,8 @@ pub async fn run_with(
         let wait = dialer.ended(publisher.connected_at.map(|at| at.elapsed()), fastrand::f64());
         tracing::warn!(broker = %address, %reason, "MQTT publishing interrupted");
         publisher.board(Health::Down, &format!("{address}: {reason}"));
-        if !publisher.pause(wait).await {
+        let pulse = publisher.shared.pulse.clone();
+        if !pulse.during(publisher.pause(wait)).await {
             break;
         }
     }
@@ -172,7 +175,11 @@ impl Publisher {
     async fn serve(&mut self, mut link: Link, address: &str) -> Option<String> {
         let mut retry = interval(RETRY);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut alive = interval(ALIVE_EVERY);
+        alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let pulse = self.shared.pulse.clone();
         loop {
+            pulse.beat();
             tokio::select! {
                 () = self.shared.stop.cancelled() => break,
                 heard = self.live.recv() => match heard {
@@ -189,10 +196,11 @@ impl Publisher {
                 },
                 Some(answer) = next_answer(&mut self.commands) => self.answer(&link, answer),
                 _ = retry.tick(), if self.connected_at.is_some() && self.standing.is_due() => {}
+                _ = alive.tick() => {}
             }
             self.send_due(&link);
         }
-        self.goodbye(link).await;
+        pulse.during(self.goodbye(link)).await;
         None
     }
 

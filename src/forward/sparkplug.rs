@@ -61,7 +61,8 @@ pub async fn run<O: Outbox>(
         let wait = dialer.ended(edge.born_at.map(|at| at.elapsed()), fastrand::f64());
         tracing::warn!(broker = %address, %reason, "Sparkplug publishing interrupted");
         edge.board(Health::Down, &format!("{address}: {reason}"));
-        if !edge.pause(wait).await {
+        let pulse = edge.shared.pulse.clone();
+        if !pulse.during(edge.pause(wait)).await {
             break;
         }
     }
@@ -95,8 +96,9 @@ impl<O: Outbox> Edge<O> {
     /// One connection. Gives the reason why it ended, or `None` when it is time to stop.
     async fn serve(&mut self, mut link: Link, address: &str) -> Option<String> {
         let mut subscribed = false;
+        let pulse = self.shared.pulse.clone();
         loop {
-            match self.step(&mut link).await {
+            match pulse.during(self.step(&mut link)).await {
                 Step::Stop => break,
                 Step::News(news) => self.news(news, Some(&link)),
                 Step::Lagged(n) => self.dropped("lag", n),
@@ -127,7 +129,7 @@ impl<O: Outbox> Edge<O> {
                 self.births(&link, address).await;
             }
         }
-        self.last_words(link).await;
+        pulse.during(self.last_words(link)).await;
         None
     }
 
@@ -181,7 +183,7 @@ impl<O: Outbox> Edge<O> {
         let births = self.node.births(Time::now());
         self.shared.metrics.published.inc_by(births.len() as u64);
         // When the connection ends meanwhile, its last event tells.
-        link.client.flush(births).await;
+        self.shared.pulse.during(link.client.flush(births)).await;
         if self.born_at.is_none() {
             self.born_at = Some(Instant::now());
             tracing::info!(broker = address, "Sparkplug publishing");
@@ -225,12 +227,13 @@ impl<O: Outbox> Edge<O> {
         let sent = messages.len() as u64;
         if !messages.is_empty() {
             let until = Instant::now() + ANSWER_PATIENCE;
-            let flushed = timeout_at(until, link.client.flush(messages)).await;
+            let pulse = self.shared.pulse.clone();
+            let flushed = pulse.during(timeout_at(until, link.client.flush(messages))).await;
             if !matches!(flushed, Ok(true)) {
                 return Err("the connection broke while data was sent".into());
             }
             link.client.echo().map_err(|e| e.to_string())?;
-            self.echoed(link, until).await?;
+            pulse.during(self.echoed(link, until)).await?;
         }
         self.outbox.ack(&records).await.map_err(|e| format!("the outbox: {e:#}"))?;
         self.shared.metrics.published.inc_by(sent);

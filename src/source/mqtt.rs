@@ -50,7 +50,8 @@ pub async fn run(config: Config, shared: Shared, batches: mpsc::Sender<Batch>) {
         tracing::warn!(source = %source.config.name, broker = %address, %reason, "MQTT connection ended");
         source.board(Health::Down, &format!("{address}: {reason}"));
         source.stale();
-        if !source.pause(wait).await {
+        let pulse = source.shared.pulse.clone();
+        if !pulse.during(source.pause(wait)).await {
             break;
         }
     }
@@ -132,9 +133,10 @@ impl Source {
         self.connected_at = None;
         self.resubscribe_at = None;
         let mut unacked = Unacked::default();
+        let pulse = self.shared.pulse.clone();
         loop {
-            match self.step(&mut link, &mut unacked).await {
-                Step::Stop => return self.finish(link, unacked).await,
+            match pulse.during(self.step(&mut link, &mut unacked)).await {
+                Step::Stop => return pulse.during(self.finish(link, unacked)).await,
                 Step::Durable(acks) => {
                     for ack in acks {
                         // Refused only where the link is over, which its last event tells.
