@@ -19,6 +19,8 @@ pub use crate::types::{Action, Command, Refusal};
 
 mod actions;
 mod api;
+mod assets;
+mod course;
 mod events;
 mod guard;
 pub mod inference;

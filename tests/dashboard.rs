@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use andon::metrics::{Health, Shared};
@@ -15,6 +16,9 @@ use andon::types::{
 use andon::web::{self, About, Command, Config, State, View};
 use serde_json::json;
 use support::chromium::Chromium;
+use support::daemon::{Daemon, until};
+use support::mosquitto::Mosquitto;
+use support::publisher::publish;
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinHandle;
 
@@ -268,3 +272,111 @@ async fn with_a_token_the_page_asks_for_it() {
     browser.until("document.querySelector('#lost').hidden").await;
     plant.stop().await;
 }
+
+/// A plant as large as they get, with the agent and the broker real. What it costs is printed; what has to
+/// hold is that the page stays as small as if there were sixty.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_machines_stay_usable() {
+    const MACHINES: usize = 1_000;
+    let broker = Mosquitto::start();
+    let mut daemon = Daemon::new(&LARGE.replace("@BROKER@", &broker.url())).ready();
+    let wrong = Arc::new(AtomicUsize::new(usize::MAX));
+    let (url, bad) = (broker.url(), wrong.clone());
+    let feeding = tokio::spawn(async move {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let high = bad.load(Ordering::Relaxed);
+            let message = |n: usize| {
+                let count = if n == high { 9.0 } else { 0.25 + (n % 7) as f64 / 20.0 };
+                let x = fastrand::f64();
+                let values = json!({"count": count, "pressure": 6.0 + x, "flow": 400.0 + x, "temp": 60.0 + x, "current": 12.0 - x});
+                (format!("plant/machine-{n:04}"), values.to_string())
+            };
+            publish(&url, (0..MACHINES).map(message)).await;
+        }
+    });
+    until("all machines are judged well", || daemon.status()["machines"]["green"] == MACHINES);
+
+    let browser = Chromium::start(false).await;
+    browser.resize(1280, 900, false).await;
+    let begun = std::time::Instant::now();
+    browser.open(&format!("http://127.0.0.1:{}/", daemon.web_port())).await;
+    browser.until("document.querySelectorAll('.card').length === 60").await;
+    browser.until(&format!("document.querySelectorAll('#wall a[data-light=green]').length === {MACHINES}")).await;
+    let shown = begun.elapsed();
+
+    // Only what is in sight is told of.
+    let count = "globalThis.told = new Map(); globalThis.bytes = 0; for (const k of ['step', 'verdict', 'status', 'state']) \
+                 source.addEventListener(k, e => { bytes += e.data.length; const d = JSON.parse(e.data); if (k === 'step') told.set(d.machine, (told.get(d.machine) || 0) + 1); });";
+    browser.run(count).await;
+    browser.until("[...told.values()].some(n => n >= 8)").await;
+    let told = browser.run("return [told.size, visible.size, bytes / Math.max(...told.values())];").await;
+    let [machines, visible, bytes] = [0, 1, 2].map(|i| told[i].as_f64().unwrap());
+    assert!((1.0..=60.0).contains(&machines) && machines <= visible + 12.0, "{told}");
+    let (nodes, heap) = (browser.figure("Nodes").await, browser.figure("JSHeapUsedSize").await);
+    assert!(nodes < 15_000.0, "{nodes} nodes");
+    browser.screenshot("thousand.png").await;
+    println!(
+        "1,000 machines: shown after {shown:?}, {nodes} nodes, {:.1} MB of heap, {:.1} KB of events a second, {} MB resident",
+        heap / 1e6,
+        bytes / 1e3,
+        daemon.memory() >> 10
+    );
+
+    // The one that goes wrong is on none of the first pages; it comes to the top, on the wall and in the list.
+    wrong.store(777, Ordering::Relaxed);
+    browser.until("document.querySelector('#machines .card')?.dataset.machine === 'machine-0777'").await;
+    browser.until("document.querySelector('#wall a[data-machine=machine-0777]').dataset.light === 'red'").await;
+    browser
+        .until("document.querySelector('#alarms li[data-active=true] .machine')?.textContent === 'machine-0777'")
+        .await;
+
+    // By its light, by its name, and by turning pages.
+    browser.click("#counts .pill[data-light=red]").await;
+    browser.until("document.querySelectorAll('.card').length === 1").await;
+    browser.click("#counts .pill[data-light=red]").await;
+    browser.until("document.querySelectorAll('.card').length === 60").await;
+    browser.click("#pager-on").await;
+    browser.until("document.querySelector('#pager-where').textContent === '61 – 120 / 1000'").await;
+    browser
+        .run("const f = document.querySelector('#filter'); f.value = 'E-0123'; f.dispatchEvent(new Event('input'));")
+        .await;
+    browser.until("document.querySelectorAll('.card').length === 1").await;
+    browser.click(".card[data-machine=machine-0123]").await;
+    browser.until("document.querySelectorAll('#detail-signals tr').length === 5").await;
+    browser.until("document.querySelector('#plot-signals').naturalWidth > 0").await;
+    let first = browser.run("return document.querySelector('#detail-signals .value').textContent;").await;
+    browser.until(&format!("document.querySelector('#detail-signals .value').textContent !== {first}")).await;
+    browser.press(ESCAPE).await;
+    assert_eq!(browser.console().await, [""; 0]);
+    feeding.abort();
+    drop(browser);
+    assert!(daemon.terminate().success());
+}
+
+const LARGE: &str = r#"
+[agent]
+site = "test/large"
+id = "gw"
+data_dir = "@DIR@/data"
+models_dir = "@DATA@"
+
+[[source.mqtt]]
+name = "shop"
+url = "@BROKER@"
+[[source.mqtt.subscribe]]
+topic = "plant/{machine}"
+
+[[machine]]
+match = "*"
+model = "one-step"
+rate = "1s"
+stale_after = "60s"
+[machine.alarm]
+threshold = 1.0
+
+[web]
+listen = "@WEB@"
+"#;

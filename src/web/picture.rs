@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use super::course::Course;
 use crate::types::{Alarm, AlarmState, Care, Cause, Flood, Light, Live, Name, Quality, Reason, Time, Verdict};
 
 /// Machines shown. Further ones are counted as not shown.
@@ -17,6 +18,8 @@ pub const POINTS: usize = 600;
 /// Plots that can be kept at a time, over all machines: at most 2,048 × 600 × 40 bytes = 49 MB.
 /// First come, first served; opening a machine's page takes the plots of the one looked at longest ago.
 pub const MAX_RINGS: usize = 2_048;
+/// Courses of health and useful life that can be kept at a time: at most 2,048 × 360 × 40 bytes = 30 MB.
+pub const MAX_COURSES: usize = 2_048;
 /// Alarms listed. Those that are over make room first.
 pub const MAX_ALARMS: usize = 500;
 /// Longer names are not shown: topics may carry names of 64 KiB.
@@ -130,6 +133,8 @@ pub struct Machine {
     pub held: Held,
     /// The score plot; it is there exactly when the machine has plots at all.
     pub scores: Option<Ring<ScorePoint>>,
+    /// Health and useful life, where its model speaks of them and there is room.
+    pub course: Option<Course>,
     wanted: u64,
     fresh_step: bool,
     fresh_verdict: bool,
@@ -147,6 +152,7 @@ impl Machine {
             data: None,
             held: Held::PValue,
             scores: None,
+            course: None,
             wanted: 0,
             fresh_step: false,
             fresh_verdict: false,
@@ -179,6 +185,7 @@ pub struct Picture {
     fresh: VecDeque<Name>,
     signals: usize,
     rings: usize,
+    courses: usize,
     looks: u64,
     /// The flood of alarms, while there is one.
     pub flood: Option<Flood>,
@@ -252,6 +259,19 @@ impl Picture {
         }
         if let Some(m) = self.machines.get_mut(name) {
             self.rings += give_plots(m, MAX_RINGS - self.rings);
+        }
+        self.make_room_for_course(name);
+    }
+
+    /// Where all courses are given away, the machine looked at longest ago gives its own up.
+    fn make_room_for_course(&mut self, name: &str) {
+        if self.courses < MAX_COURSES || self.machines.get(name).is_none_or(|m| m.course.is_some()) {
+            return;
+        }
+        let with_course = self.machines.values_mut().filter(|m| m.course.is_some());
+        if let Some(oldest) = with_course.min_by_key(|m| m.wanted) {
+            oldest.course = None;
+            self.courses -= 1;
         }
     }
 
@@ -333,6 +353,13 @@ impl Picture {
                 threshold: verdict.threshold,
                 anomaly: verdict.reason == Reason::AnomalyDetected,
             });
+        }
+        if m.course.is_none() && self.courses < MAX_COURSES && (verdict.health.is_some() || verdict.rul.is_some()) {
+            m.course = Some(Course::default());
+            self.courses += 1;
+        }
+        if let Some(course) = &mut m.course {
+            course.push(verdict.at, verdict.health, verdict.rul);
         }
         m.verdict = Some(verdict.clone());
         m.data = (data.len() <= MAX_VERDICT_BYTES).then(|| data.clone());

@@ -43,6 +43,7 @@ const COUNTED: &[&str] = &[
     "andon_readings_dropped_total",
     "andon_rejected_payloads_total",
     "andon_modbus_requests_total",
+    "andon_modbus_request_seconds_sum",
     "andon_source_connects_total",
     "andon_windows_total",
     "andon_inference_errors_total",
@@ -93,6 +94,7 @@ pub async fn run(app: Arc<App>, stop: CancellationToken) {
     let mut tick = tokio::time::interval(EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        app.shared.pulse.beat();
         let text = app.shared.metrics.render();
         app.samples.push(sample(&text, Time::now()));
         *lock(&app.samples.1) = counts(&text);

@@ -33,11 +33,23 @@ function lastGood(c) {
   return c.last_good_seconds <= 5 ? t("just now") : age(c.last_good_seconds) + (language === "zh" ? t("ago") : " ago");
 }
 
+// How much of the last ten seconds or so a source spent asking its device and waiting for it.
+const busy = new Map();
+function busUse(source) {
+  const now = Date.parse(status.now), sum = counted("andon_modbus_request_seconds_sum", { source });
+  if (!sum) return "–";
+  const past = (busy.get(source) || []).filter(p => p.at <= now && now - p.at < 12000);
+  busy.set(source, past);
+  if (!past.length || past[past.length - 1].at < now) past.push({ at: now, sum });
+  const seconds = (now - past[0].at) / 1000;
+  return seconds < 2 ? "…" : Math.min(Math.round((sum - past[0].sum) / seconds * 100), 100) + " %";
+}
+
 function drawPath() {
   if ($("path-page").hidden || !status.components) return;
   const parts = Object.entries(status.components), of = kind => parts.filter(([n]) => n.startsWith(kind + "/"));
   const bare = name => name.slice(name.indexOf("/") + 1);
-  rows("path-sources", of("source").map(([n, c]) => [bare(n), { health: c.health }, lastGood(c), num(counted("andon_readings_total", { source: bare(n) })), c.detail]));
+  rows("path-sources", of("source").map(([n, c]) => [bare(n), { health: c.health }, lastGood(c), num(counted("andon_readings_total", { source: bare(n) })), busUse(bare(n)), c.detail]));
   $("no-sinks").hidden = of("cloud").length + of("publish").length > 0;
   $("path-sinks").parentElement.hidden = !$("no-sinks").hidden;
   rows("path-sinks", [...of("cloud"), ...of("publish")].map(([n, c]) => {
@@ -76,6 +88,17 @@ function turnPage() {
   }
   drawPath();
   drawModels();
+  stale.alarms = true;
+  sorted = false;
+  tellWatched();
 }
-$("language").addEventListener("change", e => { setLanguage(e.target.value); drawStatus(); dirty = true; drawPath(); drawModels(); });
+$("language").addEventListener("change", e => {
+  setLanguage(e.target.value);
+  drawStatus();
+  sorted = false;
+  stale.alarms = stale.detail = true;
+  drawPath();
+  drawModels();
+  drawPlots();
+});
 $("language").value = language;

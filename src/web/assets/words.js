@@ -28,6 +28,8 @@ const ZH = {
   "records given up": "放弃的记录", "dead letters": "死信", "dashboard messages left out": "未发布的看板消息", "model runs that failed": "失败的模型运行",
   "announced together": "合并通知", "Language": "语言", "as of": "截至", "connecting": "连接中", "duplicate": "重复", "late": "迟到", "future": "时间超前",
   "no_machine": "无对应设备", "bad": "坏值", "stale": "过期", "uncertain": "不确定", "disk": "磁盘", "waiting": "等待", "sent": "已发送", "ready": "就绪", "running for": "已运行",
+  "Show only": "只显示", "Every machine's light": "所有设备的状态灯", "Pages of machines": "设备分页", "Back": "上一页", "On": "下一页", "Line in use": "总线占用",
+  "Health over time": "健康度变化", "To the alarms": "跳到报警", "This machine has not been heard.": "尚未收到此设备的数据。", "Pages": "页面",
   "The last signals": "当前信号", "Window": "窗口", "and": "和", "second opinion": "云端复核", "none was asked": "未请求", "dashboard": "看板",
 };
 const PATTERNS_ZH = [
@@ -40,7 +42,7 @@ const PATTERNS_ZH = [
   [/^(\d+) in alarm$/, "$1 台报警"], [/^(\d+) to look at$/, "$1 台需注意"], [/^agent (.*)$/, m => "网关" + t(m[1])],
   [/^unchanged for (.*)$/, "$1未变化"], [/^not heard for ([^:]*)$/, "$1未收到"], [/^1 in (.*)$/, "$1 分之一"],
   [/^Flood of alarms: (\d+) so far, the first from (.*)$/, "报警泛滥：至今 $1 个，首个来自 $2"], [/^and (\d+) more; type.*$/, "还有 $1 台；输入名称的一部分来查找"],
-  [/^(\d+) active$/, "$1 个活动"], [/^no anomaly detected$/, "未发现异常"], [/^anomaly detected$/, "发现异常"], [/^machine off$/, "停机"], [/^input bad$/, "输入无效"],
+  [/^and (\d+) more alarms$/, "还有 $1 个报警"], [/^(\d+) active$/, "$1 个活动"], [/^no anomaly detected$/, "未发现异常"], [/^anomaly detected$/, "发现异常"], [/^machine off$/, "停机"], [/^input bad$/, "输入无效"],
 ];
 const EN = [[/^shelved until (\S+) (.*)$/, m => "shelved until " + clock(m[1]) + " " + m[2]], [/^not heard since (\S+)$/, m => "not heard since " + clock(m[1])]];
 
