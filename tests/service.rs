@@ -104,8 +104,9 @@ fn watched(config: &str) -> Daemon {
 }
 
 fn starves(daemon: &mut Daemon, stage: &str) {
-    until("the hanging stage is named", || daemon.log().contains("stages make no progress"));
-    assert!(daemon.log().contains(&format!("stages={stage}")) || daemon.log().contains(&format!("stages=\"{stage}\"")));
+    until("the hanging stage is named", || {
+        daemon.log().lines().any(|l| l.contains("stages make no progress") && l.contains(stage))
+    });
     let fed = daemon.times_told("WATCHDOG=1");
     let begun = Instant::now();
     until("twice the watchdog's period is over", || begun.elapsed() > Duration::from_secs(6));
@@ -140,11 +141,11 @@ fn a_broker_whose_certificate_hangs_is_not_covered_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cloud_whose_token_hangs_is_not_covered_for() {
-    let options = Options { token: Some(Secret::new("the right one".into())), ..Options::default() };
+    let options = Options { token: Some(Secret::new("the-right-one".into())), ..Options::default() };
     let cloud = Cloud::start(([127, 0, 0, 1], 0).into(), options).await.expect("a port");
     let section = format!("[cloud]\nurl = \"{}\"\ntoken_file = \"@DIR@/token\"\n", cloud.url());
     let mut daemon = watched(&(CONFIG.replace("@BROKER@", NOBODY) + &section));
-    fs::write(daemon.dir().join("token"), "the wrong one").expect("written");
+    fs::write(daemon.dir().join("token"), "the-wrong-one").expect("written");
     daemon.start_ready();
     until("the token is refused", || daemon.component("cloud").0 == "down" || cloud.stats().requests > 0);
     until("the watchdog is fed though the cloud refuses", || daemon.times_told("WATCHDOG=1") >= 3);
@@ -159,20 +160,20 @@ fn who_only_waits_for_others_is_well() {
     let silent = [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0").expect("a port"));
     let [broker, plc, cloud] = [0, 1, 2].map(|i| silent[i].local_addr().expect("an address"));
     let more = format!(
-        "[[source.modbus]]\nname = \"plc\"\nurl = \"tcp://{plc}\"\nmachine = \"m1\"\ntimeout = \"20s\"\n\
+        "[[source.modbus]]\nname = \"plc\"\nurl = \"tcp://{plc}\"\nmachine = \"m1\"\ntimeout = \"30s\"\n\
          signal = [{{ name = \"count\", at = \"holding:1\", type = \"u16\" }}]\n\
          [[write]]\ndevice = \"plc\"\nwho = \"alarms\"\nred = \"coil:1\"\n\
          [cloud]\nurl = \"http://{cloud}\"\n[publish]\nsource = \"shop\"\n"
     );
     let mut daemon = watched(&(CONFIG.replace("@BROKER@", &format!("mqtt://{broker}")) + &more));
+    daemon.watchdog(Duration::from_secs(10));
     daemon.start_ready();
-    // Three times the period.
-    until("the watchdog is fed again and again", || daemon.times_told("WATCHDOG=1") >= 12);
+    // A quarter of the period each: longer than anybody may be silent.
+    until("the watchdog is fed again and again", || daemon.times_told("WATCHDOG=1") >= 6);
     assert!(!daemon.log().contains("stages make no progress"), "{}", daemon.log());
     let (code, body) = daemon.get("/health/ready").expect("an answer");
     assert_eq!(code, 200, "{body}");
-    assert!(daemon.terminate().success(), "{}", daemon.log());
-    assert!(!daemon.log().contains("stages make no progress"), "{}", daemon.log());
+    daemon.kill9();
 }
 
 #[test]

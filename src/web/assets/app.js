@@ -116,7 +116,7 @@ function pairs(box, rows) {
 function plot(img, path) {
   const next = new Image();
   const dark = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-  const width = Math.round((img.parentElement.clientWidth || 600) - 34);
+  const width = Math.round((img.closest("dialog, .side section").clientWidth || 600) - 34);
   next.onload = () => { img.src = next.src; img.hidden = false; };
   next.src = path + "?theme=" + dark + "&lang=" + language + "&w=" + width + "&t=" + Date.now();
 }

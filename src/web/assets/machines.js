@@ -71,7 +71,7 @@ function fillCard(card, m) {
   score.hidden = !v || v.level === null;
   if (!score.hidden) {
     score.firstChild.value = v.level;
-    put(score.lastChild, v.level >= 1 ? t("over the limit") : Math.floor(v.level * 100) + " % " + t("of limit"));
+    put(score.lastChild, v.level >= 1 ? t("over the limit") : t(Math.floor(v.level * 100) + " % of limit"));
   }
 }
 // The signals that matter most come first on a card, otherwise by name.

@@ -5,6 +5,8 @@ const LOSSES = { andon_readings_dropped_total: "readings not used", andon_reject
   andon_store_dropped_total: "records given up", andon_forward_dead_letters_total: "dead letters",
   andon_publish_dropped_messages_total: "dashboard messages left out", andon_inference_errors_total: "model runs that failed" };
 
+const LANES = { journal: "readings", priority: "alarms, audit", routine: "verdicts", dead: "dead letters" };
+
 // The sum of a count over all labels that fit.
 function counted(name, labels) {
   const fits = c => c.name === name && Object.entries(labels).every(([k, v]) => c.labels[k] === v);
@@ -60,7 +62,7 @@ function drawPath() {
   rows("path-parts", parts.filter(([n]) => !/^(source|cloud|publish)\//.test(n)).map(([n, c]) => [n, { health: c.health }, lastGood(c), c.detail]));
   pairs($("path-store"), [[t("records waiting"), num(status.records_waiting)], [t("records sent"), num(status.records_forwarded_total)],
     ...Object.entries(status.store || {}).filter(([, v]) => typeof v === "number").map(([k, v]) => [t(k.replaceAll("_", " ")), k.endsWith("bytes") ? bytes(v) : num(v)])]);
-  rows("path-lanes", Object.entries((status.store || {}).lanes || {}).map(([n, l]) => [t(n), num(l.records), bytes(l.disk_bytes), l.oldest ? clock(l.oldest / 1e6) : "–", num(l.dropped)]));
+  rows("path-lanes", Object.entries((status.store || {}).lanes || {}).map(([n, l]) => [t(LANES[n] || n), num(l.records), bytes(l.disk_bytes), l.oldest ? clock(l.oldest) : "–", num(l.dropped)]));
   const lost = (status.counts || []).filter(c => LOSSES[c.name]);
   $("path-lost").parentElement.hidden = lost.length === 0;
   $("path-nothing-lost").hidden = lost.length > 0;
