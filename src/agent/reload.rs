@@ -11,6 +11,7 @@ use anyhow::{Result, anyhow};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::bands::Bands;
 use super::blocks::{self, Models};
 use super::feed::Order;
 use super::input::Running;
@@ -54,6 +55,7 @@ pub struct Reloader {
     /// The file as it was last taken over.
     applied: Keys,
     models: Arc<Mutex<Models>>,
+    bands: Arc<Mutex<Bands>>,
     digest: String,
     web: watch::Sender<web::Config>,
     orders: mpsc::Sender<Order>,
@@ -61,13 +63,14 @@ pub struct Reloader {
 
 impl Reloader {
     /// For what runs with this config and these models.
-    pub fn new(config: &Config, models: Models, orders: mpsc::Sender<Order>) -> Reloader {
+    pub fn new(config: &Config, models: Models, bands: Bands, orders: mpsc::Sender<Order>) -> Reloader {
         let keys = keys(&config.text);
         Reloader {
             path: config.path.clone(),
             started: keys.clone(),
             applied: keys,
             models: Arc::new(Mutex::new(models)),
+            bands: Arc::new(Mutex::new(bands)),
             digest: digest(config),
             web: watch::channel(config.web.clone()).0,
             orders,
@@ -83,6 +86,12 @@ impl Reloader {
     pub fn describe_models(&self) -> web::StatusFn {
         let models = self.models.clone();
         Arc::new(move || lock(&models).values().map(|m| describe(m)).collect())
+    }
+
+    /// Where signals are while their machine is healthy, by the models in force.
+    pub fn bands(&self) -> web::BandsFn {
+        let bands = self.bands.clone();
+        Arc::new(move |machine| lock(&bands).get(machine))
     }
 
     /// Lets guests use the models in force.
@@ -132,6 +141,7 @@ impl Reloader {
         };
         let digest = digest(&config);
         let running = self.running(who, &digest, &models);
+        let bands = Bands::of(&blocks);
         let (done_tx, done) = oneshot::channel();
         let gone = || anyhow!("the engine has ended");
         self.orders.send(Order::Reconfigure(blocks, running, done_tx)).await.map_err(|_| gone())?;
@@ -139,6 +149,7 @@ impl Reloader {
         logging::set(&config.log);
         self.web.send_replace(config.web.clone());
         *lock(&self.models) = models;
+        *lock(&self.bands) = bands;
         (self.applied, self.digest) = (keys, digest);
         Ok(reloaded)
     }

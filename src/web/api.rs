@@ -185,7 +185,10 @@ fn urgency(light: Light) -> u8 {
 
 async fn machine(State(app): Shared, Path(id): Path<String>) -> Answer {
     match app.state.view.machine(&id, Time::now()) {
-        Some(found) => Ok(Json(found)),
+        Some(mut found) => {
+            found["bands"] = json!((app.state.bands)(&id));
+            Ok(Json(found))
+        }
         None => problem(StatusCode::NOT_FOUND, "no such machine has been heard"),
     }
 }

@@ -2,6 +2,7 @@
 //! pixels, `?theme=light|dark` chooses colours; the default ones do on either background. `?lang=zh`
 //! labels them in Chinese.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::rejection::QueryRejection;
@@ -10,12 +11,12 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
-use super::App;
 use super::course::Stretch;
 use super::guard::{Problem, problem};
 use super::picture::{Held, ScorePoint};
 use super::view::Trends;
-use crate::types::{Quality, Time};
+use super::{App, Band};
+use crate::types::{Name, Quality, Time};
 use panel::{Axis, Dot, Panel, Shade, Span, Theme};
 use words::Language;
 
@@ -43,10 +44,12 @@ fn default_width() -> u32 {
 
 type Asked = Result<Query<Options>, QueryRejection>;
 
-/// `/plot/machines/{id}/signals.svg`: a panel for each signal, with what was not good shaded.
+/// `/plot/machines/{id}/signals.svg`: a panel for each signal with its normal band, and with what was not
+/// good shaded.
 pub async fn signals(State(app): State<Arc<App>>, Path(id): Path<String>, asked: Asked) -> Result<Response, Problem> {
     let Some(trends) = app.state.view.trends(&id) else { return unknown() };
-    drawn(&app, asked, move || signal_panels(&trends)).await
+    let bands = (app.state.bands)(&id);
+    drawn(&app, asked, move || signal_panels(&trends, &bands)).await
 }
 
 /// `/plot/machines/{id}/score.svg`: the score, and how unlikely it is, with the limit.
@@ -93,12 +96,13 @@ async fn drawn(
     Ok(([(header::CONTENT_TYPE, "image/svg+xml")], svg).into_response())
 }
 
-fn signal_panels(trends: &Trends) -> Vec<Panel> {
-    let panel = |(name, points): &(crate::types::Name, Vec<super::picture::Point>)| {
+fn signal_panels(trends: &Trends, bands: &BTreeMap<Name, Band>) -> Vec<Panel> {
+    let panel = |(name, points): &(Name, Vec<super::picture::Point>)| {
         let dots: Vec<Dot> = points.iter().map(|p| Dot { at: p.at, value: p.value }).collect();
         let shades = shaded(points, |p| p.at, |p| (p.quality != Quality::Good).then_some(p.quality));
         let note = points.last().filter(|p| p.quality != Quality::Good).map(|p| p.quality.as_str().to_owned());
-        Panel { shades, note, ..Panel::of(name, dots) }
+        let normal = bands.get(name).and_then(|b| b.normal);
+        Panel { shades, note, normal, ..Panel::of(name, dots) }
     };
     let mut panels: Vec<Panel> = trends.signals.iter().take(MAX_PANELS).map(panel).collect();
     if trends.signals.len() > MAX_PANELS

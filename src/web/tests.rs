@@ -54,6 +54,7 @@ impl Server {
             about,
             store_status: Arc::new(|| json!({"records": 7})),
             models: Arc::new(|| json!([{"name": "ae"}])),
+            bands: Arc::new(|_| [("temp".into(), Band { unit: "degC".into(), normal: Some([20.0, 60.0]) })].into()),
             inference: inference::Models::new(
                 Arc::new(|| vec![json!({"name": "ae", "versions": ["1"], "inputs": [{"shape": [-1, 2, 1]}]})]),
                 Arc::new(|_, window| Ok(vec![inference::Tensor { name: "score".into(), ..window }])),
@@ -141,8 +142,6 @@ impl Server {
     }
 }
 
-use crate::types::Name;
-
 fn client() -> Client {
     Client::builder().timeout(Duration::from_secs(20)).build().unwrap()
 }
@@ -163,6 +162,7 @@ async fn machines_and_alarms_are_told_as_they_are() {
     assert_eq!(m["signals"][1]["heard_seconds"], Value::Null);
     assert_eq!(m["at"], "2026-11-22T10:15:30.250Z");
     assert_eq!(m["alarms"][0]["message"], "vib_x is unusual");
+    assert_eq!(m["bands"], json!({"temp": {"unit": "degC", "normal": [20.0, 60.0]}}));
     let none = server.get("/api/v1/machines?light=green").await.1;
     assert_eq!((&none["found"], &none["total"]), (&json!(0), &json!(1)));
     assert_eq!(server.get("/api/v1/machines/nobody").await.0, StatusCode::NOT_FOUND);

@@ -14,7 +14,7 @@ use super::course::{Course, Stretch};
 use super::json as render;
 use super::picture::{Picture, Point, ScorePoint};
 use crate::metrics::lock;
-use crate::types::{Live, Name, Time};
+use crate::types::{Alarm, Live, Name, Time};
 
 pub use super::picture::Held;
 
@@ -161,18 +161,27 @@ impl View {
             return;
         }
         match event {
-            Live::Alarm(alarm, _) => {
-                let brief = Frame::new("alarm", &render::alarm_in_brief(alarm)).text;
-                self.put(Frame { brief: Some(brief), ..Frame::new("alarm", &render::alarm(alarm)) });
-            }
+            Live::Alarm(alarm, _) => self.announce_alarm(alarm),
             Live::State { machine, .. } => {
                 if let Some(m) = picture.machines().get(machine) {
                     self.send("state", &render::state(machine, m));
                 }
             }
+            Live::Opinion(machine, opinion, _) => {
+                self.send("opinion", &json!({"machine": machine, "second_opinion": render::opinion(opinion)}));
+                let about = |a: &&Arc<Alarm>| a.care.opinion.as_ref() == Some(&**opinion);
+                if let Some(alarm) = picture.alarms().iter().find(about) {
+                    self.announce_alarm(alarm);
+                }
+            }
             Live::Flood(flood) => self.send("flood", &render::flood(flood.as_ref())),
             Live::Step { .. } | Live::Verdict(..) => {}
         }
+    }
+
+    fn announce_alarm(&self, alarm: &Alarm) {
+        let brief = Frame::new("alarm", &render::alarm_in_brief(alarm)).text;
+        self.put(Frame { brief: Some(brief), ..Frame::new("alarm", &render::alarm(alarm)) });
     }
 
     /// Sends the newest step and verdict of machines that have news and that somebody watches.

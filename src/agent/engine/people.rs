@@ -90,7 +90,7 @@ impl Engine {
     }
 
     pub(super) fn clock(&mut self, now: Time, out: &mut Outcome) {
-        self.now = self.now.max(now);
+        self.hear_clock(now);
         for i in 0..self.units.len() {
             for condition in CONDITIONS {
                 let Some(alarm) = self.units[i].tracker_mut(condition).expire(now) else { continue };
@@ -196,7 +196,7 @@ impl Engine {
             _ if unit.on_since.is_none() => unit.on_since = Some(at),
             _ => {}
         }
-        unit.reason = reason;
+        (unit.reason, unit.judged) = (reason, at);
     }
 }
 
@@ -221,14 +221,12 @@ pub(super) fn explain(verdict: &Verdict, window: &Window, model: &Model, signals
         // From the end, so that the last value is always among them.
         let mut trace: Vec<f32> = course.iter().rev().step_by(every).copied().collect();
         trace.reverse();
-        let spread = [channel.mean - 3.0 * channel.std, channel.mean + 3.0 * channel.std];
-        let normal = [channel.min.unwrap_or(spread[0]), channel.max.unwrap_or(spread[1])];
         Ranked {
             name: name.clone(),
             share,
             unit: channel.unit.clone(),
             value: course.last().map(|v| f64::from(*v)).filter(|v| v.is_finite()),
-            normal: (normal[0] < normal[1]).then_some(normal),
+            normal: channel.normal(),
             trace,
         }
     };

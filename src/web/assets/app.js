@@ -148,6 +148,7 @@ const heard = {
   step: s => stepTold(s),
   verdict: v => verdictTold(v),
   state: s => stateTold(s),
+  opinion: o => { const m = machines.get(o.machine); if (m) m.second_opinion = o.second_opinion; stale.detail = true; },
   flood: f => {
     if (f && !status.flood) put($("said"), t("Flood of alarms: " + f.raised + " so far, the first from " + f.first));
     status.flood = f;

@@ -250,19 +250,26 @@ function drawDetail() {
     [t("health"), v.health === null ? "–" : Math.round(v.health * 100) + " %"],
     ...(v.rul ? [[t("useful life left"), num(v.rul.median) + " (" + num(v.rul.low) + " to " + num(v.rul.high) + ")"]] : []),
     ...(v.class ? [[t("class"), v.class]] : []), [t("model"), v.model], [t("window ends"), clock(v.at)],
+    ...(m.second_opinion ? [[t("second opinion"), second(m.second_opinion)]] : []),
   ] : [["", t("no verdict yet")]]);
   const body = $("detail-signals");
-  fit(body, m.signals.length, "tr", () => [el("td"), el("td", "value"), el("td")]);
+  fit(body, m.signals.length, "tr", () => [el("td"), el("td", "value"), el("td", "value"), el("td")]);
   m.signals.forEach((s, i) => {
-    const [name, value, how] = body.children[i].children, state = signalState(s, m.since_seen);
+    const [name, value, normal, how] = body.children[i].children, state = signalState(s, m.since_seen);
+    const band = (m.bands || {})[s.name] || {}, unit = band.unit ? " " + band.unit : "", n = band.normal;
     mark(body.children[i], "signal", s.name);
     put(name, s.name);
-    put(value, num(s.value));
+    put(value, num(s.value) + unit);
+    value.className = n && s.value !== null && (s.value < n[0] || s.value > n[1]) ? "value not-good" : "value";
+    put(normal, n ? num(n[0]) + " … " + num(n[1]) + unit : "");
     how.className = state.kind;
     put(how, t(state.text));
   });
   const mine = [...alarms.values()].filter(a => a.machine === m.id && a.explained && a.state !== "normal").sort(byUrgency)[0];
   $("detail-alarm").hidden = !mine;
+  const resting = [...alarms.values()].some(a => a.machine === m.id && a.out_of_service_by);
+  $("detail-out").hidden = resting;
+  $("detail-in").hidden = !resting;
   if (mine) {
     put($("detail-alarm-state"), t(STATES[mine.shown_state] || mine.shown_state) + " · " + t("since") + " " + clock(mine.since));
     explain($("detail-alarm"), mine);
@@ -285,6 +292,16 @@ function route() {
   drawDetail();
 }
 function decode(text) { try { return decodeURIComponent(text); } catch { return text; } }
+// For work on the machine: its alarms are not announced until it is back.
+for (const [id, action] of [["detail-out", "out_of_service"], ["detail-in", "in_service"]]) {
+  $(id).addEventListener("click", async e => {
+    e.target.disabled = true;
+    put($("detail-problem"), "");
+    try { await ask("/api/v1/machines/" + encodeURIComponent(open) + "/" + action, { by: myName() }); }
+    catch (problem) { put($("detail-problem"), problem.message); }
+    e.target.disabled = false;
+  });
+}
 let typing = 0;
 $("filter").addEventListener("input", () => {
   clearTimeout(typing);

@@ -44,17 +44,19 @@ struct Colours {
     line: RGBColor,
     limit: RGBColor,
     warn: RGBColor,
+    normal: RGBColor,
 }
 
 impl Theme {
     fn colours(self) -> Colours {
         let rgb = |hex: u32| RGBColor((hex >> 16) as u8, (hex >> 8) as u8, hex as u8);
-        let [text, grid, line, limit, warn] = match self {
-            Theme::Auto => [0x7d828c, 0x8a8f99, 0x3b82f6, 0xe5484d, 0xd98b0b],
-            Theme::Light => [0x4d545f, 0xb9bec7, 0x1d5fd0, 0xc62a2f, 0xc27803],
-            Theme::Dark => [0xa8b0bc, 0x4a515c, 0x6ea8fe, 0xff6369, 0xf5a524],
-        };
-        Colours { text: rgb(text), grid: rgb(grid), line: rgb(line), limit: rgb(limit), warn: rgb(warn) }
+        let [text, grid, line, limit, warn, normal] = match self {
+            Theme::Auto => [0x7d828c, 0x8a8f99, 0x3b82f6, 0xe5484d, 0xd98b0b, 0x2f9e69],
+            Theme::Light => [0x4d545f, 0xb9bec7, 0x1d5fd0, 0xc62a2f, 0xc27803, 0x18794e],
+            Theme::Dark => [0xa8b0bc, 0x4a515c, 0x6ea8fe, 0xff6369, 0xf5a524, 0x5fd89b],
+        }
+        .map(rgb);
+        Colours { text, grid, line, limit, warn, normal }
     }
 }
 
@@ -103,6 +105,8 @@ pub struct Panel {
     pub limit: Option<Vec<Dot>>,
     /// Drawn behind the line.
     pub band: Vec<Span>,
+    /// Where it is while all is well: drawn behind everything, always in sight.
+    pub normal: Option<[f64; 2]>,
     pub shades: Vec<Shade>,
     pub axis: Axis,
     pub tall: bool,
@@ -112,7 +116,8 @@ impl Panel {
     /// A line with its title and nothing else.
     pub fn of(title: &str, line: Vec<Dot>) -> Panel {
         let (shades, band) = (Vec::new(), Vec::new());
-        Panel { title: tidy(title), note: None, line, limit: None, band, shades, axis: Axis::Fit, tall: false }
+        let (note, limit, normal, axis) = (None, None, None, Axis::Fit);
+        Panel { title: tidy(title), note, line, limit, band, normal, shades, axis, tall: false }
     }
 
     fn height(&self) -> i32 {
@@ -203,6 +208,10 @@ fn draw_panel(
         .bold_line_style(colours.grid.mix(0.5).stroke_width(1))
         .light_line_style(colours.grid.mix(0.0))
         .draw()?;
+    if let Some([low, high]) = panel.normal {
+        let corners = [(-span.seconds, scale.y(low)), (0.0, scale.y(high))];
+        chart.draw_series([Rectangle::new(corners, colours.normal.mix(0.16).filled())])?;
+    }
     for shade in &panel.shades {
         let colour = match shade.quality {
             Quality::Bad => colours.limit.mix(0.22),
@@ -302,7 +311,7 @@ struct Scale {
 impl Scale {
     fn of(panel: &Panel, language: Language) -> Scale {
         let all = panel.line.iter().chain(panel.limit.iter().flatten()).filter_map(|d| d.value);
-        let all = all.chain(panel.band.iter().flat_map(|s| [s.low, s.high]));
+        let all = all.chain(panel.band.iter().flat_map(|s| [s.low, s.high])).chain(panel.normal.into_iter().flatten());
         let (mut low, mut high) =
             all.map(|v| v.clamp(-MOST, MOST)).fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
         if low > high {

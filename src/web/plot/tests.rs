@@ -26,7 +26,7 @@ fn trends(name: &str) -> Trends {
 
 #[test]
 fn a_stretch_without_good_values_is_one_shade_and_breaks_the_line() {
-    let panels = signal_panels(&trends("temp"));
+    let panels = signal_panels(&trends("temp"), &BTreeMap::new());
     assert_eq!(panels[0].shades, [Shade { from: at(20), until: at(30), quality: Quality::Stale }]);
     let svg = panel::draw(&panels, 640, Theme::Light, Language::En).unwrap();
     assert_eq!(svg.matches("<polyline").count(), 2, "two runs: {svg}");
@@ -36,7 +36,7 @@ fn a_stretch_without_good_values_is_one_shade_and_breaks_the_line() {
 #[test]
 fn names_cannot_break_out_of_the_image() {
     let hostile = "<script>alert(1)</script>\u{1}&\"";
-    let svg = panel::draw(&signal_panels(&trends(hostile)), 300, Theme::Auto, Language::En).unwrap();
+    let svg = panel::draw(&signal_panels(&trends(hostile), &BTreeMap::new()), 300, Theme::Auto, Language::En).unwrap();
     assert!(!svg.contains("<script"), "{svg}");
     assert!(svg.contains("&lt;script&gt;"), "{svg}");
     assert!(!svg.chars().any(|c| c.is_control() && c != '\n'));
@@ -83,4 +83,14 @@ fn useful_life_is_drawn_with_its_interval() {
     let without = course.iter().map(|s| Stretch { rul: None, ..*s }).collect::<Vec<_>>();
     assert_eq!(health_panels(&without).len(), 1);
     assert!(health_panels(&[]).is_empty());
+}
+
+#[test]
+fn the_normal_band_is_always_in_sight() {
+    let band = Band { unit: "degC".into(), normal: Some([10.0, 60.0]) };
+    let panels = signal_panels(&trends("temp"), &[("temp".into(), band)].into());
+    assert_eq!(panels[0].normal, Some([10.0, 60.0]));
+    let svg = panel::draw(&panels, 640, Theme::Light, Language::En).unwrap();
+    assert!(svg.contains("fill=\"#18794E\""), "{svg}");
+    assert!(svg.contains("\n0\n") && svg.contains("\n60\n") || svg.contains("\n80\n"), "{svg}");
 }
