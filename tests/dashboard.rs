@@ -56,7 +56,7 @@ impl Plant {
         board.set("store", Health::Up, "");
         board.set("source/shop", Health::Up, "mqtt://127.0.0.1:1883");
         board.set("source/press-plc", Health::Degraded, "3 of 240 requests timed out");
-        board.set("cloud/aiaas", Health::Down, "connection refused; next try in 8 s");
+        board.set("cloud", Health::Down, "connection refused; next try in 8 s");
         board.set("publish/shop", Health::Up, "");
         drop(board.pulse("engine"));
         let (tx, commands) = mpsc::channel(4);
@@ -486,6 +486,10 @@ async fn everything_is_done_by_keyboard_and_can_be_read() {
             browser.press(ENTER).await;
             browser.until(&format!("!document.querySelector('#{page}-page').hidden")).await;
             legible(&browser, page).await;
+            if page == "path" {
+                let sinks = "document.querySelector('#path-sinks').innerText";
+                browser.until(&format!("{sinks}.includes('cloud') && {sinks}.includes('publish/shop')")).await;
+            }
         }
         // Nothing moves by itself.
         let moving = "return document.getAnimations().length + document.querySelectorAll('marquee, video').length;";

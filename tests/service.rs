@@ -75,8 +75,9 @@ async fn a_stage_that_hangs_is_not_covered_for() {
     until("the watchdog is fed", || daemon.times_told("WATCHDOG=1") >= 3);
     let message = |n: i64| ("plant/m1/count".to_owned(), format!("{{\"value\":1,\"ts\":{}}}", EPOCH_MS + n * 100));
     publish(&broker.url(), (0..20).map(message)).await;
-    until("the hanging stage is named", || daemon.log().contains("stages make no progress"));
-    assert!(daemon.log().contains("stages=engine") || daemon.log().contains("stages=\"engine\""), "{}", daemon.log());
+    // On a busy machine a slow disk may be named with it.
+    let named = |l: &str| l.contains("stages make no progress") && l.contains("engine");
+    until("the hanging stage is named", || daemon.log().lines().any(named));
     let fed = daemon.times_told("WATCHDOG=1");
     // Twice the period: systemd would have killed it by now.
     let begun = Instant::now();

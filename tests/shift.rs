@@ -169,6 +169,7 @@ async fn a_shift_leader_sees_understands_and_acts() {
     browser.until(&format!("{card}.dataset.light === 'red'")).await;
 
     // The pages beside it.
+    assert_eq!(alarm(&daemon)["explained"], json!(true));
     browser.run("location.hash = '#path';").await;
     browser.until("document.querySelector('#path-sources td')?.innerText === 'shop'").await;
     browser.until("document.querySelector('#path-sources')?.innerText.includes('just now')").await;

@@ -164,7 +164,7 @@ function buildExplanation(box, x) {
       const line = el("li"), head = el("span", "rank-head"), share = el("span", "share", Math.round(c.share * 100) + " %");
       line.dataset.channel = c.name;
       head.append(el("span", "", c.name), share);
-      const unit = c.unit ? " " + c.unit : "";
+      const unit = unitOf(c.unit);
       const outside = c.normal && c.value !== null && (c.value < c.normal[0] || c.value > c.normal[1]);
       const value = el("span", outside ? "not-good" : "", t("was") + " " + num(c.value) + unit);
       const figures = el("span", "figures");

@@ -36,6 +36,8 @@ function num(v) {
   if (size >= 1000) return v.toLocaleString("en", { maximumFractionDigits: 1 });
   return String(Number(v.toPrecision(4)));
 }
+// Behind a number; what is counted has the unit 1, which is not said.
+const unitOf = unit => unit && unit !== "1" ? " " + unit : "";
 function age(s) {
   if (s < 10) return s.toFixed(1) + " s";
   if (s < 120) return Math.round(s) + " s";

@@ -256,7 +256,7 @@ function drawDetail() {
   fit(body, m.signals.length, "tr", () => [el("td"), el("td", "value"), el("td", "value"), el("td")]);
   m.signals.forEach((s, i) => {
     const [name, value, normal, how] = body.children[i].children, state = signalState(s, m.since_seen);
-    const band = (m.bands || {})[s.name] || {}, unit = band.unit ? " " + band.unit : "", n = band.normal;
+    const band = (m.bands || {})[s.name] || {}, unit = unitOf(band.unit), n = band.normal;
     mark(body.children[i], "signal", s.name);
     put(name, s.name);
     put(value, num(s.value) + unit);

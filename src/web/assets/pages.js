@@ -49,7 +49,7 @@ function busUse(source) {
 
 function drawPath() {
   if ($("path-page").hidden || !status.components) return;
-  const parts = Object.entries(status.components), of = kind => parts.filter(([n]) => n.startsWith(kind + "/"));
+  const parts = Object.entries(status.components), of = kind => parts.filter(([n]) => n === kind || n.startsWith(kind + "/"));
   const bare = name => name.slice(name.indexOf("/") + 1);
   rows("path-sources", of("source").map(([n, c]) => [bare(n), { health: c.health }, lastGood(c), num(counted("andon_readings_total", { source: bare(n) })), busUse(bare(n)), c.detail]));
   $("no-sinks").hidden = of("cloud").length + of("publish").length > 0;
@@ -57,9 +57,9 @@ function drawPath() {
   rows("path-sinks", [...of("cloud"), ...of("publish")].map(([n, c]) => {
     const ok = counted("andon_forward_requests_total", { outcome: "200" }) + counted("andon_forward_requests_total", { outcome: "202" });
     const all = counted("andon_forward_requests_total", {});
-    return [n, { health: c.health }, lastGood(c), n.startsWith("cloud/") ? num(ok) + " / " + num(all) : "", c.detail];
+    return [n, { health: c.health }, lastGood(c), n.startsWith("cloud") ? num(ok) + " / " + num(all) : "", c.detail];
   }));
-  rows("path-parts", parts.filter(([n]) => !/^(source|cloud|publish)\//.test(n)).map(([n, c]) => [n, { health: c.health }, lastGood(c), c.detail]));
+  rows("path-parts", parts.filter(([n]) => !/^(source|cloud|publish)(\/|$)/.test(n)).map(([n, c]) => [n, { health: c.health }, lastGood(c), c.detail]));
   pairs($("path-store"), [[t("records waiting"), num(status.records_waiting)], [t("records sent"), num(status.records_forwarded_total)],
     ...Object.entries(status.store || {}).filter(([, v]) => typeof v === "number").map(([k, v]) => [t(k.replaceAll("_", " ")), k.endsWith("bytes") ? bytes(v) : num(v)])]);
   rows("path-lanes", Object.entries((status.store || {}).lanes || {}).map(([n, l]) => [t(LANES[n] || n), num(l.records), bytes(l.disk_bytes), l.oldest ? clock(l.oldest) : "–", num(l.dropped)]));
