@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::bands::Bands;
 use super::blocks::{self, Models};
 use super::feed::Order;
+use super::guests::Guests;
 use super::input::Running;
 use crate::config::{Config, Invalid, Needs};
 use crate::metrics::lock;
@@ -56,6 +57,8 @@ pub struct Reloader {
     applied: Keys,
     models: Arc<Mutex<Models>>,
     bands: Arc<Mutex<Bands>>,
+    /// Loaded for guests only.
+    guests: Arc<Guests>,
     digest: String,
     web: watch::Sender<web::Config>,
     orders: mpsc::Sender<Order>,
@@ -71,6 +74,7 @@ impl Reloader {
             applied: keys,
             models: Arc::new(Mutex::new(models)),
             bands: Arc::new(Mutex::new(bands)),
+            guests: Arc::new(Guests::new(config)),
             digest: digest(config),
             web: watch::channel(config.web.clone()).0,
             orders,
@@ -94,17 +98,26 @@ impl Reloader {
         Arc::new(move |machine| lock(&bands).get(machine))
     }
 
-    /// Lets guests use the models in force.
+    /// Lets guests use the models in force, and those that an admin loads for them.
     pub fn serve_models(&self) -> web::inference::Models {
-        let (listed, run) = (self.models.clone(), self.models.clone());
-        let list = move || lock(&listed).values().map(|m| metadata(m)).collect();
+        let guests = self.guests.clone();
+        let all = {
+            let (models, guests) = (self.models.clone(), guests.clone());
+            move || -> Vec<Arc<Model>> { lock(&models).values().cloned().chain(guests.all()).collect() }
+        };
+        let (list, run, used) = (all.clone(), all, self.models.clone());
+        let list = move || list().iter().map(|m| metadata(m)).collect();
+        let load = move |name: &str, load: bool| {
+            let in_use = lock(&used).values().any(|m| &**m.name() == name);
+            if load { guests.load(name, in_use) } else { guests.unload(name, in_use) }
+        };
         let run = move |name: &str, window: web::inference::Tensor| {
-            let model = lock(&run).values().find(|m| &**m.name() == name).cloned();
+            let model = run().into_iter().find(|m| &**m.name() == name);
             let model = model.ok_or_else(|| format!("the model {name:?} is gone"))?;
             let outputs = model.infer(&window.data).map_err(|e| e.to_string())?;
             Ok(outputs.into_iter().map(|(name, len, data)| tensor(&model, name, len, data)).collect())
         };
-        web::inference::Models::new(Arc::new(list), Arc::new(run))
+        web::inference::Models::new(Arc::new(list), Arc::new(run)).with_load(Arc::new(load))
     }
 
     /// The dashboard's settings in force.
