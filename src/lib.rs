@@ -25,6 +25,7 @@
 //! | [`config`] | the whole config file, with the line of every mistake | [`config::Config`] |
 //! | [`command`] | the command line, one file for each command | [`command::Cli`] |
 //! | [`simulator`] | a factory with faults, broker, PLC and cloud stand-ins, for the demo and tests | [`simulator::plant`] |
+//! | `fuzz` | every parser as a function of bytes, for tests and libFuzzer | `src/fuzz.rs` |
 //! | [`settings`], [`tls`], [`mqtt`], [`metrics`], [`backoff`], [`logging`], [`systemd`] | the ground all of it stands on | |
 //!
 //! # The rules
@@ -103,6 +104,8 @@ pub mod web;
 pub mod agent;
 pub mod command;
 pub mod config;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod logging;
 pub mod simulator;
 pub mod systemd;

@@ -71,6 +71,7 @@ impl Plant {
             }),
             inference: web::inference::Models::default(),
             commands: Some(tx),
+            model_commands: None,
             settings: None,
         };
         let serving = tokio::spawn(web::run(listener, config, state, shared.clone()));

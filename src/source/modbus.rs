@@ -7,9 +7,11 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use crate::metrics::{Pulse, Shared};
+use crate::metrics::Shared;
 use crate::types::{Batch, Time};
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod any_bytes;
 pub mod budget;
 mod config;
 mod connection;
@@ -48,31 +50,24 @@ use schedule::Schedule;
 pub async fn run(config: Config, lines: Lines, shared: Shared, batches: mpsc::Sender<Batch>) {
     let config = Arc::new(config);
     let stop = shared.stop.clone();
-    let pulse = shared.pulse.clone();
     let mut poller = Poller::new(config.clone(), lines, shared);
     tokio::select! {
         () = stop.cancelled() => {}
-        () = poll(&config, &mut poller, &pulse, batches) => {}
+        () = poll(&config, &mut poller, batches) => {}
     }
     poller.keep();
 }
 
-async fn poll(config: &Config, poller: &mut Poller, pulse: &Pulse, batches: mpsc::Sender<Batch>) {
-    // Each exchange with the device has a time limit of its own, however many a round has.
-    pulse.during(poller.first_dial()).await;
+async fn poll(config: &Config, poller: &mut Poller, batches: mpsc::Sender<Batch>) {
+    poller.first_dial().await;
     let mut schedule = Schedule::new(config.signals.iter().map(|s| s.poll), Instant::now());
     while let Some(next) = schedule.next() {
-        let due = async {
-            tokio::select! {
-                biased;
-                () = sleep_until(next) => true,
-                () = poller.redial() => false,
-            }
-        };
-        if !pulse.during(due).await {
-            continue;
+        tokio::select! {
+            biased;
+            () = sleep_until(next) => {}
+            () = poller.redial() => continue,
         }
-        let readings = pulse.during(poller.round(&schedule.take_due(Instant::now()))).await;
+        let readings = poller.round(&schedule.take_due(Instant::now())).await;
         let batch = Batch {
             source: config.name.clone(),
             arrived: Time::now(),
@@ -81,7 +76,7 @@ async fn poll(config: &Config, poller: &mut Poller, pulse: &Pulse, batches: mpsc
             again: false,
             receipt: None,
         };
-        if pulse.during(batches.send(batch)).await.is_err() {
+        if batches.send(batch).await.is_err() {
             return;
         }
     }

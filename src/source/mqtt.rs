@@ -53,8 +53,7 @@ pub async fn run(config: Config, shared: Shared, batches: mpsc::Sender<Batch>) {
         tracing::warn!(source = %source.config.name, broker = %address, %reason, "MQTT connection ended");
         source.board(Health::Down, &format!("{address}: {reason}"));
         source.stale();
-        let pulse = source.shared.pulse.clone();
-        if !pulse.during(source.pause(wait)).await {
+        if !source.pause(wait).await {
             break;
         }
     }
@@ -141,10 +140,9 @@ impl Source {
         self.resubscribe_at = None;
         self.gather_until = None;
         let mut unacked = Unacked::default();
-        let pulse = self.shared.pulse.clone();
         loop {
-            match pulse.during(self.step(&mut link, &mut unacked)).await {
-                Step::Stop => return pulse.during(self.finish(link, unacked)).await,
+            match self.step(&mut link, &mut unacked).await {
+                Step::Stop => return self.finish(link, unacked).await,
                 Step::Durable(acks) => {
                     for ack in acks {
                         // Refused only where the link is over, which its last event tells.
@@ -198,7 +196,7 @@ impl Source {
     /// Acts on an event; the reason when the link is over.
     fn take(&mut self, event: Event, link: &mut Link, unacked: &mut Unacked, address: &str) -> Option<String> {
         match event {
-            Event::Connected { session_present } => {
+            Event::Connected { session_present, .. } => {
                 self.connected_at = Some(Instant::now());
                 self.connected(true);
                 self.session = if session_present { "resumed" } else { "new" };

@@ -43,6 +43,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/v1/machines", get(machines))
         .route("/api/v1/machines/{id}", get(machine))
         .route("/api/v1/lights", get(lights))
+        .route("/api/v1/models", get(models))
+        .route("/api/v1/models/{name}/{action}", post(actions::model))
         .route("/api/v1/alarms", get(alarms))
         .route("/api/v1/alarms/{id}", get(alarm))
         .route("/api/v1/alarms/{id}/{action}", post(actions::alarm))
@@ -223,6 +225,10 @@ async fn alarm(State(app): Shared, Path(id): Path<String>) -> Answer {
         Some(alarm) => Ok(Json(alarm)),
         None => problem(StatusCode::NOT_FOUND, "no such alarm is listed"),
     }
+}
+
+async fn models(State(app): Shared) -> Json<Value> {
+    Json(json!({"models": (app.state.models)()}))
 }
 
 /// OpenMetrics for those who ask for it, as Prometheus does; the older text format for everybody else.

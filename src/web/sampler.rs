@@ -94,7 +94,6 @@ pub async fn run(app: Arc<App>, stop: CancellationToken) {
     let mut tick = tokio::time::interval(EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
-        app.shared.pulse.beat();
         let text = app.shared.metrics.render();
         app.samples.push(sample(&text, Time::now()));
         *lock(&app.samples.1) = counts(&text);

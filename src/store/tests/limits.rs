@@ -146,3 +146,27 @@ fn without_sinks_records_are_history_until_the_limits_come() {
     assert_eq!(store.status().lanes["priority"].records, 0, "so there is no gap");
     store.close().unwrap();
 }
+
+#[test]
+fn a_removed_sink_is_forgotten_and_a_new_one_begins_with_the_oldest_still_there() {
+    let dir = fast_dir();
+    let open = |sinks: &[&str]| Store::open(&small(), dir.path(), sinks, Shared::new()).unwrap().0;
+    let store = open(&["cloud", "archive"]);
+    for n in 0..200 {
+        commit_one(&store, Kind::Verdict, n);
+    }
+    assert_eq!(drain(&store.outbox("cloud").unwrap(), 50).len(), 200);
+    assert_eq!(store.status().lanes["routine"].records, 200, "kept for the other one");
+    let disk = |store: &Store| store.status().lanes["routine"].disk_bytes;
+    wait_for("the disk is measured", || disk(&store) > 0);
+    let before = disk(&store);
+    store.close().unwrap();
+    let store = open(&["cloud"]);
+    wait_for("what waited for it alone goes", || (1..before / 2).contains(&disk(&store)));
+    assert_eq!(store.status().lanes["routine"].dropped, 0, "nobody misses it");
+    store.close().unwrap();
+    let store = open(&["cloud", "archive"]);
+    let again = numbers(&drain(&store.outbox("archive").unwrap(), 50));
+    assert!(again.len() < 100 && again.last() == Some(&199), "{again:?}");
+    store.close().unwrap();
+}
