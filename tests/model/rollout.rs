@@ -214,8 +214,11 @@ async fn good_versions_come_in_and_bad_ones_go_back_and_every_window_has_one_ver
         }
     }
     until("it is in use", || plant.model()["version"] == "good");
+    // Killed before it was in the library, it is fetched again; from the shadow on each step is taken once.
     let order: Vec<String> = plant.steps("good").into_iter().map(|(s, _)| s).collect();
-    assert_eq!(order, ["fetched", "verified", "selftest", "shadow", "canary", "baking", "active"], "each once");
+    let way = ["shadow", "canary", "baking", "active"];
+    assert!(order.ends_with(&way.map(str::to_owned)), "{order:?}");
+    assert_eq!(order.iter().filter(|s| way.contains(&s.as_str())).count(), 4, "each once: {order:?}");
 
     // Its outputs are not those it was signed with: seen before it runs beside anything.
     plant.ship("wrong", 11, &quick(&[]), |dir| {

@@ -52,14 +52,15 @@ function drawPath() {
   const parts = Object.entries(status.components), of = kind => parts.filter(([n]) => n === kind || n.startsWith(kind + "/"));
   const bare = name => name.slice(name.indexOf("/") + 1);
   rows("path-sources", of("source").map(([n, c]) => [bare(n), { health: c.health }, lastGood(c), num(counted("andon_readings_total", { source: bare(n) })), busUse(bare(n)), c.detail]));
-  $("no-sinks").hidden = of("cloud").length + of("publish").length > 0;
+  const sinks = [...of("cloud"), ...of("sink"), ...of("publish")];
+  $("no-sinks").hidden = sinks.length > 0;
   $("path-sinks").parentElement.hidden = !$("no-sinks").hidden;
-  rows("path-sinks", [...of("cloud"), ...of("publish")].map(([n, c]) => {
-    const ok = counted("andon_forward_requests_total", { outcome: "200" }) + counted("andon_forward_requests_total", { outcome: "202" });
-    const all = counted("andon_forward_requests_total", {});
-    return [n, { health: c.health }, lastGood(c), n.startsWith("cloud") ? num(ok) + " / " + num(all) : "", c.detail];
+  rows("path-sinks", sinks.map(([n, c]) => {
+    const of = outcome => counted("andon_forward_requests_total", { sink: bare(n), ...outcome });
+    const ok = ["200", "202", "ok"].reduce((sum, outcome) => sum + of({ outcome }), 0), all = of({});
+    return [n, { health: c.health }, lastGood(c), all > 0 ? num(ok) + " / " + num(all) : "", c.detail];
   }));
-  rows("path-parts", parts.filter(([n]) => !/^(source|cloud|publish)(\/|$)/.test(n)).map(([n, c]) => [n, { health: c.health }, lastGood(c), c.detail]));
+  rows("path-parts", parts.filter(([n]) => !/^(source|cloud|sink|publish)(\/|$)/.test(n)).map(([n, c]) => [n, { health: c.health }, lastGood(c), c.detail]));
   pairs($("path-store"), [[t("records waiting"), num(status.records_waiting)], [t("records sent"), num(status.records_forwarded_total)],
     ...Object.entries(status.store || {}).filter(([, v]) => typeof v === "number").map(([k, v]) => [t(k.replaceAll("_", " ")), k.endsWith("bytes") ? bytes(v) : num(v)])]);
   rows("path-lanes", Object.entries((status.store || {}).lanes || {}).map(([n, l]) => [t(LANES[n] || n), num(l.records), bytes(l.disk_bytes), l.oldest ? clock(l.oldest) : "–", num(l.dropped)]));

@@ -246,7 +246,7 @@ fn models_in_service_are_reported_on() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(8))]
+    #![proptest_config(ProptestConfig::with_cases(4))]
 
     /// Killed anywhere in a rollout, and again, and gone on from a snapshot and the groups after it: the
     /// same records, byte for byte.
