@@ -1,5 +1,6 @@
-//! `andon model`: what is in a bundle, and whether it does what its golden cases say. The test runs
-//! in a process of its own with limits, since a bundle from elsewhere may be broken in any way.
+//! `andon model`: what is in a bundle, whether it does what its golden cases say, and what it costs.
+//! Test and bench run in a process of their own with limits, since a bundle from elsewhere may be
+//! broken in any way.
 
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
@@ -14,6 +15,8 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use crate::model::{Bundle, Model, ModelError};
 use crate::settings::{parse_duration, parse_size};
 
+mod bench;
+
 /// How often the parent looks whether the test has ended.
 const LOOK: Duration = Duration::from_millis(10);
 /// As much of what the test says as is shown.
@@ -26,6 +29,8 @@ pub enum Action {
     Inspect(Inspect),
     /// Load a bundle and run its golden cases, in a process with limits
     Test(Test),
+    /// Measure time, memory and agreement with the golden cases
+    Bench(bench::Options),
 }
 
 /// See `andon model inspect --help`.
@@ -40,15 +45,30 @@ pub struct Inspect {
 pub struct Test {
     /// The bundle's directory
     path: PathBuf,
-    /// The address space the test may use
+    #[command(flatten)]
+    limits: Limits,
+    /// Run it in this very process, which then has the limit
+    #[arg(long, hide = true)]
+    here: bool,
+}
+
+/// What the process of its own may use.
+#[derive(Args)]
+pub struct Limits {
+    /// The address space it may use
     #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = size)]
     memory: u64,
     /// How long it may take
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
     timeout: Duration,
-    /// Run it in this very process, which then has the limit
-    #[arg(long, hide = true)]
-    here: bool,
+}
+
+impl Limits {
+    /// Holds this process to the address space.
+    fn take(&self) -> Result<()> {
+        let limit = Rlimit { current: Some(self.memory), maximum: Some(self.memory) };
+        setrlimit(Resource::As, limit).context("limiting the address space")
+    }
 }
 
 /// Runs one of them.
@@ -56,7 +76,13 @@ pub fn run(action: &Action) -> Result<()> {
     match action {
         Action::Inspect(options) => inspect(&options.path),
         Action::Test(options) if options.here => test_here(options),
-        Action::Test(options) => test(options),
+        Action::Test(options) => apart(&options.limits, &["test"], &options.path),
+        Action::Bench(options) if options.here => bench::run(options),
+        Action::Bench(options) => {
+            let time = format!("{}ns", options.time.as_nanos());
+            let words = ["bench", "--time", &time, "--json"];
+            apart(&options.limits, &words[..if options.json { 4 } else { 3 }], &options.path)
+        }
     }
 }
 
@@ -81,18 +107,18 @@ fn inspect(path: &Path) -> Result<()> {
 }
 
 fn test_here(options: &Test) -> Result<()> {
-    let limit = Rlimit { current: Some(options.memory), maximum: Some(options.memory) };
-    setrlimit(Resource::As, limit).context("limiting the address space")?;
+    options.limits.take()?;
     let cases = Bundle::read(&options.path)?.golden.len();
     let model = Model::load(&options.path)?;
     println!("{} version {}: {cases} golden cases passed", model.manifest().name, model.manifest().version);
     Ok(())
 }
 
-fn test(options: &Test) -> Result<()> {
+/// Runs `andon model WORDS PATH` in a process of its own, and says how it ended.
+fn apart(limits: &Limits, words: &[&str], path: &Path) -> Result<()> {
     let own = std::env::current_exe().context("finding this program")?;
     let mut child = Command::new(own);
-    child.args(["model", "test", "--here", "--memory", &options.memory.to_string(), "--"]).arg(&options.path);
+    child.arg("model").args(words).args(["--here", "--memory", &limits.memory.to_string(), "--"]).arg(path);
     let mut child = child.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().context("starting the test")?;
     let stderr = child.stderr.take();
     // Read while it runs, so that a talkative child does not wait for room.
@@ -108,10 +134,10 @@ fn test(options: &Test) -> Result<()> {
         if let Some(status) = child.try_wait().context("waiting for the test")? {
             break status;
         }
-        if started.elapsed() > options.timeout {
+        if started.elapsed() > limits.timeout {
             let _ = child.kill();
             let _ = child.wait();
-            return Err(failed(format!("the test did not end within {:?}", options.timeout)));
+            return Err(failed(format!("it did not end within {:?}", limits.timeout)));
         }
         std::thread::sleep(LOOK);
     };
@@ -120,11 +146,8 @@ fn test(options: &Test) -> Result<()> {
     match (status.code(), status.signal()) {
         (Some(0), _) => Ok(()),
         (_, Some(signal)) => {
-            let limit = options.memory;
-            Err(failed(format!(
-                "the test died of signal {signal}, maybe of the limit of {limit} bytes: {}",
-                said.trim()
-            )))
+            let limit = limits.memory;
+            Err(failed(format!("it died of signal {signal}, maybe of the limit of {limit} bytes: {}", said.trim())))
         }
         _ => Err(failed(said.trim().trim_start_matches("andon: ").to_owned())),
     }

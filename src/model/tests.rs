@@ -7,6 +7,8 @@ use proptest::prelude::*;
 use super::*;
 use std::time::Duration;
 
+mod sequence;
+
 use crate::types::Time;
 
 fn bundle(name: &str) -> PathBuf {
