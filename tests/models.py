@@ -53,9 +53,10 @@ def check_manifest(bundle, manifest):
         assert channel["std"] > 0 and channel["min"] <= channel["mean"] <= channel["max"], channel
 
 
-def check_reference(bundle):
+def check_reference(bundle, manifest):
     scores = json.loads((bundle / "reference.json").read_text("utf-8"))["scores"]
-    assert len(scores) >= 2000, f"only {len(scores)} reference scores"
+    # A class is told with a limit on the score; the others promise a budget of false alarms.
+    assert len(scores) >= 2000 or manifest["task"] == "class", f"only {len(scores)} reference scores"
     assert all(math.isfinite(s) for s in scores), "scores are not finite"
 
 
@@ -131,7 +132,7 @@ def checks(bundle):
     yield "files", lambda: check_files(bundle)
     yield "digests", lambda: check_digests(bundle, manifest)
     yield "manifest", lambda: check_manifest(bundle, manifest)
-    yield "reference", lambda: check_reference(bundle)
+    yield "reference", lambda: check_reference(bundle, manifest)
     yield "graph", lambda: check_graph(manifest, session)
     assert len(golden) >= 3, f"only {len(golden)} golden cases"
     for case in golden:

@@ -26,9 +26,9 @@ CAP = 125
 # Running means over about so many cycles, and the mean of the engine's first cycles.
 MEMORIES, FIRST = (4, 12, 30), 15
 AGE = 200.0
-SIZES, EPOCHS, BATCH, RATE, NOISE = (64, 32), 12, 256, 2e-3, 0.05
+SIZES, EPOCHS, BATCH, RATE, NOISE = (64, 32), 12, 256, 2e-3, 0.03
 # Nets in one model, whose answers are averaged; models of other seeds, to tell luck from worth.
-NETS, SEEDS, FOLDS = 3, 5, 5
+NETS, SEEDS, FOLDS = 3, 5, 3
 # Engines at other altitudes teach too, by every third of their cycles.
 THIN = 3
 # The interval holds the truth in so many of a hundred cases, on engines not learnt from.

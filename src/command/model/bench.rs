@@ -15,7 +15,7 @@ use crate::model::{Bundle, ModelError};
 /// usually measured with.
 const SIZES: [usize; 2] = [1, 32];
 /// Runs before the clock starts: caches and lazily made tables.
-const WARM_UP: usize = 3;
+const WARM_UP: usize = 1;
 /// However long they take. The table says how many there were: a p99 needs a hundred, which the
 /// usual time gives to any model that takes less than 10 ms.
 const LEAST_RUNS: usize = 5;
