@@ -36,6 +36,7 @@ mod reload;
 mod scribe;
 
 use engine::Engine;
+use engine::second::MAX_PENDING;
 use feed::{Feed, Order};
 use records::Recorder;
 use reload::Reloader;
@@ -48,6 +49,8 @@ const N_QUEUED_LIVE: usize = 8_192;
 const N_QUEUED_COMMANDS: usize = 16;
 /// Writes of stack lights that wait to be recorded.
 const N_QUEUED_WRITES: usize = 64;
+/// Answers of a larger model on their way to the engine.
+const N_QUEUED_ANSWERS: usize = 16;
 /// Orders from the agent to its engine: one at the start, one for each reload.
 const N_QUEUED_ORDERS: usize = 2;
 /// How long sources may take to hand over what they hold and to say goodbye.
@@ -97,7 +100,8 @@ impl Agent {
         let recorder = Recorder::new(&config.agent.site, &config.agent.id);
         let (orders_tx, orders) = mpsc::channel(N_QUEUED_ORDERS);
         let reloader = Reloader::new(&config, models, orders_tx);
-        let engine = Engine::new(recorder, blocks, config.agent.max_machines);
+        let policy = config.cloud.as_ref().and_then(|c| c.inference.as_ref()).map(|i| i.policy.clone());
+        let engine = Engine::new(recorder, blocks, config.agent.max_machines).with_second_opinions(policy);
         let mut agent = Agent {
             last: CancellationToken::new(),
             sources: Tasks::default(),
@@ -131,7 +135,9 @@ impl Agent {
         self.start_web(&config, commands_tx.clone()).await?;
         self.start_publish(&config, commands_tx);
         let lights = self.start_lights(&config.source, &batches_tx);
-        let inputs = Inputs { batches, commands, orders, lights, data_dir: config.agent.data_dir.clone() };
+        let opinions = self.start_inference(&config);
+        let data_dir = config.agent.data_dir.clone();
+        let inputs = Inputs { batches, commands, orders, lights, opinions, data_dir };
         self.start_engine(engine, recovered, inputs)?;
         self.reloader.tell_what_runs("start").await;
         self.start_cloud(&config);
@@ -186,9 +192,9 @@ impl Agent {
                 }
                 // Nobody may be waiting for it.
                 let _ = restored_tx.send(());
-                let Inputs { batches, commands, orders, lights, data_dir } = inputs;
+                let Inputs { batches, commands, orders, lights, opinions, data_dir } = inputs;
                 let feed = Feed::new(engine, commits, live, data_dir, shared).with_lights(lights);
-                feed.run(batches, commands, orders).await;
+                feed.with_opinions(opinions).run(batches, commands, orders).await;
             });
             let _ = ended_tx.send(());
         };
@@ -215,6 +221,18 @@ impl Agent {
         let Some(outbox) = self.store.outbox(CLOUD).map(outbox::Adapter::new) else { return };
         let (site, id, shared) = (config.agent.site.clone(), config.agent.id.clone(), self.last_shared());
         self.outlets.spawn("the cloud sink", forward::cloud::run(cloud, site, id, outbox, FORWARD_GRACE, shared));
+    }
+
+    /// Whoever takes questions to a larger model, and the engine's end of it. It ends with the sources: what
+    /// is under way then is asked again after the next start.
+    fn start_inference(&mut self, config: &Config) -> Option<feed::Opinions> {
+        let inference = config.cloud.as_ref()?.inference.clone()?;
+        let (asks_tx, asks) = mpsc::channel(MAX_PENDING);
+        let (answers_tx, answers) = mpsc::channel(N_QUEUED_ANSWERS);
+        let tempo = forward::inference::Tempo::default();
+        let run = forward::inference::run(inference, tempo, asks, answers_tx, self.shared.clone());
+        self.sources.spawn("asking a larger model", run);
+        Some(feed::Opinions { asks: asks_tx, answers })
     }
 
     fn start_publish(&mut self, config: &Config, commands: mpsc::Sender<web::Command>) {
@@ -318,6 +336,7 @@ struct Inputs {
     commands: mpsc::Receiver<web::Command>,
     orders: mpsc::Receiver<Order>,
     lights: Option<feed::Lights>,
+    opinions: Option<feed::Opinions>,
     data_dir: std::path::PathBuf,
 }
 

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::settings::{Section, parse_duration};
+use crate::settings::{Section, parse_rate};
 use crate::types::{
     Action, Alarm, AlarmState, CRITICAL_SEVERITY, Care, Change, Condition, Name, RecordId, Shelf, Time,
 };
 
 pub mod flood;
+pub mod second;
 
 /// Raised this often within [`CHATTER_WITHIN`], an alarm chatters (ISA-18.2 speaks of three in a minute).
 const CHATTER_RAISES: usize = 3;
@@ -126,15 +127,7 @@ fn read_limit(s: &Section<'_>) -> Option<LimitConfig> {
 
 /// Reads `1 per week`, `0.5 per day`, `2 per 30d`.
 fn parse_budget(text: &str) -> Option<LimitConfig> {
-    let (count, period) = text.split_once(" per ")?;
-    let alarms: f64 = count.trim().parse().ok()?;
-    let period = period.trim();
-    let period = match period {
-        "month" => Duration::from_secs(30 * 86_400),
-        "year" => Duration::from_secs(365 * 86_400),
-        word => parse_duration(word).or_else(|| parse_duration(&format!("1{word}")))?,
-    };
-    (alarms > 0.0 && alarms.is_finite() && !period.is_zero()).then_some(LimitConfig::Budget { alarms, period })
+    parse_rate(text).map(|(alarms, period)| LimitConfig::Budget { alarms, period })
 }
 
 /// One look at the condition.
@@ -199,6 +192,8 @@ pub struct Tracker {
     suppressed: bool,
     /// Changes so far, of all alarms it has had: two at the same time still have records of their own.
     changes: u32,
+    /// Until when a larger model's word counts rather than the local one, and how strong the condition was.
+    overruled: Option<(Time, f64)>,
     /// The alarm as it stands: gone when all is normal and nobody has put it aside.
     alarm: Option<Alarm>,
 }
@@ -231,7 +226,7 @@ impl Tracker {
 
     /// Whether the condition has held for the on-delay.
     fn holds(&mut self, rule: &Rule, seen: &Observation, strength: f64) -> bool {
-        if strength < 1.0 {
+        if strength < 1.0 || self.is_overruled(seen.at, strength) {
             self.pending = None;
             return false;
         }
@@ -247,6 +242,11 @@ impl Tracker {
         if !self.holds(rule, seen, strength) {
             return None;
         }
+        self.begin(rule, seen)
+    }
+
+    /// An alarm begins, whatever there was before.
+    fn begin(&mut self, rule: &Rule, seen: &Observation) -> Option<Alarm> {
         let aside = self.alarm.take().map(|a| a.care).unwrap_or_default();
         let care = Care {
             shelf: aside.shelf,
@@ -280,12 +280,7 @@ impl Tracker {
             return None;
         }
         self.receding = None;
-        let next = match (self.alarm.as_ref()?.state, rule.latch) {
-            (AlarmState::Acknowledged, false) => AlarmState::Normal,
-            (AlarmState::Acknowledged, true) => AlarmState::LatchedAcknowledged,
-            (_, false) => AlarmState::ReturnedUnacknowledged,
-            (_, true) => AlarmState::LatchedUnacknowledged,
-        };
+        let next = cleared(self.alarm.as_ref()?.state, rule.latch);
         self.change(next, Change::Cleared, seen.at)
     }
 
@@ -439,6 +434,16 @@ impl Tracker {
             _ => return Ok(()),
         };
         Err(why)
+    }
+}
+
+/// Where an active alarm goes when its condition has gone.
+fn cleared(state: AlarmState, latch: bool) -> AlarmState {
+    match (state, latch) {
+        (AlarmState::Acknowledged | AlarmState::LatchedAcknowledged, true) => AlarmState::LatchedAcknowledged,
+        (AlarmState::Acknowledged, false) => AlarmState::Normal,
+        (_, false) => AlarmState::ReturnedUnacknowledged,
+        (_, true) => AlarmState::LatchedUnacknowledged,
     }
 }
 

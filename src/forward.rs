@@ -1,4 +1,4 @@
-//! Everything that leaves: the cloud sink, and results published to MQTT.
+//! Everything that leaves: the cloud sink, results published to MQTT, questions to a larger model.
 //! A sink reads from an [`Outbox`], sends what waits there, and advances only past what was taken
 //! or set aside; so whatever happens in between, nothing is skipped.
 
@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use crate::types::Stored;
 
+pub mod budget;
 pub mod cloud;
 pub mod cloud_events;
+pub mod inference;
 pub mod memory;
 pub mod plan;
 pub mod privacy;

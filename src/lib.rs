@@ -19,7 +19,7 @@
 //! | [`model`] | bundles, the ONNX graph in tract, calibration, contributions | [`model::Model`] |
 //! | [`alarm`] | from verdicts to ISA-18.2 alarms; pure | [`alarm::Tracker`] |
 //! | [`store`] | journal, outgoing lanes, dead letters on sled; its docs hold format and recovery | [`store::Store`] |
-//! | [`forward`] | records to the cloud over HTTP, results to MQTT dashboards, as a Sparkplug node | [`forward::cloud::run`], [`forward::publish::run_with`], [`forward::sparkplug::run`] |
+//! | [`forward`] | records to the cloud over HTTP, results to MQTT dashboards, as a Sparkplug node; asks a larger model under a budget | [`forward::cloud::run`], [`forward::publish::run_with`], [`forward::sparkplug::run`], [`forward::inference::run`] |
 //! | [`web`] | dashboard, API, `/metrics`, models for guests | [`web::run`], [`web::inference`] |
 //! | [`agent`] | builds, wires, runs, reloads and drains all of that, keeps the audit log; the only one that sees every stage | [`agent::Agent`], [`agent::engine::Engine`] |
 //! | [`config`] | the whole config file, with the line of every mistake | [`config::Config`] |
@@ -65,6 +65,8 @@
 //!   sink has its own cursor.
 //! * *A model task*: [`model::Task`], its output in `model/explain.rs` (`needed_output`, `check_shape`,
 //!   `read`), a bundle in `models/` with golden cases, and its line in the README.
+//! * *Something the engine asks the outside*: as second opinions do: decided and charged in the engine, kept
+//!   in its snapshot until answered, sent once durable, and answered by an [`agent::input::Input`].
 //! * *A setting*: read it, add it to `config/andon.toml` and to the README's table; `tests/readme.rs`
 //!   says what is missing.
 //! * *A metric*: one line in [`metrics`], one in the README.
@@ -73,7 +75,7 @@
 //!
 //! Unit and property tests stand in the modules, in a sibling `tests.rs` where they are long. `tests/`
 //! uses the crate or the binary from outside, against real things where there are any: mosquitto,
-//! pymodbus, Chromium, onnxruntime. `tests/support/` holds how those are started. `tests/run` installs
+//! pymodbus, Chromium, onnxruntime, MLServer. `tests/support/` holds how those are started. `tests/run` installs
 //! what is missing and runs everything; a test waits for a state, never for a time. `tests/crash/` takes
 //! seeds and can run for hours: kills, power cuts, failing disks, brokers that die. `tests/quality/` judges
 //! learnt models on recordings that are not part of this repository, where `ANDON_DATA` names them.

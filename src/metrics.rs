@@ -20,6 +20,7 @@ use crate::types::Time;
 /// Label names and values; the names are fixed for each metric.
 pub type Labels<const N: usize> = [(&'static str, String); N];
 type Counters<const N: usize> = Family<Labels<N>, Counter>;
+type CountersOfUnits<const N: usize> = Family<Labels<N>, Counter<f64, AtomicU64>>;
 type Gauges<const N: usize> = Family<Labels<N>, Gauge>;
 type FloatGauges<const N: usize> = Family<Labels<N>, Gauge<f64, AtomicU64>>;
 type Histograms<const N: usize> = Family<Labels<N>, Histogram, fn() -> Histogram>;
@@ -109,6 +110,14 @@ metrics! {
     forward_delay: Histograms<1>, "forward_delay", Some(Unit::Seconds), Family::new_with_constructor(latency);
     /// Bytes sent, by sink.
     forward_sent: Counters<1>, "forward_sent", Some(Unit::Bytes), Family::default();
+    /// Windows that were to be put before a larger model, by model, reason and outcome.
+    escalations: Counters<3>, "escalations", None, Family::default();
+    /// What asking has cost, by model.
+    cost_units: CountersOfUnits<1>, "cost_units", None, Family::default();
+    /// The part of the budget that is left, by model.
+    budget_remaining_ratio: FloatGauges<1>, "budget_remaining_ratio", None, Family::default();
+    /// How often the larger model agrees with the gateway's own, of all answers, by model.
+    escalation_agreement_ratio: FloatGauges<1>, "escalation_agreement_ratio", None, Family::default();
     /// Messages published for dashboards.
     published: Counter, "published_messages", None, Counter::default();
     /// Messages for dashboards that were left out, by reason: lag, full, offline, machines.

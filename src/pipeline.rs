@@ -11,6 +11,7 @@ use crate::types::{Cause, Name, Quality, Reading, Reason, Time, Window};
 
 pub mod align;
 pub mod mode;
+mod recent;
 pub mod window;
 
 use align::{Refused, Row, Track};

@@ -4,9 +4,9 @@ use crate::settings::Section;
 
 pub mod modbus;
 pub mod mqtt;
-mod payload;
+pub mod payload;
 mod sparkplug;
-mod topic;
+pub mod topic;
 
 /// All configured sources.
 #[derive(Clone, Debug, Default)]

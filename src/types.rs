@@ -10,10 +10,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 mod alarm;
+mod opinion;
 
 pub use alarm::{
     Action, CRITICAL_SEVERITY, Care, Change, Command, Explanation, Flood, Ranked, Refusal, Shelf, Target, priority,
 };
+pub use opinion::{Answer, Ask, Asking, May, Outcome, SecondOpinion};
 
 /// A machine, signal or channel name; cheap to clone.
 pub type Name = Arc<str>;
@@ -351,11 +353,14 @@ pub enum Kind {
     Usage,
     /// Who did what.
     Audit,
+    /// A larger model's verdict on a window that was judged here first.
+    Opinion,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 6] = [Kind::Verdict, Kind::Alarm, Kind::Gap, Kind::Model, Kind::Usage, Kind::Audit];
+    pub const ALL: [Kind; 7] =
+        [Kind::Verdict, Kind::Alarm, Kind::Gap, Kind::Model, Kind::Usage, Kind::Audit, Kind::Opinion];
 
     /// The word used in metrics.
     pub fn as_str(self) -> &'static str {
@@ -366,13 +371,14 @@ impl Kind {
             Kind::Model => "model",
             Kind::Usage => "usage",
             Kind::Audit => "audit",
+            Kind::Opinion => "opinion",
         }
     }
 
-    /// The CloudEvents type.
+    /// The CloudEvents type. A second opinion is a verdict too: its data say whose.
     pub fn event_type(self) -> &'static str {
         match self {
-            Kind::Verdict => "io.andon.verdict.v1",
+            Kind::Verdict | Kind::Opinion => "io.andon.verdict.v1",
             Kind::Alarm => "io.andon.alarm.v1",
             Kind::Gap => "io.andon.gap.v1",
             Kind::Model => "io.andon.model.v1",
@@ -402,7 +408,12 @@ impl RecordId {
 
 impl fmt::Display for RecordId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        let mut text = [0; 32];
+        for (pair, byte) in text.chunks_exact_mut(2).zip(self.0) {
+            pair.copy_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+        }
+        f.write_str(std::str::from_utf8(&text).unwrap_or_default())
     }
 }
 
@@ -586,6 +597,8 @@ pub enum Live {
         /// Why, in a few words.
         why: String,
     },
+    /// What a larger model says of a window of this machine, with its record's `data`.
+    Opinion(Name, Arc<SecondOpinion>, Arc<str>),
     /// So many alarms have come that they are announced together, or that is over.
     Flood(Option<Flood>),
 }

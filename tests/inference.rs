@@ -1,4 +1,5 @@
-//! The loaded models over the Open Inference Protocol, asked by Triton's own Python client, unmodified.
+//! The Open Inference Protocol from both sides: the loaded models asked by Triton's own Python client,
+//! unmodified, and a larger model asked for second opinions.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -8,6 +9,9 @@ use serde_json::Value;
 
 #[path = "support/mod.rs"]
 mod support;
+
+#[path = "inference/second.rs"]
+mod second;
 
 use support::daemon::{Daemon, repository};
 

@@ -17,6 +17,7 @@ mod agent;
 #[allow(dead_code)] // shared with the tests, which use more of it
 mod mosquitto;
 mod outage;
+mod probe;
 mod publisher;
 mod run;
 mod sink;

@@ -35,12 +35,15 @@ pub struct Talk {
 
 /// Publishes until told to stop.
 pub fn publish(port: u16, workload: &Workload, talk: &Talk) -> Result<()> {
-    let mut socket = connect(port)?;
+    let mut socket = connect(port, "load")?;
     let acked = Arc::new(AtomicU64::new(0));
     count_acks(socket.try_clone()?, acked.clone());
     let (mut topic, mut payload, mut out, mut n) = (String::new(), String::new(), Vec::new(), 0);
     // Paced messages bear the time at which they go out, or up to a round before.
-    let (start, start_ms) = (Instant::now(), if workload.pace.is_some() { now_ms() / 100 * 100 } else { EPOCH_MS });
+    let (start, start_ms) = (
+        Instant::now(),
+        if workload.pace.is_some() { now_ms() / workload.step_ms * workload.step_ms } else { EPOCH_MS },
+    );
     while !talk.stop.load(Ordering::Relaxed) {
         let due = workload.pace.map_or(u64::MAX, |pace| (start.elapsed().as_secs_f64() * pace) as u64);
         let until = due.min(talk.allowed.load(Ordering::Relaxed)).min(acked.load(Ordering::Relaxed) + WINDOW);
@@ -65,12 +68,12 @@ pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
-fn connect(port: u16) -> Result<TcpStream> {
+/// A clean session of MQTT 3.1.1 without keep-alive.
+pub fn connect(port: u16, id: &str) -> Result<TcpStream> {
     let mut socket = TcpStream::connect(("127.0.0.1", port))?;
     socket.set_nodelay(true)?;
-    let id = b"load";
-    let mut out = vec![0x10, 10 + 2 + id.len() as u8, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 0, 0, id.len() as u8];
-    out.extend_from_slice(id);
+    let mut out = vec![0x10, 10 + 2 + id.len() as u8, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 0];
+    string(id, &mut out);
     socket.write_all(&out)?;
     let mut answer = [0; 4];
     socket.read_exact(&mut answer)?;
@@ -100,8 +103,13 @@ fn packet(n: u64, topic: &str, payload: &str, out: &mut Vec<u8>) {
             break;
         }
     }
-    out.extend_from_slice(&(topic.len() as u16).to_be_bytes());
-    out.extend_from_slice(topic.as_bytes());
+    string(topic, out);
     out.extend_from_slice(&((n % 60_000) as u16 + 1).to_be_bytes());
     out.extend_from_slice(payload.as_bytes());
+}
+
+/// A string as MQTT writes it.
+pub fn string(text: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(&(text.len() as u16).to_be_bytes());
+    out.extend_from_slice(text.as_bytes());
 }

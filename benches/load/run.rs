@@ -9,6 +9,7 @@ use anyhow::Result;
 
 use crate::agent::Agent;
 use crate::mosquitto::{Mosquitto, free_port};
+use crate::probe;
 use crate::publisher::{self, Talk};
 use crate::sink::Sink;
 use crate::workload::Workload;
@@ -22,6 +23,7 @@ const CONFIG: &str = r#"
 [agent]
 site = "bench/load"
 id = "gw"
+max_machines = 20000
 data_dir = "@DIR@/data"
 models_dir = "@MODELS@"
 
@@ -30,6 +32,7 @@ name = "shop"
 url = "mqtt://127.0.0.1:@BROKER@"
 receive_maximum = 10000
 @SUBSCRIBE@
+@PROBE@
 [[machine]]
 match = "*"
 @MODEL@
@@ -63,6 +66,8 @@ pub struct Figures {
     cpu_us: f64,
     cores: f64,
     ages: Vec<u64>,
+    /// Microseconds from the wrong value to the alarm.
+    alarms: Vec<u64>,
     rss: f64,
     pss: f64,
     written: f64,
@@ -72,13 +77,16 @@ pub struct Figures {
 }
 
 impl Figures {
-    pub const NAMES: [&str; 10] = [
+    pub const NAMES: [&str; 13] = [
         "readings/s",
         "events/s at the sink",
         "CPU us per reading",
         "CPU cores",
         "ms from measured to sink, p50",
         "ms from measured to sink, p99",
+        "ms from published to alarm on MQTT, p50",
+        "ms from published to alarm on MQTT, p99",
+        "the same, the longest",
         "RSS MB",
         "PSS MB",
         "bytes written per reading",
@@ -86,11 +94,13 @@ impl Figures {
     ];
 
     /// In the order of the names; NaN where it says nothing.
-    pub fn values(&self) -> [f64; 10] {
-        let age = |part: f64| {
-            let at = (self.ages.len().saturating_sub(1) as f64 * part) as usize;
-            self.ages.get(at).map_or(f64::NAN, |ms| *ms as f64)
+    pub fn values(&self) -> [f64; 13] {
+        let part = |of: &[u64], part: f64| {
+            let at = (of.len().saturating_sub(1) as f64 * part) as usize;
+            of.get(at).map_or(f64::NAN, |n| *n as f64)
         };
+        let age = |p| part(&self.ages, p);
+        let alarm = |p| part(&self.alarms, p) / 1000.0;
         [
             self.readings,
             self.verdicts,
@@ -98,6 +108,9 @@ impl Figures {
             self.cores,
             age(0.5),
             age(0.99),
+            alarm(0.5),
+            alarm(0.99),
+            alarm(1.0),
             self.rss,
             self.pss,
             self.written,
@@ -127,6 +140,7 @@ impl Site {
             .replace("@SINK@", &sink.port.to_string())
             .replace("@WEB@", &web.to_string())
             .replace("@SUBSCRIBE@", workload.config)
+            .replace("@PROBE@", if workload.probed { probe::CONFIG } else { "" })
             .replace("@MODEL@", if workload.scored { MODEL } else { "" })
             .replace("@RATE@", &format!("{}ms", workload.step_ms));
         std::fs::write(dir.path().join("andon.toml"), config)?;
@@ -145,10 +159,17 @@ pub fn run(workload: &Workload, binary: &Path, time: Duration) -> Result<Figures
     let talk = Talk { per_message: workload.readings(), ..Talk::default() };
     thread::scope(|scope| {
         let publishing = scope.spawn(|| publisher::publish(site.broker.port(), workload, &talk));
+        let probing = workload.probed.then(|| scope.spawn(|| probe::watch(site.broker.port(), &talk.stop)));
         let figures = watch(workload, &agent, &site.sink, &talk, time);
         talk.stop.store(true, Ordering::Relaxed);
-        publishing.join().map_err(|_| anyhow::anyhow!("the publisher panicked"))??;
-        figures
+        let panicked = |_| anyhow::anyhow!("a publisher panicked");
+        publishing.join().map_err(panicked)??;
+        let mut figures = figures?;
+        if let Some(probing) = probing {
+            figures.alarms = probing.join().map_err(panicked)??;
+            figures.alarms.sort_unstable();
+        }
+        Ok(figures)
     })
 }
 
@@ -181,7 +202,7 @@ fn watch(workload: &Workload, agent: &Agent, sink: &Sink, talk: &Talk, time: Dur
     let ages = if workload.pace.is_some() { taken.ages } else { Vec::new() };
     let mut threads: Vec<(String, f64)> = (after.1.0.iter())
         .map(|(name, s)| (name.clone(), (s - before.1.0.get(name).unwrap_or(&0.0)) * 1e6 / read))
-        .filter(|(_, us)| *us >= 0.01)
+        .filter(|(_, us)| us.is_finite() && *us >= 0.01)
         .collect();
     threads.sort_by(|a, b| b.1.total_cmp(&a.1));
     let cpu = after.1.1 - before.1.1;
@@ -191,6 +212,7 @@ fn watch(workload: &Workload, agent: &Agent, sink: &Sink, talk: &Talk, time: Dur
         cpu_us: cpu * 1e6 / read,
         cores: cpu / seconds,
         ages,
+        alarms: Vec::new(),
         rss,
         pss,
         written: (after.2 - before.2) / read,

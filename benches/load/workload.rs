@@ -19,6 +19,8 @@ pub struct Workload {
     pub outage: bool,
     /// Messages a second; `None`: as many as are taken.
     pub pace: Option<f64>,
+    /// A machine beside the load has alarms, and what they take is measured.
+    pub probed: bool,
 }
 
 /// What a message looks like.
@@ -124,7 +126,9 @@ pub fn all() -> Vec<Workload> {
         scored: false,
         outage: false,
         pace: None,
+        probed: false,
     };
+    let paced = Workload { scored: true, pace: Some(10_000.0), ..usual };
     vec![
         Workload {
             name: "scored",
@@ -153,10 +157,26 @@ pub fn all() -> Vec<Workload> {
             about: "100 machines, 10,000 messages a second, each makes a verdict",
             machines: 100,
             step_ms: 10,
-            scored: true,
-            pace: Some(10_000.0),
-            ..usual
+            ..paced
         },
+        Workload {
+            name: "alarm",
+            about: "like paced, and one machine more has alarms, which are published to MQTT",
+            machines: 100,
+            step_ms: 10,
+            probed: true,
+            ..paced
+        },
+        Workload { name: "grow-10", about: "like paced with 10 machines", machines: 10, step_ms: 1, ..paced },
+        Workload { name: "grow-1000", about: "like paced with 1,000 machines", machines: 1000, step_ms: 100, ..paced },
+        Workload {
+            name: "grow-10000",
+            about: "like paced with 10,000 machines",
+            machines: 10_000,
+            step_ms: 1000,
+            ..paced
+        },
+        Workload { name: "idle", about: "without a model, and nothing comes", pace: Some(0.0), ..usual },
         Workload {
             name: "outage",
             about: "like scored; the cloud is away and the agent is killed",

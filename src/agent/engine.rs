@@ -12,21 +12,25 @@ use super::audit::{Entry, Ledger};
 use super::input::{Group, Input, Running};
 use super::records::Recorder;
 use crate::alarm::{self, Act, Observation, Rule, Tracker, flood};
+use crate::forward::inference::Policy;
 use crate::model::calibration::Limit;
 use crate::model::{Model, ModelError, Opinion};
 use crate::pipeline::{self, Due, Layout, Step, Taken};
 use crate::types::{
-    Alarm, Change, Condition, Explanation, Light, Live, Name, Quality, Reading, Reason, Record, Time, Verdict, Window,
+    Alarm, Ask, Change, Condition, Explanation, Light, Live, Name, Quality, Reading, Reason, Record, RecordId, Time,
+    Verdict, Window,
 };
+use second::Judged;
 
 mod people;
+pub mod second;
 
 /// Signals that are followed, of all machines together; at some 500 bytes each this bounds the memory that
 /// made-up topics can take.
 const MAX_SIGNALS: usize = 200_000;
 
 /// Version of the snapshot; another one is not restored.
-const SNAPSHOT_VERSION: u32 = 5;
+const SNAPSHOT_VERSION: u32 = 6;
 /// What every machine has an alarm for.
 const CONDITIONS: [Condition; 2] = [Condition::Anomaly, Condition::Input];
 
@@ -55,6 +59,8 @@ pub struct Outcome {
     pub first_ordinal: u64,
     /// For dashboards.
     pub live: Vec<Live>,
+    /// To be put before a larger model once the group is durable.
+    pub asks: Vec<Ask>,
     /// What happened, for the counters.
     pub tally: Tally,
 }
@@ -70,6 +76,10 @@ pub struct Tally {
     pub errors: Vec<(Name, String)>,
     /// The first reading for which there was no room, for a person.
     pub full: Option<String>,
+    /// Windows that were to be put before a larger model: how that ended, as far as it has.
+    pub escalations: Vec<second::Escalation>,
+    /// What those that ended have cost, in millionths of a unit.
+    pub cost: u64,
 }
 
 /// See the module.
@@ -86,8 +96,12 @@ pub struct Engine {
     flood: flood::Watch,
     ledger: Ledger,
     running: Running,
-    /// The wall clock as the inputs told it last.
+    /// The wall clock as the inputs told it at its furthest.
     now: Time,
+    /// The wall clock as the inputs told it last, right or wrong.
+    wall: Time,
+    policy: Option<Policy>,
+    desk: second::Desk,
 }
 
 /// One machine.
@@ -105,6 +119,8 @@ struct Unit {
     reason: Reason,
     /// When it last began to run.
     on_since: Option<Time>,
+    /// The end of its last window that was judged, or could not be.
+    judged: Time,
 }
 
 /// What a machine's model keeps from window to window.
@@ -125,6 +141,7 @@ struct Snapshot {
     ledger: Ledger,
     running: Running,
     now: Time,
+    desk: second::Desk,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -139,13 +156,14 @@ struct UnitSnapshot {
     why: String,
     reason: Reason,
     on_since: Option<Time>,
+    judged: Time,
 }
 
 impl Engine {
     /// An engine that has seen nothing.
     pub fn new(recorder: Recorder, blocks: Vec<Block>, max_machines: usize) -> Engine {
         let (units, places) = (Vec::new(), HashMap::new());
-        let (flood, ledger, running, now) = Default::default();
+        let (flood, ledger, running, now, wall, desk) = Default::default();
         let (signals, max_signals, ordinal) = (0, MAX_SIGNALS, 0);
         Engine {
             recorder,
@@ -160,6 +178,9 @@ impl Engine {
             ledger,
             running,
             now,
+            wall,
+            policy: None,
+            desk,
         }
     }
 
@@ -213,19 +234,23 @@ impl Engine {
         for input in &group.inputs {
             match input {
                 Input::Readings(arrived, readings) => {
-                    self.now = self.now.max(*arrived);
+                    self.hear_clock(*arrived);
                     self.take(readings, *arrived, again, &mut touched, &mut out);
                     again = false;
                 }
                 Input::Again => again = true,
                 Input::Tick(now) => {
-                    self.now = self.now.max(*now);
+                    self.hear_clock(*now);
                     self.tick(*now, &mut out);
                 }
                 Input::Act(target, act) => self.act(target, act, &mut out),
                 Input::Clock(now) => self.clock(*now, &mut out),
                 Input::Running(running) => self.runs(running, &mut out),
                 Input::Wrote(wrote) => self.wrote(wrote, &mut out),
+                Input::Opinion(answer) => {
+                    self.hear_clock(answer.at);
+                    self.opinion(answer, &mut out);
+                }
             }
         }
         touched.sort_unstable();
@@ -242,6 +267,10 @@ impl Engine {
         }
         self.ordinal += out.records.len() as u64;
         out
+    }
+
+    fn hear_clock(&mut self, now: Time) {
+        (self.now, self.wall) = (self.now.max(now), now);
     }
 
     fn take(&mut self, readings: &[Reading], arrived: Time, again: bool, touched: &mut Vec<usize>, out: &mut Outcome) {
@@ -393,7 +422,10 @@ impl Engine {
         let block = &self.blocks[self.units[i].block];
         let strength = opinion.as_ref().map(|o| block.limit.strength(o.score, o.p_value));
         let next = opinion.as_mut().map(|o| std::mem::take(&mut o.next));
-        let verdict = model.verdict(window, opinion, &block.limit, &block.layout.channels);
+        let mut verdict = model.verdict(window, opinion, &block.limit, &block.layout.channels);
+        if verdict.reason == Reason::NoAnomalyDetected && self.is_uncertain(verdict.p_value) {
+            verdict.reason = Reason::Uncertain;
+        }
         let (at, reason, layout) = (verdict.at, verdict.reason, block.layout.clone());
         let look = Observation {
             at,
@@ -401,24 +433,27 @@ impl Engine {
             top_channel: verdict.contributions.first().map(|c| c.name.clone()),
             message: anomaly_message(&verdict),
         };
-        let verdict = self.emit_verdict(verdict, out);
+        let (verdict, id) = self.emit_verdict(verdict, out);
         self.ran(i, at, reason);
         let why = || people::explain(&verdict, window, model, &layout.channels);
-        self.observe(i, Condition::Anomaly, &look, Some(&why), out);
+        let raised = self.observe(i, Condition::Anomaly, &look, Some(&why), out);
         if let Some(next) = next {
             let unit = &mut self.units[i];
             let in_alarm = reason == Reason::AnomalyDetected || unit.anomaly.is_active();
             model.follow(&mut unit.memory.values, next, in_alarm);
         }
         self.refresh_light(i, at, out);
+        let judged = Judged { window, verdict: &verdict, id, strength: strength.unwrap_or(0.0), raised };
+        self.escalate(&judged, out);
     }
 
-    fn emit_verdict(&mut self, verdict: Verdict, out: &mut Outcome) -> Arc<Verdict> {
+    fn emit_verdict(&mut self, verdict: Verdict, out: &mut Outcome) -> (Arc<Verdict>, RecordId) {
         let record = self.recorder.verdict(&verdict);
         let verdict = Arc::new(verdict);
         out.live.push(Live::Verdict(verdict.clone(), record.data.as_str().into()));
+        let id = record.id;
         out.records.push(record);
-        verdict
+        (verdict, id)
     }
 
     fn watch_input(&mut self, i: usize, at: Time, bad: Option<(Name, usize, Quality)>, out: &mut Outcome) {
@@ -443,7 +478,8 @@ impl Engine {
         }
     }
 
-    /// Shows an observation to a machine's alarm; `why` tells more of one that is raised by it.
+    /// Shows an observation to a machine's alarm; `why` tells more of one that is raised by it. Whether
+    /// one was that calls for somebody.
     fn observe(
         &mut self,
         i: usize,
@@ -451,9 +487,9 @@ impl Engine {
         look: &Observation,
         why: Option<&dyn Fn() -> Explanation>,
         out: &mut Outcome,
-    ) {
+    ) -> bool {
         let rule = self.rule(i, condition);
-        let Some(mut alarm) = self.units[i].tracker_mut(condition).observe(&rule, look) else { return };
+        let Some(mut alarm) = self.units[i].tracker_mut(condition).observe(&rule, look) else { return false };
         if alarm.care.change == Change::Raised {
             let first = self.is_first_out(i, condition);
             let explanation = why.map(|why| Arc::new(why()));
@@ -462,7 +498,9 @@ impl Engine {
             });
             alarm = noted.unwrap_or(alarm);
         }
+        let calls = matches!(alarm.care.change, Change::Raised | Change::Returned) && !alarm.care.is_quiet();
         self.announce(i, alarm, out);
+        calls
     }
 
     fn emit_alarm(&self, alarm: Alarm, out: &mut Outcome) {
@@ -533,6 +571,7 @@ impl Engine {
             why: u.why.clone(),
             reason: u.reason,
             on_since: u.on_since,
+            judged: u.judged,
         };
         let snapshot = Snapshot {
             version: SNAPSHOT_VERSION,
@@ -542,6 +581,7 @@ impl Engine {
             ledger: self.ledger.clone(),
             running: self.running.clone(),
             now: self.now,
+            desk: self.desk.clone(),
         };
         postcard::to_stdvec(&snapshot).unwrap_or_default()
     }
@@ -558,6 +598,7 @@ impl Engine {
         self.ordinal = snapshot.ordinal;
         (self.flood, self.ledger, self.running) = (snapshot.flood, snapshot.ledger, snapshot.running);
         self.now = snapshot.now;
+        self.desk = snapshot.desk.restored(self.policy.as_ref());
         self.units.clear();
         self.places.clear();
         for u in snapshot.units {
@@ -565,9 +606,9 @@ impl Engine {
             let pipe = pipeline::Machine::restore(u.name.clone(), self.blocks[block].layout.clone(), u.pipe);
             self.places.insert(u.name, self.units.len());
             let fresh = Memory::of(self.blocks[block].model.as_deref());
-            let UnitSnapshot { memory, anomaly, input, heard, light, why, reason, on_since, .. } = u;
+            let UnitSnapshot { memory, anomaly, input, heard, light, why, reason, on_since, judged, .. } = u;
             let memory = if memory.digest == fresh.digest { memory } else { fresh };
-            self.units.push(Unit { block, pipe, memory, anomaly, input, heard, light, why, reason, on_since });
+            self.units.push(Unit { block, pipe, memory, anomaly, input, heard, light, why, reason, on_since, judged });
         }
         self.signals = self.units.iter().map(|u| u.pipe.signals()).sum();
         Ok(())
@@ -589,7 +630,8 @@ impl Unit {
     fn new(block: usize, pipe: pipeline::Machine, memory: Memory, heard: Time) -> Unit {
         let (anomaly, input, reason) = (Tracker::default(), Tracker::default(), Reason::WarmingUp);
         let (light, why) = (Light::Amber, "warming up".into());
-        Unit { block, pipe, memory, anomaly, input, heard, light, why, reason, on_since: None }
+        let (on_since, judged) = (None, Time::default());
+        Unit { block, pipe, memory, anomaly, input, heard, light, why, reason, on_since, judged }
     }
 
     fn tracker(&self, condition: Condition) -> &Tracker {

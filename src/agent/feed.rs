@@ -12,10 +12,12 @@ use super::engine::{Block, Engine, Outcome};
 use super::input::{Group, Input, Running};
 use super::scribe::{self, Note, Reply};
 use crate::alarm::Act;
+use crate::forward::budget;
+use crate::forward::inference::Asked;
 use crate::metrics::{Health, Pulse, Shared};
 use crate::source::modbus::light::{Standing, Wrote};
 use crate::store::{self, Commit};
-use crate::types::{Batch, Change, Condition, Flood, Kind, Live, Receipt, Reject, Time, Verdict};
+use crate::types::{Answer, Batch, Change, Condition, Flood, Kind, Live, Receipt, Reject, Time, Verdict};
 use crate::web;
 
 /// Batches taken in at a time; with at most 4,096 readings each this bounds a group.
@@ -45,6 +47,8 @@ pub enum Order {
     Reconfigure(Vec<Block>, Running, oneshot::Sender<Result<(), String>>),
 }
 
+mod escalation;
+
 /// See the module.
 pub struct Feed {
     engine: Engine,
@@ -60,6 +64,11 @@ pub struct Feed {
     notes: mpsc::Sender<Note>,
     scribe: JoinHandle<()>,
     lights: Option<Lights>,
+    opinions: Option<Opinions>,
+    /// The name of the model that is asked.
+    larger_model: Option<String>,
+    /// How the budget stood when it was last told.
+    standing: Option<budget::Standing>,
 }
 
 /// The two ends that stack lights have in the engine: how the machines stand, told twice a second even
@@ -69,6 +78,14 @@ pub struct Lights {
     pub standing: watch::Sender<Standing>,
     /// What they wrote.
     pub wrote: mpsc::Receiver<Wrote>,
+}
+
+/// The two ends that the client of a larger model has in the engine.
+pub struct Opinions {
+    /// Room for [`MAX_PENDING`](super::engine::second::MAX_PENDING).
+    pub asks: mpsc::Sender<Asked>,
+    /// How asking ended.
+    pub answers: mpsc::Receiver<Answer>,
 }
 
 impl Feed {
@@ -89,6 +106,7 @@ impl Feed {
         let now = Instant::now();
         let (since_checkpoint, checkpointed) = (0, now.checked_sub(CHECKPOINT_EVERY).unwrap_or(now));
         let (notes, to_write) = mpsc::channel(scribe::N_QUEUED);
+        let larger_model = engine.budget(Time::default()).map(|b| b.model.to_string());
         let scribe = tokio::spawn(scribe::run(data_dir, engine.audit_tail(), to_write, shared.board.clone()));
         Feed {
             engine,
@@ -104,12 +122,21 @@ impl Feed {
             notes,
             scribe,
             lights: None,
+            opinions: None,
+            larger_model,
+            standing: None,
         }
     }
 
     /// With stack lights.
     pub fn with_lights(mut self, lights: Option<Lights>) -> Feed {
         self.lights = lights;
+        self
+    }
+
+    /// With a larger model to ask.
+    pub fn with_opinions(mut self, opinions: Option<Opinions>) -> Feed {
+        self.opinions = opinions;
         self
     }
 
@@ -123,6 +150,7 @@ impl Feed {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut taken = Vec::with_capacity(GROUP_BATCHES);
+        self.ask_again();
         loop {
             self.pulse.beat();
             tokio::select! {
@@ -134,6 +162,9 @@ impl Feed {
                 }
                 Some(command) = commands.recv() => self.obey(command).await,
                 Some(wrote) = wrote(&mut self.lights) => self.record(wrote).await,
+                Some(answer) = answer(&mut self.opinions) => {
+                    self.step(Group { inputs: vec![Input::Opinion(answer)] }, Vec::new(), Vec::new()).await;
+                }
                 Some(order) = orders.recv() => self.follow(order).await,
                 _ = ticks.tick() => self.tick().await,
             }
@@ -229,6 +260,21 @@ impl Feed {
         self.do_and_note(Input::Wrote(wrote), None).await;
     }
 
+    /// What was under way when the last run ended is asked again, under the ids it had.
+    fn ask_again(&self) {
+        for ask in self.engine.unanswered() {
+            self.ask(Asked { ask, durable: None });
+        }
+    }
+
+    /// There is room for as many as the engine lets be pending; who asks may have ended with the sources,
+    /// and then it is asked after the next start.
+    fn ask(&self, asked: Asked) {
+        if let Some(opinions) = &self.opinions {
+            let _ = opinions.asks.try_send(asked);
+        }
+    }
+
     /// Tells the engine the time when a machine has fallen silent, but only while every source is
     /// up: what a broken link holds back is not silence and will still come.
     async fn tick(&mut self) {
@@ -250,10 +296,15 @@ impl Feed {
     }
 
     /// Gives what the audit log is to say of it.
-    async fn step(&mut self, group: Group, receipts: Vec<Receipt>, rejects: Vec<Reject>) -> Vec<String> {
+    async fn step(&mut self, group: Group, mut receipts: Vec<Receipt>, rejects: Vec<Reject>) -> Vec<String> {
         let outcome = self.engine.step(&group);
         self.count(&outcome);
-        let Outcome { records, first_ordinal, live, .. } = outcome;
+        let Outcome { records, first_ordinal, live, asks, .. } = outcome;
+        for ask in asks {
+            let (receipt, durable) = Receipt::new();
+            receipts.push(receipt);
+            self.ask(Asked { ask, durable: Some(durable) });
+        }
         for event in live {
             // Fails only when nobody listens.
             let _ = self.live.send(event);
@@ -306,6 +357,7 @@ impl Feed {
             m.inference_errors.get_or_create(&[("model", model.to_string())]).inc();
             self.shared.board.set(&format!("model/{model}"), Health::Degraded, error.clone());
         }
+        self.count_escalations(&outcome.tally);
         if let Some(full) = &outcome.tally.full {
             self.warn_of_limit(full);
         }
@@ -353,7 +405,7 @@ impl Feed {
         }
     }
 
-    fn gauge(&self) {
+    fn gauge(&mut self) {
         let m = &self.shared.metrics;
         m.machines.set(self.engine.machines() as i64);
         for condition in [Condition::Anomaly, Condition::Input] {
@@ -361,6 +413,17 @@ impl Feed {
             m.alarms_active.get_or_create(&[("condition", condition.as_str().into())]).set(active);
         }
         m.alarms_put_aside.set(self.engine.put_aside() as i64);
+        if let Some(budget) = self.engine.budget(Time::now()) {
+            self.tell_budget(&budget);
+        }
+    }
+}
+
+/// The next answer of a larger model; never, where none is asked.
+async fn answer(opinions: &mut Option<Opinions>) -> Option<Answer> {
+    match opinions {
+        Some(opinions) => opinions.answers.recv().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::alarm::Act;
 use crate::source::modbus::light::Wrote;
-use crate::types::{Action, Cause, Name, Quality, Reading, RecordId, Target, Time};
+use crate::types::{Action, Answer, Cause, Name, Quality, Reading, RecordId, Target, Time};
 
 /// Version of the encoding; a newer one is refused.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// One thing the engine reacts to.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +31,8 @@ pub enum Input {
     Again,
     /// Something was written to a device.
     Wrote(Wrote),
+    /// A larger model has answered, or could not be asked.
+    Opinion(Answer),
 }
 
 /// What the agent runs with: for the audit log.
@@ -73,6 +75,7 @@ enum WireInput {
     Running(Running),
     Again,
     Wrote(WireWrote),
+    Opinion(Answer),
 }
 
 /// Device, time, address, value, reason, failure.
@@ -143,6 +146,7 @@ fn encode_input<'a>(input: &'a Input, names: &mut Names<'a>) -> WireInput {
             let (address, reason) = (w.address.clone(), w.reason.clone());
             WireInput::Wrote(WireWrote(w.device.to_string(), w.at.0, address, w.value, reason, w.failure.clone()))
         }
+        Input::Opinion(answer) => WireInput::Opinion(answer.clone()),
     }
 }
 
@@ -170,6 +174,7 @@ fn decode_input(input: WireInput, names: &[Name]) -> Option<Input> {
         WireInput::Wrote(WireWrote(device, at, address, value, reason, failure)) => {
             Input::Wrote(Wrote { device: device.into(), at: Time(at), address, value, reason, failure })
         }
+        WireInput::Opinion(answer) => Input::Opinion(answer),
     })
 }
 
@@ -178,6 +183,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::types::Outcome;
 
     fn reading() -> impl Strategy<Value = Reading> {
         let names = prop::sample::select(vec!["pump-1", "pump-2", "flow", "temp", "ü"]);
@@ -208,6 +214,17 @@ mod tests {
                 reason: "red".into(),
                 failure: (arrived % 2 == 0).then(|| "no answer".into()),
             });
+            let answer = Answer {
+                id: RecordId([3; 16]),
+                at,
+                outcome: Outcome::Answered,
+                score: Some(0.5),
+                version: None,
+                detail: who.clone(),
+                calls: 1,
+                bytes_out: 1024,
+                took_ms: 7,
+            };
             let act = |target, action| Input::Act(target, Act { action, who: who.clone(), comment: None, at });
             let running = Running { at, who: who.clone(), models: [(who.clone(), "1".into())].into(), ..Running::default() };
             let inputs = vec![
@@ -219,6 +236,7 @@ mod tests {
                 Input::Clock(at),
                 Input::Running(running),
                 wrote,
+                Input::Opinion(answer),
             ];
             let group = Group { inputs };
             prop_assert_eq!(Group::decode(&group.encode()), Ok(group));

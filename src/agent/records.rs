@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use crate::pipeline::Gap;
 use crate::types::{
-    Alarm, Change, Contribution, Kind, Name, Ranked, Reason, Record, RecordId, Time, Verdict, priority,
+    Alarm, Answer, Ask, Change, Contribution, Kind, Name, Quality, Ranked, Reason, Record, RecordId, SecondOpinion,
+    Time, Verdict, priority,
 };
 
 /// Makes records in the name of one agent.
@@ -74,6 +75,60 @@ struct AlarmData<'a> {
     repeats: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     explanation: Option<ExplanationData<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    second_opinion: Option<AlarmOpinion<'a>>,
+    /// The record that brought the transition about, where it was a second opinion.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    causationid: Option<String>,
+}
+
+/// What a larger model said of an alarm.
+#[derive(Serialize)]
+struct AlarmOpinion<'a> {
+    model: &'a str,
+    anomaly: bool,
+    score: f64,
+    threshold: f64,
+}
+
+/// A larger model's verdict: the members of every verdict, and whose it is.
+#[derive(Serialize)]
+struct OpinionData<'a> {
+    timestamp: String,
+    machine: &'a str,
+    model: &'a str,
+    model_version: &'a str,
+    prediction: u8,
+    prediction_reason: &'a str,
+    anomaly_score: f64,
+    p_value: Option<f64>,
+    threshold: f64,
+    health: Option<f64>,
+    rul: Option<f64>,
+    quality: &'a str,
+    top_channel: Option<&'a str>,
+    diagnostics: [Contribution; 0],
+    verdict_source: &'a str,
+    asked_because: &'a str,
+    agrees: bool,
+    causationid: String,
+}
+
+#[derive(Serialize)]
+struct UsageData<'a> {
+    timestamp: String,
+    machine: &'a str,
+    model: &'a str,
+    reason: &'a str,
+    outcome: &'a str,
+    calls: u32,
+    elements: usize,
+    bytes_out: u64,
+    cost_units: f64,
+    latency_ms: u64,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    detail: &'a str,
+    causationid: String,
 }
 
 /// With the transition that raises an alarm: why, as it was then.
@@ -144,6 +199,8 @@ impl Recorder {
 
     /// The record of an alarm's transition.
     pub fn alarm(&self, a: &Alarm) -> Record {
+        let by_opinion = a.care.change.is_of_opinion() || a.care.change == Change::Raised;
+        let cause = a.care.opinion.as_ref().filter(|_| by_opinion);
         let data = AlarmData {
             timestamp: a.at.to_string(),
             machine: &a.machine,
@@ -179,6 +236,13 @@ impl Recorder {
                     advice: &e.advice,
                 }
             }),
+            second_opinion: a.care.opinion.as_ref().map(|o| AlarmOpinion {
+                model: &o.model,
+                anomaly: o.anomaly,
+                score: tidy(o.score),
+                threshold: tidy(o.threshold),
+            }),
+            causationid: cause.map(|o| o.record.to_string()),
         };
         let what = [&a.id.0[..], a.care.change.as_str().as_bytes(), &a.care.changes.to_le_bytes()].concat();
         self.record(Kind::Alarm, &a.machine, a.at, &what, &data)
@@ -195,6 +259,54 @@ impl Recorder {
             readings: gap.readings,
         };
         self.record(Kind::Gap, machine, gap.to, gap.reason.as_str().as_bytes(), &data)
+    }
+
+    /// The record of a larger model's verdict on a window; `opinion.record` is not looked at.
+    pub fn opinion(&self, ask: &Ask, opinion: &SecondOpinion, quality: Quality, agrees: bool) -> Record {
+        let reason = if opinion.anomaly { Reason::AnomalyDetected } else { Reason::NoAnomalyDetected };
+        let data = OpinionData {
+            timestamp: ask.at.to_string(),
+            machine: &ask.machine,
+            model: &opinion.model,
+            model_version: opinion.version.as_deref().unwrap_or(""),
+            prediction: u8::from(opinion.anomaly),
+            prediction_reason: reason.as_str(),
+            anomaly_score: tidy(opinion.score),
+            p_value: None,
+            threshold: tidy(opinion.threshold),
+            health: None,
+            rul: None,
+            quality: quality.as_str(),
+            top_channel: None,
+            diagnostics: [],
+            verdict_source: "second_opinion",
+            asked_because: ask.reason.as_str(),
+            agrees,
+            causationid: ask.id.to_string(),
+        };
+        self.record(Kind::Opinion, &ask.machine, ask.at, &ask.id.0, &data)
+    }
+
+    /// The record of what a question to a larger model came to. One for each question, whenever it ended.
+    pub fn usage(&self, model: &Name, ask: &Ask, answer: &Answer, cost_units: f64) -> Record {
+        let data = UsageData {
+            timestamp: answer.at.to_string(),
+            machine: &ask.machine,
+            model,
+            reason: ask.reason.as_str(),
+            outcome: answer.outcome.as_str(),
+            calls: answer.calls,
+            elements: ask.window.len(),
+            bytes_out: answer.bytes_out,
+            cost_units,
+            latency_ms: answer.took_ms,
+            detail: &answer.detail,
+            causationid: ask.id.to_string(),
+        };
+        let id = RecordId::of(&[self.agent.as_bytes(), Kind::Usage.as_str().as_bytes(), &ask.id.0]);
+        // Our own structs of strings and finite numbers always serialise.
+        let data = serde_json::to_string(&data).unwrap_or_else(|_| "{}".into());
+        Record { id, kind: Kind::Usage, subject: model.clone(), at: answer.at, data }
     }
 
     /// An entry of the audit log, whose `data` is made already; `number` is its place in the chain.
@@ -218,12 +330,44 @@ fn share(c: &Contribution) -> Contribution {
 /// Seven significant digits: what a single-precision model has to say. Always finite.
 fn tidy(x: f64) -> f64 {
     let finite = if x.is_nan() { 0.0 } else { x.clamp(f64::MIN, f64::MAX) };
+    if let Some(near) = rounded(finite) {
+        return near;
+    }
     format!("{finite:.6e}").parse().ok().filter(|t: &f64| t.is_finite()).unwrap_or(finite)
+}
+
+/// The same without a text in between, for numbers of usual size. The powers of ten are exact, so the one
+/// division gives the float nearest to the seven digits.
+fn rounded(x: f64) -> Option<f64> {
+    if x == 0.0 {
+        return Some(0.0);
+    }
+    let mut scale = 1.0;
+    // At most 22 times: beyond, powers of ten are no longer exact.
+    while x.abs() * scale < 1e6 && scale < 1e22 {
+        scale *= 10.0;
+    }
+    let digits = (x * scale).round();
+    (1e6..1e7).contains(&digits.abs()).then(|| digits / scale)
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// Whichever way it is done, seven digits are kept and shown.
+        #[test]
+        fn tidy_numbers_have_seven_digits(digits in -9_999_999i64..=9_999_999, power in -20i32..10, more in -0.49..0.49) {
+            let x = (digits as f64 + more) * 10f64.powi(power);
+            let shown = format!("{:e}", tidy(x));
+            let mantissa = shown.split('e').next().unwrap_or_default().trim_start_matches('-');
+            prop_assert!(mantissa.len() <= 8, "{x} is {shown}");
+            prop_assert!((tidy(x) - x).abs() <= x.abs() * 0.5000001e-6, "{x} is {shown}");
+        }
+    }
 
     #[test]
     fn numbers_are_tidy_and_finite() {

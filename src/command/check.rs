@@ -9,6 +9,7 @@ use clap::Args;
 
 use super::ConfigFile;
 use crate::agent::blocks;
+use crate::agent::engine::Block;
 use crate::config::{Config, Invalid, Needs};
 use crate::forward;
 use crate::mqtt::{self, Filter};
@@ -54,7 +55,7 @@ pub fn run(options: &Options) -> Result<()> {
     for light in &config.source.lights {
         println!("  writes: {}", light.summary());
     }
-    if options.connect { connect(&config) } else { Ok(()) }
+    if options.connect { connect(&config, &built) } else { Ok(()) }
 }
 
 /// How busy serial lines will be. Too busy is a warning: it works, with polls left out.
@@ -76,8 +77,8 @@ fn warn_of_tail(model: Option<&crate::model::Model>, p: f64, machine: &crate::co
     }
 }
 
-fn connect(config: &Config) -> Result<()> {
-    let mut shut = log_in(config)?;
+fn connect(config: &Config, blocks: &[Block]) -> Result<()> {
+    let mut shut = log_in(config)? + ask_larger_model(config, blocks)?;
     let mut doors: Vec<(String, String)> = Vec::new();
     for s in &config.source.modbus {
         doors.push((format!("source {}", s.name), s.url.to_string()));
@@ -131,6 +132,21 @@ fn log_in(config: &Config) -> Result<usize> {
             }
         }
     }
+    Ok(shut)
+}
+
+/// Whether the larger model is there and takes the windows of our machines. How many do not let us in.
+fn ask_larger_model(config: &Config, blocks: &[Block]) -> Result<usize> {
+    let Some(inference) = config.cloud.as_ref().and_then(|c| c.inference.as_ref()) else { return Ok(0) };
+    let bound = blocks.iter().zip(&config.machines).filter(|(b, _)| b.model.is_some());
+    let windows: Vec<(String, usize, usize)> =
+        bound.map(|(b, m)| (format!("{:?}", m.matcher), b.layout.steps, b.layout.channels.len())).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (shut, said) = match runtime.block_on(forward::inference::probe(inference, &windows)) {
+        Ok(said) => (0, said),
+        Err(e) => (1, format!("cannot be used: {e:#}")),
+    };
+    println!("  second opinions: {said}");
     Ok(shut)
 }
 

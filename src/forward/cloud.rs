@@ -16,13 +16,13 @@ use super::retry::{Pace, SizeLimit};
 use crate::metrics::{Health, Shared};
 use crate::types::{RecordId, Stored};
 
-mod client;
-mod config;
+pub(super) mod client;
+pub(super) mod config;
 mod outcome;
 mod report;
 
 pub use client::probe;
-pub use config::{Address, Compress, Config, Inference, Tempo};
+pub use config::{Address, Compress, Config, Tempo};
 
 /// Once the agent stops, an outbox that stays empty for this long is taken to be at its end.
 const STOP_IDLE: Duration = Duration::from_secs(1);

@@ -91,7 +91,7 @@ impl Members<'_> {
     fn rename(&mut self, record: &Record, pseudonyms: &Pseudonyms) -> Result<String, serde_json::Error> {
         let named = self.0.iter().find(|(name, _)| name == "machine");
         let machine: Option<String> = named.and_then(|(_, raw)| serde_json::from_str(raw.get()).ok());
-        let about_a_machine = matches!(record.kind, Kind::Verdict | Kind::Alarm | Kind::Gap);
+        let about_a_machine = matches!(record.kind, Kind::Verdict | Kind::Alarm | Kind::Gap | Kind::Opinion);
         let hide = machine.unwrap_or_else(|| if about_a_machine { record.subject.to_string() } else { String::new() });
         let pseudonym = pseudonyms.of(&hide);
         for (_, raw) in &mut self.0 {

@@ -252,6 +252,11 @@ impl Publisher {
                     self.standing.alarm(&alarm, data);
                 }
             }
+            Live::Opinion(machine, _, data) => {
+                if self.known(&machine) {
+                    self.standing.opinion(&machine, data);
+                }
+            }
             Live::State { machine, at, light, why } => {
                 if self.known(&machine) {
                     self.standing.state(&machine, messages::state(light, at, &why));

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use super::Layout;
+use super::recent::Recent;
 use crate::types::{Cause, Name, Quality, Reading, Time};
 
 /// Times remembered to tell a repeat from a straggler. A broker that keeps to `receive_maximum` repeats
@@ -45,8 +46,8 @@ pub struct Track {
     signal: Name,
     /// Not yet in a step, by time.
     pending: VecDeque<Point>,
-    /// Times taken of late, rising, and when on `clock` that was.
-    recent: VecDeque<(i64, i64)>,
+    /// Times taken of late, and when on `clock` that was.
+    recent: Recent,
     /// Nanoseconds in which this signal arrived, pauses cut short.
     clock: i64,
     /// When it last arrived, by the wall clock.
@@ -79,7 +80,7 @@ impl Track {
         Track {
             signal,
             pending: VecDeque::new(),
-            recent: VecDeque::new(),
+            recent: Recent::default(),
             clock: 0,
             arrived: Time(0),
             last: None,
@@ -121,9 +122,8 @@ impl Track {
         closed: bool,
         jump: i64,
     ) -> Result<(), Refused> {
-        if let Ok(known) = self.recent.binary_search_by_key(&r.at.0, |(at, _)| *at) {
-            // What was repeated once may be repeated until it is acked.
-            self.recent[known].1 = self.clock;
+        // What was repeated once may be repeated until it is acked.
+        if self.recent.hear(r.at.0, self.clock) {
             return Err(Refused::Duplicate);
         }
         if closed || self.pending.len() >= MAX_PENDING {
@@ -139,7 +139,7 @@ impl Track {
 
     /// Whether a reading of that time may have been taken so long ago that nobody knows.
     pub fn has_forgotten(&self, at: Time) -> bool {
-        self.recent.front().is_some_and(|(first, _)| at.0 < *first)
+        self.recent.first().is_some_and(|first| at.0 < first)
     }
 
     /// The value at the step that ends at `end`: the mean of its usable readings, else the last
@@ -184,12 +184,8 @@ impl Track {
     fn remember(&mut self, at: i64, arrived: Time) {
         self.clock += arrived.0.saturating_sub(self.arrived.0).clamp(0, RECENT_PAUSE);
         self.arrived = arrived;
-        let place = self.recent.partition_point(|(t, _)| *t < at);
-        self.recent.insert(place, (at, self.clock));
-        let old = self.clock - RECENT_AGE;
-        while self.recent.len() > RECENT_TIMES || self.recent.front().is_some_and(|(_, taken)| *taken < old) {
-            self.recent.pop_front();
-        }
+        self.recent.insert(at, self.clock);
+        self.recent.forget(self.clock - RECENT_AGE, RECENT_TIMES);
     }
 
     /// Moves the frontier. A reading far ahead of it is believed when the next one agrees: it is

@@ -21,6 +21,19 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     (nanos <= 9e18).then(|| Duration::from_nanos(nanos as u64))
 }
 
+/// Reads how many in how long: `1 per week`, `0.5 per day`, `2 per 30d`, `1 per month`. Both are above zero.
+pub fn parse_rate(text: &str) -> Option<(f64, Duration)> {
+    let (count, period) = text.split_once(" per ")?;
+    let count: f64 = count.trim().parse().ok()?;
+    let period = period.trim();
+    let period = match period {
+        "month" => Duration::from_secs(30 * 86_400),
+        "year" => Duration::from_secs(365 * 86_400),
+        word => parse_duration(word).or_else(|| parse_duration(&format!("1{word}")))?,
+    };
+    (count > 0.0 && count.is_finite() && !period.is_zero()).then_some((count, period))
+}
+
 /// Reads `512`, `64KiB`, `2 GB` and so on, in bytes.
 pub fn parse_size(text: &str) -> Option<u64> {
     let (number, unit) = split(text)?;

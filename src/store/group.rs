@@ -167,7 +167,7 @@ impl Group {
     }
 
     /// How many records of each kind were added since the last time.
-    pub fn take_counts(&mut self) -> [u64; 6] {
+    pub fn take_counts(&mut self) -> [u64; Kind::ALL.len()] {
         let counts = std::mem::take(&mut self.counts);
         Kind::ALL.map(|k| counts.get(&k).copied().unwrap_or(0))
     }

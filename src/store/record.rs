@@ -120,7 +120,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn round_trips(at: i64, ordinal: u64, after: u64, data: Vec<u8>, subject: String, text: String, kind in 0..6usize) {
+        fn round_trips(at: i64, ordinal: u64, after: u64, data: Vec<u8>, subject: String, text: String, kind in 0..Kind::ALL.len()) {
             let entry = JournalItem::Entry { at: Time(at), first_ordinal: ordinal, data: data.clone() };
             prop_assert_eq!(entry.encode().len(), journal_len(data.len()));
             prop_assert_eq!(JournalItem::decode(&entry.encode()), Some(entry));

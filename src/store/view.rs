@@ -32,7 +32,7 @@ impl LaneId {
     /// Where records of this kind go.
     pub fn of(kind: Kind) -> LaneId {
         match kind {
-            Kind::Verdict => LaneId::Routine,
+            Kind::Verdict | Kind::Opinion => LaneId::Routine,
             Kind::Alarm | Kind::Gap | Kind::Model | Kind::Usage | Kind::Audit => LaneId::Priority,
         }
     }

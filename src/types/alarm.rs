@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::{Name, RecordId, Time};
+use super::{Name, RecordId, SecondOpinion, Time};
 
 /// From here on an alarm is always announced by itself: it is neither grouped, nor suppressed by
 /// design, nor put on the shelf.
@@ -50,6 +50,8 @@ pub struct Care {
     pub repeats: u32,
     /// Why it was raised, as it was then.
     pub explanation: Option<Arc<Explanation>>,
+    /// What a larger model said of it last.
+    pub opinion: Option<SecondOpinion>,
 }
 
 impl Care {
@@ -101,6 +103,12 @@ pub enum Change {
     OutOfService,
     /// Back in service.
     InService,
+    /// A larger model finds the same.
+    Confirmed,
+    /// A larger model finds nothing; the alarm stands all the same.
+    Doubted,
+    /// A larger model finds nothing, and that ended it.
+    Overruled,
 }
 
 impl Change {
@@ -120,7 +128,15 @@ impl Change {
             Change::Unsuppressed => "unsuppressed",
             Change::OutOfService => "out_of_service",
             Change::InService => "in_service",
+            Change::Confirmed => "confirmed",
+            Change::Doubted => "doubted",
+            Change::Overruled => "overruled",
         }
+    }
+
+    /// Whether a larger model brought it about.
+    pub fn is_of_opinion(self) -> bool {
+        matches!(self, Change::Confirmed | Change::Doubted | Change::Overruled)
     }
 }
 

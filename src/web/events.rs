@@ -1,4 +1,5 @@
-//! `/api/v1/events`: server-sent events of types `step`, `verdict`, `alarm`, `state` and `status`.
+//! `/api/v1/events`: server-sent events of types `step`, `verdict`, `opinion`, `alarm`, `flood`,
+//! `state` and `status`.
 //! A reader that falls behind is cut off; browsers come back by themselves and fetch the whole again.
 
 use std::sync::Arc;

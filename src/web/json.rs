@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::picture::{Held, Machine, Signal};
-use crate::types::{Alarm, CRITICAL_SEVERITY, Flood, Time, Verdict, priority};
+use crate::types::{Alarm, CRITICAL_SEVERITY, Flood, SecondOpinion, Time, Verdict, priority};
 
 /// Data older than this by its own time is said to be behind: it is being caught up.
 const BEHIND_SECONDS: f64 = 60.0;
@@ -25,7 +25,15 @@ pub fn alarm(a: &Alarm) -> Value {
         "shelved_comment": shelf.and_then(|s| s.comment.as_ref()), "can_shelve": a.severity < CRITICAL_SEVERITY,
         "suppressed": c.suppressed, "out_of_service_by": c.out_of_service, "announced": a.is_announced(),
         "first_out": c.first_out, "chattering": c.chattering, "grouped": c.grouped, "repeats": c.repeats,
-        "explanation": c.explanation,
+        "explanation": c.explanation, "second_opinion": c.opinion.as_ref().map(opinion),
+    })
+}
+
+/// What a larger model said.
+pub fn opinion(o: &SecondOpinion) -> Value {
+    json!({
+        "model": o.model, "version": o.version, "at": o.at.to_string(), "anomaly": o.anomaly, "score": o.score,
+        "threshold": o.threshold, "record": o.record.to_string(),
     })
 }
 
@@ -62,6 +70,7 @@ pub fn machine(name: &str, m: &Machine, now: Time) -> Value {
     json!({
         "id": name, "light": m.light, "why": m.why, "since": m.since.to_string(), "at": at,
         "behind_seconds": behind(m, now), "signals": signals(m, now), "verdict": verdict(m),
+        "second_opinion": m.opinion.as_deref().map(opinion),
     })
 }
 

@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use crate::types::{Alarm, AlarmState, Care, Cause, Flood, Light, Live, Name, Quality, Reason, Time, Verdict};
+use crate::types::{
+    Alarm, AlarmState, Care, Cause, Condition, Flood, Light, Live, Name, Quality, Reason, SecondOpinion, Time, Verdict,
+};
 
 /// Machines shown. Further ones are counted as not shown.
 pub const MAX_MACHINES: usize = 10_000;
@@ -128,6 +130,8 @@ pub struct Machine {
     pub data: Option<Arc<str>>,
     /// What the threshold is held against.
     pub held: Held,
+    /// What a larger model said last.
+    pub opinion: Option<Arc<SecondOpinion>>,
     /// The score plot; it is there exactly when the machine has plots at all.
     pub scores: Option<Ring<ScorePoint>>,
     wanted: u64,
@@ -146,6 +150,7 @@ impl Machine {
             verdict: None,
             data: None,
             held: Held::PValue,
+            opinion: None,
             scores: None,
             wanted: 0,
             fresh_step: false,
@@ -196,6 +201,7 @@ impl Picture {
             Live::Verdict(verdict, data) => self.verdict(verdict, data, now),
             Live::Alarm(alarm, _) => self.alarm(alarm),
             Live::State { machine, at, light, why } => self.state(machine, *at, *light, why, now),
+            Live::Opinion(machine, opinion, _) => self.opinion(machine, opinion),
             Live::Flood(flood) => self.flood.clone_from(flood),
         }
     }
@@ -342,13 +348,30 @@ impl Picture {
         m.fresh_verdict = true;
     }
 
+    /// It is shown with the machine, and with the alarm it is about.
+    fn opinion(&mut self, name: &Name, opinion: &Arc<SecondOpinion>) {
+        if let Some(m) = self.machines.get_mut(name) {
+            m.opinion = Some(opinion.clone());
+        }
+        let about = |a: &&mut Arc<Alarm>| {
+            let mine = a.machine == *name && a.condition == Condition::Anomaly && a.state.is_active();
+            mine && a.since <= opinion.at
+        };
+        if let Some(alarm) = self.alarms.iter_mut().find(about) {
+            let mut told = Alarm::clone(alarm);
+            told.care.opinion = Some(SecondOpinion::clone(opinion));
+            *alarm = Arc::new(told);
+        }
+    }
+
     fn alarm(&mut self, alarm: &Arc<Alarm>) {
         // What people put aside goes with the alarm that stands; one before it is history.
         let same = |a: &Arc<Alarm>| a.machine == alarm.machine && a.condition == alarm.condition && a.id != alarm.id;
         for old in self.alarms.iter_mut().filter(|a| same(a) && (a.care.is_quiet() || a.state != AlarmState::Normal)) {
             let mut over = Alarm::clone(old);
             over.state = AlarmState::Normal;
-            over.care = Care { explanation: over.care.explanation, ..Care::default() };
+            let Care { explanation, opinion, .. } = over.care;
+            over.care = Care { explanation, opinion, ..Care::default() };
             *old = Arc::new(over);
         }
         if let Some(known) = self.alarms.iter_mut().find(|a| a.id == alarm.id) {

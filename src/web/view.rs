@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::json as render;
 use super::picture::{Picture, Point, ScorePoint};
 use crate::metrics::lock;
-use crate::types::{Live, Name, Time};
+use crate::types::{Alarm, Live, Name, Time};
 
 pub use super::picture::Held;
 
@@ -105,6 +105,13 @@ impl View {
             Live::State { machine, .. } => {
                 if let Some(m) = picture.machines().get(machine) {
                     self.send("state", &render::state(machine, m));
+                }
+            }
+            Live::Opinion(machine, opinion, _) => {
+                self.send("opinion", &json!({"machine": machine, "second_opinion": render::opinion(opinion)}));
+                let about = |a: &&Arc<Alarm>| a.care.opinion.as_ref() == Some(&**opinion);
+                if let Some(alarm) = picture.alarms().iter().find(about) {
+                    self.send("alarm", &render::alarm(alarm));
                 }
             }
             Live::Flood(flood) => self.send("flood", &render::flood(flood.as_ref())),

@@ -4,6 +4,8 @@
 pub mod certificates;
 pub mod chromium;
 pub mod daemon;
+pub mod mlserver;
 pub mod mosquitto;
+pub mod oip;
 pub mod peer;
 pub mod publisher;

@@ -90,7 +90,7 @@ impl Engine {
     }
 
     pub(super) fn clock(&mut self, now: Time, out: &mut Outcome) {
-        self.now = self.now.max(now);
+        self.hear_clock(now);
         for i in 0..self.units.len() {
             for condition in CONDITIONS {
                 let Some(alarm) = self.units[i].tracker_mut(condition).expire(now) else { continue };
@@ -196,7 +196,7 @@ impl Engine {
             _ if unit.on_since.is_none() => unit.on_since = Some(at),
             _ => {}
         }
-        unit.reason = reason;
+        (unit.reason, unit.judged) = (reason, at);
     }
 }
 

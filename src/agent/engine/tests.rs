@@ -45,7 +45,7 @@ fn learnt_model() -> Arc<Model> {
     MODEL.get_or_init(learn).clone()
 }
 
-fn engine() -> Engine {
+pub(super) fn engine() -> Engine {
     engine_with(pump_model())
 }
 
@@ -73,7 +73,7 @@ fn engine_with(model: Arc<Model>) -> Engine {
 
 /// Two pumps for some seconds, the second of which goes wrong half-way; every now and then a
 /// channel is missing.
-fn course(seconds: i64, holes: &[usize]) -> Vec<Reading> {
+pub(super) fn course(seconds: i64, holes: &[usize]) -> Vec<Reading> {
     let channels = pump_model().manifest().channels.clone();
     let mut out = Vec::new();
     for step in 0..seconds * 10 {

@@ -9,10 +9,11 @@ use anyhow::{Context, Result, bail};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderValue, RETRY_AFTER};
-use reqwest::{Certificate, Identity, Method, Request, Response, redirect};
+use reqwest::{Certificate, Identity, Method, Request, Response, Url, redirect};
 
 use super::config::{Compress, Config};
 use crate::forward::reply::Answer;
+use crate::tls::Tls;
 
 /// Answers are read up to here; a longer one counts as an answer without a body.
 const MAX_ANSWER: usize = 1 << 20;
@@ -111,22 +112,7 @@ impl Client {
     /// # Errors
     /// When a certificate or key file cannot be used.
     pub fn new(config: &Config) -> Result<Client> {
-        let builder = reqwest::Client::builder()
-            .user_agent(concat!("andon/", env!("CARGO_PKG_VERSION")))
-            .redirect(redirect::Policy::none())
-            .no_proxy()
-            .retry(reqwest::retry::never())
-            .timeout(config.timeout)
-            .connect_timeout(CONNECT_TIMEOUT.min(config.timeout))
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .tcp_nodelay(true);
-        let builder = if config.url.0.scheme() == "http" || config.tls.ca.is_some() {
-            // Ours trusts nobody but `tls.ca`, and needs no certificate store for plain HTTP.
-            builder.tls_backend_preconfigured(config.tls.client_config()?)
-        } else {
-            with_system_roots(builder, config)?
-        };
-        let http = builder.build().context("setting up the HTTP client")?;
+        let http = http(&config.url.0, &config.tls, config.timeout)?;
         let token = config.token.as_ref().and_then(|t| bearer(t.reveal()));
         let mut client = Client { http, token };
         client.reread_token(config);
@@ -200,7 +186,8 @@ async fn read(mut response: Response) -> Result<Answer, Failure> {
     Ok(Answer { status, retry_after, date, body })
 }
 
-fn failure(e: reqwest::Error) -> Failure {
+/// Why a request came to nothing, without the address.
+pub(in crate::forward) fn failure(e: reqwest::Error) -> Failure {
     // The address may hold a secret in its query, so it is not shown.
     let e = e.without_url();
     if e.is_timeout() && !e.is_connect() {
@@ -214,18 +201,43 @@ fn failure(e: reqwest::Error) -> Failure {
     if e.is_connect() { Failure::Connect(inner.to_string()) } else { Failure::Io(inner.to_string()) }
 }
 
-fn bearer(token: &str) -> Option<HeaderValue> {
+/// An `Authorization` header, marked as a secret.
+pub(in crate::forward) fn bearer(token: &str) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(&format!("Bearer {token}")).ok().filter(|_| !token.is_empty())?;
     value.set_sensitive(true);
     Some(value)
 }
 
-fn with_system_roots(builder: reqwest::ClientBuilder, config: &Config) -> Result<reqwest::ClientBuilder> {
+/// An HTTP client for one address: certificates as they are on disk now, no redirects, no proxies, no
+/// retries of its own.
+///
+/// # Errors
+/// When a certificate or key file cannot be used.
+pub(in crate::forward) fn http(url: &Url, tls: &Tls, timeout: Duration) -> Result<reqwest::Client> {
+    let builder = reqwest::Client::builder()
+        .user_agent(concat!("andon/", env!("CARGO_PKG_VERSION")))
+        .redirect(redirect::Policy::none())
+        .no_proxy()
+        .retry(reqwest::retry::never())
+        .timeout(timeout)
+        .connect_timeout(CONNECT_TIMEOUT.min(timeout))
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .tcp_nodelay(true);
+    let builder = if url.scheme() == "http" || tls.ca.is_some() {
+        // Ours trusts nobody but `tls.ca`, and needs no certificate store for plain HTTP.
+        builder.tls_backend_preconfigured(tls.client_config()?)
+    } else {
+        with_system_roots(builder, tls)?
+    };
+    builder.build().context("setting up the HTTP client")
+}
+
+fn with_system_roots(builder: reqwest::ClientBuilder, tls: &Tls) -> Result<reqwest::ClientBuilder> {
     static PROVIDER: Once = Once::new();
     // Fails only when another part was first, and then there is one.
     PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
     let builder = builder.tls_certs_merge(Vec::<Certificate>::new());
-    match (&config.tls.cert, &config.tls.key) {
+    match (&tls.cert, &tls.key) {
         (Some(cert), Some(key)) => {
             let mut pem = std::fs::read(cert).with_context(|| format!("reading {}", cert.display()))?;
             pem.push(b'\n');

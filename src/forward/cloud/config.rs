@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use reqwest::Url;
 
+use crate::forward::inference;
 use crate::forward::privacy::{Privacy, Pseudonyms};
 use crate::settings::{Secret, Section};
 use crate::tls::Tls;
@@ -32,8 +33,8 @@ pub struct Config {
     pub privacy: Privacy,
     /// For a whole request, the answer included.
     pub timeout: Duration,
-    /// A second opinion from a larger model; read, but not acted on in this version.
-    pub inference: Option<Inference>,
+    /// A second opinion from a larger model.
+    pub inference: Option<inference::Config>,
     /// Waiting times that are not for the user to set.
     pub tempo: Tempo,
 }
@@ -57,19 +58,6 @@ pub enum Compress {
     Gzip,
     /// Smaller and cheaper.
     Zstd,
-}
-
-/// The `[cloud.inference]` section.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Inference {
-    /// An Open Inference Protocol server.
-    pub url: String,
-    /// Its model.
-    pub model: String,
-    /// p-values between these are uncertain.
-    pub escalate: [f64; 2],
-    /// How often it may be asked, such as `2000 per day`.
-    pub budget: Option<String>,
 }
 
 /// How patient the sink is.
@@ -119,13 +107,7 @@ impl Config {
 
     /// Reads the section; what is wrong is reported there and replaced by its default.
     pub fn read(s: &Section<'_>) -> Config {
-        let token = s.secret("token");
-        if token.as_ref().is_some_and(|t| t.reveal().is_empty() || !t.reveal().bytes().all(|b| b.is_ascii_graphic())) {
-            s.problem(
-                if s.has("token") { "token" } else { "token_file" },
-                "is not a token: one line of printable characters without spaces is",
-            );
-        }
+        let token = token(s);
         let default = Config::to(url(s));
         Config {
             token,
@@ -138,17 +120,30 @@ impl Config {
                 .unwrap_or(default.compress),
             privacy: privacy(s),
             timeout: timeout(s).unwrap_or(default.timeout),
-            inference: s.section("inference").map(|s| inference(&s)),
+            inference: s.section("inference").map(|s| inference::Config::read(&s)),
             ..default
         }
     }
+}
+
+/// `token` or `token_file`, if it is one.
+pub(in crate::forward) fn token(s: &Section<'_>) -> Option<Secret> {
+    let token = s.secret("token");
+    if token.as_ref().is_some_and(|t| t.reveal().is_empty() || !t.reveal().bytes().all(|b| b.is_ascii_graphic())) {
+        s.problem(
+            if s.has("token") { "token" } else { "token_file" },
+            "is not a token: one line of printable characters without spaces is",
+        );
+    }
+    token
 }
 
 fn count(s: &Section<'_>, key: &str, bounds: std::ops::RangeInclusive<i64>) -> Option<usize> {
     s.integer(key, bounds).and_then(|n| usize::try_from(n).ok())
 }
 
-fn url(s: &Section<'_>) -> Url {
+/// An address to speak HTTP with: plain only to this machine, unless the section says `insecure`.
+pub(in crate::forward) fn url(s: &Section<'_>) -> Url {
     // Stands in only where a problem was reported; nothing listens there.
     let nowhere = || Url::parse("http://127.0.0.1:9/").unwrap_or_else(|_| unreachable!("a constant that parses"));
     let insecure = s.boolean("insecure").unwrap_or(false);
@@ -194,7 +189,8 @@ fn max_batch_bytes(s: &Section<'_>) -> Option<usize> {
     usize::try_from(bytes).ok()
 }
 
-fn timeout(s: &Section<'_>) -> Option<Duration> {
+/// `timeout`, within reason.
+pub(in crate::forward) fn timeout(s: &Section<'_>) -> Option<Duration> {
     let timeout = s.duration("timeout")?;
     if timeout < Duration::from_millis(100) || timeout > Duration::from_secs(600) {
         s.problem("timeout", "is not between 100ms and 10min");
@@ -216,14 +212,6 @@ fn privacy(s: &Section<'_>) -> Privacy {
     }
     let pseudonyms = key.filter(|_| wanted).map(|k| Pseudonyms::new(k.reveal().as_bytes()));
     Privacy { fields: fields.map(|f| f.into_iter().collect()), pseudonyms }
-}
-
-fn inference(s: &Section<'_>) -> Inference {
-    let escalate = s.floats("escalate").unwrap_or([0.001, 0.05]);
-    if !(0.0 <= escalate[0] && escalate[0] < escalate[1] && escalate[1] <= 1.0) {
-        s.problem("escalate", "is not two p-values in rising order, such as [0.001, 0.05]");
-    }
-    Inference { url: s.required_string("url"), model: s.required_string("model"), escalate, budget: s.string("budget") }
 }
 
 #[cfg(test)]
@@ -250,7 +238,7 @@ mod tests {
         assert_eq!((config.batch_events, config.compress, config.max_batch_bytes), (200, Compress::Gzip, 262_144));
         assert_eq!(config.timeout, Duration::from_secs(5));
         assert_eq!(format!("{:?}", config.url), "https://aiaas.example.com/v1/events");
-        assert_eq!(config.inference.map(|i| i.model).as_deref(), Some("bearing-large"));
+        assert_eq!(config.inference.map(|i| i.policy.model).as_deref(), Some("bearing-large"));
     }
 
     #[test]

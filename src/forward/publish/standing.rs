@@ -16,14 +16,16 @@ enum What {
     Discovery,
     State,
     Alarm,
+    Opinion,
 }
 
-const ALL: [What; 3] = [What::Discovery, What::State, What::Alarm];
+const ALL: [What; 4] = [What::Discovery, What::State, What::Alarm, What::Opinion];
 
 #[derive(Default)]
 struct Machine {
     state: Option<String>,
     alarms: BTreeMap<Condition, (Alarm, Arc<str>)>,
+    opinion: Option<Arc<str>>,
 }
 
 /// See the module.
@@ -63,6 +65,14 @@ impl Standing {
         if let Some(m) = self.machines.get_mut(&alarm.machine) {
             m.alarms.insert(alarm.condition, (alarm.clone(), data));
             self.due.insert((What::Alarm, alarm.machine.clone()));
+        }
+    }
+
+    /// A larger model has spoken about a machine.
+    pub fn opinion(&mut self, machine: &Name, data: Arc<str>) {
+        if let Some(m) = self.machines.get_mut(machine) {
+            m.opinion = Some(data);
+            self.due.insert((What::Opinion, machine.clone()));
         }
     }
 
@@ -118,6 +128,7 @@ impl Standing {
         match what {
             What::Discovery => self.discovery.then(|| self.topics.discovery(machine)),
             What::State => Some(retained("state", m.state.clone()?)),
+            What::Opinion => Some(retained("opinion", flat(m.opinion.as_ref()?)?)),
             What::Alarm => {
                 // One topic per machine: an alarm that stands hides one that is over.
                 let first = m.alarms.values().max_by_key(|(a, _)| (a.state.is_active(), a.severity, a.at));

@@ -124,7 +124,7 @@ impl Node {
     /// born: the birth of a machine that is new, and its light. `None` when there are too many machines.
     pub fn news(&mut self, news: &Live, now: Time) -> Option<(Option<Outgoing>, Option<Outgoing>)> {
         let machine = match news {
-            Live::Step { .. } | Live::Flood(_) => return Some((None, None)),
+            Live::Step { .. } | Live::Flood(_) | Live::Opinion(..) => return Some((None, None)),
             Live::Verdict(verdict, _) => &verdict.machine,
             Live::Alarm(alarm, _) => &alarm.machine,
             Live::State { machine, .. } => machine,
@@ -135,7 +135,7 @@ impl Node {
             Live::Verdict(verdict, data) => stand(device, Origin::Verdict, data, verdict.at),
             Live::Alarm(alarm, data) => stand(device, of_condition(alarm.condition), data, alarm.at),
             Live::State { at, light, why, .. } => device.light(*light, why, *at),
-            Live::Step { .. } | Live::Flood(_) => {}
+            Live::Step { .. } | Live::Flood(_) | Live::Opinion(..) => {}
         }
         if self.born_at.is_none() {
             return Some((None, None));

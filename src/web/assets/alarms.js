@@ -73,10 +73,12 @@ function makeAlarm(id) {
     button("in-service", "Back in service", act("in_service")));
   why.append(summary, el("div", "explanation"));
   why.addEventListener("toggle", () => { const a = alarms.get(id); if (a) explain(row, a); });
-  row.append(what, el("span", "message"), el("span", "when"), el("span", "aside-until"), deeds, why, el("span", "problem not-good"));
+  row.append(what, el("span", "message"), el("span", "second"), el("span", "when"), el("span", "aside-until"), deeds, why, el("span", "problem not-good"));
   row.querySelector(".problem").setAttribute("role", "alert");
   return row;
 }
+// What a larger model says.
+const second = o => t(o.anomaly ? "an anomaly" : "no anomaly") + " (" + o.model + ", " + t("score") + " " + num(o.score) + ", " + t("limit") + " " + num(o.threshold) + ")";
 function fillAlarm(row, a) {
   mark(row, "state", a.state);
   mark(row, "shown", a.shown_state);
@@ -91,6 +93,8 @@ function fillAlarm(row, a) {
   put(row.querySelector(".message"), t(a.message));
   put(row.querySelector(".when"), t(a.priority) + " · " + t("severity") + " " + a.severity + " · " + t("since") + " " + clock(a.since) +
     (a.acknowledged_by ? " · " + t("seen by") + " " + a.acknowledged_by : "") + (a.repeats ? " · " + t("repeated") + " " + a.repeats + "×" : ""));
+  put(row.querySelector(".second"), a.second_opinion ? t("second opinion") + ": " + second(a.second_opinion) : "");
+  row.querySelector(".second").hidden = !a.second_opinion;
   const aside = [];
   if (a.shelved_until) {
     const left = (new Date(a.shelved_until) - Date.now()) / 1000;

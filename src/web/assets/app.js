@@ -214,6 +214,7 @@ function drawDetail() {
     [t("health"), v.health === null ? "–" : Math.round(v.health * 100) + " %"],
     ...(v.rul ? [[t("useful life left"), num(v.rul.median) + " (" + num(v.rul.low) + " to " + num(v.rul.high) + ")"]] : []),
     ...(v.class ? [[t("class"), v.class]] : []), [t("model"), v.model], [t("window ends"), clock(v.at)],
+    ...(m.second_opinion ? [[t("second opinion"), second(m.second_opinion)]] : []),
   ] : [["", t("no verdict yet")]]);
   const body = $("detail-signals");
   fit(body, m.signals.length, "tr", () => [el("td"), el("td", "value"), el("td")]);
@@ -293,6 +294,7 @@ const heard = {
   status: s => { status = s; drawStatus(); },
   step: s => { const m = machines.get(s.machine); if (m) keep({ id: m.id, at: s.at, behind_seconds: s.behind_seconds, signals: s.signals }); else stranger(false); },
   verdict: v => { const m = machines.get(v.machine); if (m) m.verdict = v.verdict; },
+  opinion: o => { const m = machines.get(o.machine); if (m) m.second_opinion = o.second_opinion; },
   state: s => { const m = machines.get(s.machine); if (m) Object.assign(m, { light: s.light, why: s.why, since: s.since }); else stranger(ORDER[s.light] < 2); },
   flood: f => {
     if (f && !status.flood) put($("said"), t("Flood of alarms: " + f.raised + " so far, the first from " + f.first));

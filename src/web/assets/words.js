@@ -12,7 +12,7 @@ const ZH = {
   "Latched, acknowledged": "锁存，已确认", "Shelved": "已搁置", "Suppressed": "已抑制",
   "well": "正常", "look": "注意", "alarm": "报警", "off": "停机", "in alarm": "报警", "to look at": "需注意", "all well": "全部正常",
   "nothing running": "无设备运行", "active": "个活动", "none active": "无活动报警", "critical": "紧急", "high": "高", "medium": "中", "low": "低",
-  "severity": "严重度", "since": "自", "seen by": "确认人", "until": "至", "left": "剩余", "by": "操作人", "first out": "首发", "chattering": "频繁抖动",
+  "second opinion": "第二意见", "an anomaly": "异常", "no anomaly": "无异常", "severity": "严重度", "since": "自", "seen by": "确认人", "until": "至", "left": "剩余", "by": "操作人", "first out": "首发", "chattering": "频繁抖动",
   "repeated": "重复", "Your name": "您的姓名", "For how long": "搁置多久", "minutes": "分钟", "hours": "小时", "Comment": "备注", "Cancel": "取消",
   "Shelve this alarm": "搁置此报警", "It comes back by itself.": "到时自动恢复。", "Critical alarms are not shelved.": "紧急报警不可搁置。",
   "now": "当前", "was": "报警时", "rarer than 1 in a million": "不到百万分之一", "normal": "正常范围", "share": "占比", "model": "模型", "records waiting": "待发送记录", "records sent": "已发送记录",
