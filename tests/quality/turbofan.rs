@@ -28,7 +28,7 @@ const CHANNELS: [(usize, &str); 14] = [
     (25, "W32"),
 ];
 /// What the README says: set, capped RMSE and PHM08 score at most, with what rounding there leaves.
-const CLAIMS: [(&str, f64, f64); 2] = [("FD001", 11.55, 195.5), ("FD003", 11.25, 220.5)];
+const CLAIMS: [(&str, f64, f64); 2] = [("FD001", 9.5, 141.0), ("FD003", 9.95, 190.5)];
 
 /// Numbers of a file, row by row.
 fn numbers(path: &Path) -> Vec<Vec<f64>> {
