@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Invalid};
 use crate::metrics::{Health, Metrics, Shared};
+use crate::model::library::Library;
 use crate::source::modbus::Lines;
 use crate::source::modbus::light::{self, Standing};
 use crate::store::{Recovered, Store};
@@ -26,8 +27,10 @@ use crate::{forward, source, systemd, web};
 
 pub mod audit;
 pub mod blocks;
+mod delivery;
 pub mod engine;
 mod feed;
+mod guests;
 pub mod input;
 mod outbox;
 pub mod records;
@@ -35,6 +38,7 @@ mod recover;
 mod reload;
 mod scribe;
 
+use delivery::Delivery;
 use engine::Engine;
 use engine::second::MAX_PENDING;
 use feed::{Feed, Order};
@@ -51,8 +55,8 @@ const N_QUEUED_COMMANDS: usize = 16;
 const N_QUEUED_WRITES: usize = 64;
 /// Answers of a larger model on their way to the engine.
 const N_QUEUED_ANSWERS: usize = 16;
-/// Orders from the agent to its engine: one at the start, one for each reload.
-const N_QUEUED_ORDERS: usize = 2;
+/// Orders from the agent to its engine: one at the start, one for each reload, some for each new model.
+const N_QUEUED_ORDERS: usize = 16;
 /// How long sources may take to hand over what they hold and to say goodbye.
 const SOURCES_GRACE: Duration = Duration::from_secs(8);
 /// How long forwarders may go on sending what is left.
@@ -97,8 +101,16 @@ impl Agent {
             tokio::task::spawn_blocking(move || Store::open(&store, &dir, &sinks, shared)).await?
         };
         let (store, recovered) = opened.context("opening the store")?;
+        let dir = config.agent.data_dir.clone();
+        let library = tokio::task::spawn_blocking(move || Library::open(&dir)).await?;
+        let (library, damaged) = library.context("opening the library of models")?;
+        if let Some(why) = damaged {
+            tracing::error!("what was known of delivered models is lost, they have to come again: {why}");
+        }
         let recorder = Recorder::new(&config.agent.site, &config.agent.id);
         let (orders_tx, orders) = mpsc::channel(N_QUEUED_ORDERS);
+        let library = Arc::new(library);
+        let delivery = Delivery::new(&config, library.clone(), orders_tx.clone(), shared.clone());
         let reloader = Reloader::new(&config, models, orders_tx);
         let policy = config.cloud.as_ref().and_then(|c| c.inference.as_ref()).map(|i| i.policy.clone());
         let engine = Engine::new(recorder, blocks, config.agent.max_machines).with_second_opinions(policy);
@@ -117,6 +129,9 @@ impl Agent {
             shared,
         };
         agent.wire(config, engine, recovered, orders).await?;
+        if let Some(delivery) = delivery {
+            agent.sources.spawn("the delivery of models", delivery.run());
+        }
         Ok(agent)
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use crate::model::trust::Trust;
 use crate::settings::{Document, Problem, Section, Surroundings, hint};
 use crate::{alarm, forward, logging, pipeline, source, store, web};
 
@@ -21,6 +22,10 @@ pub struct Config {
     pub agent: Agent,
     /// What brings readings in.
     pub source: source::Config,
+    /// Of `[models]`: whose models are used.
+    pub trust: Trust,
+    /// Of `[models]`: where new ones come from, if they do.
+    pub delivery: Option<forward::delivery::Config>,
     /// `[[machine]]`, in order; the first that matches a machine is its block.
     pub machines: Vec<Machine>,
     /// `[store]`.
@@ -119,12 +124,16 @@ impl Config {
     fn read(root: &Section<'_>, path: &Path, needs: Needs) -> Config {
         let agent = Agent::read(root);
         let source = source::Config::read(root, &agent.id);
+        let cloud = root.section("cloud").map(|s| forward::cloud::Config::read(&s));
+        let models = root.section("models");
         let config = Config {
             path: path.to_path_buf(),
             text: String::new(),
+            trust: models.as_ref().map(Trust::read).unwrap_or_default(),
+            delivery: models.as_ref().and_then(|s| forward::delivery::Config::read(s, cloud.as_ref())),
             machines: root.sections("machine").iter().map(Machine::read).collect(),
             store: root.section("store").map(|s| store::Config::read(&s)).unwrap_or_default(),
-            cloud: root.section("cloud").map(|s| forward::cloud::Config::read(&s)),
+            cloud,
             publish: root.section("publish").map(|s| forward::publish::Config::read(&s, &agent.site)),
             web: root.section("web").map(|s| web::Config::read(&s)).unwrap_or_default(),
             log: logging::Config::read(root),
@@ -136,6 +145,9 @@ impl Config {
     }
 
     fn check_whole(&self, root: &Section<'_>, needs: Needs) {
+        if self.delivery.is_some() && self.trust.keys.is_empty() {
+            root.problem("models", "new models have to be signed: name who may in `trusted_keys`");
+        }
         let mut names = BTreeSet::new();
         let mqtt = self.source.mqtt.iter().map(|s| &*s.name);
         for name in mqtt.clone().chain(self.source.modbus.iter().map(|s| &*s.name)) {

@@ -1,4 +1,5 @@
-//! Everything that leaves: the cloud sink, results published to MQTT, questions to a larger model.
+//! Everything that leaves: the cloud sink, results published to MQTT, questions to a larger model; and new
+//! models that come.
 //! A sink reads from an [`Outbox`], sends what waits there, and advances only past what was taken
 //! or set aside; so whatever happens in between, nothing is skipped.
 
@@ -10,6 +11,7 @@ use crate::types::Stored;
 pub mod budget;
 pub mod cloud;
 pub mod cloud_events;
+pub mod delivery;
 pub mod inference;
 pub mod memory;
 pub mod plan;

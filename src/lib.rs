@@ -16,10 +16,10 @@
 //! | [`types`] | the vocabulary: reading, batch, receipt, window, verdict, alarm, record | [`types::Batch`] |
 //! | [`source`] | takes readings in: MQTT acked when durable, Modbus polled; the stack light | [`source::mqtt::run`], [`source::modbus::run`] |
 //! | [`pipeline`] | quality, a fixed grid, windows, the machine-off gate; pure | [`pipeline::Machine`] |
-//! | [`model`] | bundles, the ONNX graph in tract, calibration, contributions | [`model::Model`] |
+//! | [`model`] | bundles, their signatures and the library of them, the ONNX graph in tract, calibration, contributions | [`model::Model`], [`model::signature`] |
 //! | [`alarm`] | from verdicts to ISA-18.2 alarms; pure | [`alarm::Tracker`] |
 //! | [`store`] | journal, outgoing lanes, dead letters on sled; its docs hold format and recovery | [`store::Store`] |
-//! | [`forward`] | records to the cloud over HTTP, results to MQTT dashboards, as a Sparkplug node; asks a larger model under a budget | [`forward::cloud::run`], [`forward::publish::run_with`], [`forward::sparkplug::run`], [`forward::inference::run`] |
+//! | [`forward`] | records to the cloud over HTTP, results to MQTT dashboards, as a Sparkplug node; asks a larger model under a budget; fetches new models | [`forward::cloud::run`], [`forward::publish::run_with`], [`forward::sparkplug::run`], [`forward::inference::run`] |
 //! | [`web`] | dashboard, API, `/metrics`, models for guests | [`web::run`], [`web::inference`] |
 //! | [`agent`] | builds, wires, runs, reloads and drains all of that, keeps the audit log; the only one that sees every stage | [`agent::Agent`], [`agent::engine::Engine`] |
 //! | [`config`] | the whole config file, with the line of every mistake | [`config::Config`] |

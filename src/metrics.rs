@@ -74,6 +74,8 @@ metrics! {
     inference: Histograms<1>, "inference", Some(Unit::Seconds), Family::new_with_constructor(latency);
     /// Model runs that failed, by model.
     inference_errors: Counters<1>, "inference_errors", None, Family::default();
+    /// Steps that delivered models took, by model and stage.
+    model_steps: Counters<2>, "model_steps", None, Family::default();
     /// The last anomaly score, by machine.
     anomaly_score: FloatGauges<1>, "anomaly_score", None, Family::default();
     /// The last p-value, by machine.

@@ -10,11 +10,17 @@ use crate::types::{Contribution, Name, Quality, Reason, Rul, Verdict, Window};
 
 pub mod bundle;
 pub mod calibration;
+pub mod compat;
 pub mod explain;
 pub mod fit;
 pub mod graph;
+pub mod judge;
+pub mod library;
 pub mod session;
+pub mod signature;
 pub mod state;
+pub mod trust;
+pub mod unpack;
 pub mod write;
 
 pub use bundle::{Bundle, Manifest, Task};
@@ -59,6 +65,9 @@ pub enum ModelError {
     /// The graph does not do what the golden cases say.
     #[error("the model failed its self-test: {0}")]
     Golden(String),
+    /// It is not signed, not by a key that is trusted, or not as it was signed.
+    #[error("{0}")]
+    Signature(String),
     /// It was tried in a process of its own, which did not end well.
     #[error("{0}")]
     Test(String),

@@ -263,6 +263,11 @@ impl<'d> Section<'d> {
         self.string(key).map(|s| self.document.around.locate(&s))
     }
 
+    /// A path or a list of paths, each as [`Section::path_of`].
+    pub fn paths_of(&self, key: &str) -> Option<Vec<PathBuf>> {
+        self.strings(key).map(|all| all.iter().map(|s| self.document.around.locate(s)).collect())
+    }
+
     /// A secret: `key` holds the value (better as `${ENV}`) or `key_file` names a file or credential.
     pub fn secret(&self, key: &str) -> Option<Secret> {
         let file_key = format!("{key}_file");

@@ -11,11 +11,13 @@ use tokio::sync::oneshot;
 
 mod alarm;
 mod opinion;
+mod rollout;
 
 pub use alarm::{
     Action, CRITICAL_SEVERITY, Care, Change, Command, Explanation, Flood, Ranked, Refusal, Shelf, Target, priority,
 };
 pub use opinion::{Answer, Ask, Asking, May, Outcome, SecondOpinion};
+pub use rollout::{FailurePolicy, ModelNews, ModelStep, Release, Rollout, Stage};
 
 /// A machine, signal or channel name; cheap to clone.
 pub type Name = Arc<str>;

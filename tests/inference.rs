@@ -62,7 +62,7 @@ fn tritons_client_lists_describes_and_infers() {
         let listed: Vec<&str> = said["index"].as_array().unwrap().iter().map(|m| m["name"].as_str().unwrap()).collect();
         assert_eq!(listed, ["motor-health", "pump-anomaly"]);
         assert!(said["worst"].as_f64().unwrap() < 1e-3, "{said}");
-        assert!(said["refused"].as_str().unwrap().contains("models are not loaded or unloaded over HTTP"), "{said}");
+        assert!(said["refused"].as_str().unwrap().contains("only an admin loads and unloads models"), "{said}");
     }
     let (status, body) = daemon.get("/v2/models/none").unwrap();
     assert_eq!((status, body.as_str()), (404, r#"{"error":"there is no model \"none\""}"#));

@@ -45,11 +45,22 @@ fn a_machine_nobody_trained_for_is_watched_after_one_command() {
         assert!(output.status.success(), "andon {arguments}: {}", said(&output));
         String::from_utf8(output.stdout).unwrap()
     };
+    // The gateway signs what it learns, and uses nothing that is not signed.
+    let openssl = |arguments: &str| {
+        let mut command = Command::new("openssl");
+        let output = command.current_dir(dir.path()).args(arguments.split_whitespace()).output().unwrap();
+        assert!(output.status.success(), "openssl {arguments}: {}", said(&output));
+    };
+    openssl("genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out gateway.key");
+    openssl("pkey -in gateway.key -pubout -out gateway.pem");
+    let models = "[models]\nsigning_key = \"gateway.key\"\nrequire_signature = true\n";
+    std::fs::write(dir.path().join("andon.toml"), format!("{CONFIG}{models}")).unwrap();
     run("demo --csv healthy.csv --kind pump --seconds 900 --no-faults --seed 31");
     run("demo --csv faulty.csv --kind pump --seconds 600 --seed 32");
     let told =
         run("learn -c andon.toml --input healthy.csv --machine pump-1 --ignore machine,label,fault --out models/mine");
     assert!(told.contains("self-test passed"), "{told}");
+    assert!(run("model verify models/mine --key gateway.pem").contains("5 files as signed by "));
     let ignore = "--machine-column machine --label label --json";
     let healthy = run(&format!("backtest -c andon.toml --input healthy.csv {ignore}"));
     let faulty = run(&format!("backtest -c andon.toml --input faulty.csv {ignore}"));

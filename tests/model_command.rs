@@ -1,5 +1,17 @@
-//! `andon model inspect`, `test` and `bench`, the real binary, on good and on broken bundles.
+//! `andon model` and what the daemon does with models that come to it, the real binary, on good and on
+//! broken bundles.
 #![allow(clippy::unwrap_used)]
+
+#[path = "model/bundles.rs"]
+mod bundles;
+#[path = "model/delivery.rs"]
+mod delivery;
+#[path = "model/guests.rs"]
+mod guests;
+#[path = "model/signing.rs"]
+mod signing;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -224,8 +224,8 @@ fn shown(c: &Config) -> String {
     let machines: Vec<String> =
         c.machines.iter().map(|m| format!("{:?} {:?} {:?} {:?}", m.model, m.channels, m.pipeline, m.alarm)).collect();
     format!(
-        "{:?}\n{:?}\n{machines:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}",
-        c.agent, c.source, c.store, c.cloud, c.publish, c.web, c.log
+        "{:?}\n{:?}\n{machines:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}",
+        c.agent, c.source, c.trust, c.delivery, c.store, c.cloud, c.publish, c.web, c.log
     )
 }
 
@@ -255,7 +255,7 @@ fn every_annotated_key_is_known() {
 
 /// The keys that the code asks a section for, by the names of the accessors.
 fn asked_for() -> BTreeSet<String> {
-    const ACCESSORS: [&str; 21] = [
+    const ACCESSORS: [&str; 23] = [
         "has",
         "string",
         "required_string",
@@ -268,6 +268,8 @@ fn asked_for() -> BTreeSet<String> {
         "size",
         "choice",
         "path_of",
+        "paths_of",
+        "stage",
         "secret",
         "section",
         "sections",
@@ -315,6 +317,8 @@ fn config_sources() -> Vec<PathBuf> {
         "source/modbus/config.rs",
         "forward/publish.rs",
         "forward/cloud/config.rs",
+        "forward/delivery.rs",
+        "model/trust.rs",
     ];
     all.map(|f| root().join("src").join(f)).into()
 }
@@ -324,7 +328,7 @@ fn every_key_of_the_code_is_annotated() {
     let annotated = settings(&read("config/andon.toml"));
     let text = read("config/andon.toml");
     let tables = ["agent", "source", "mqtt", "modbus", "subscribe", "signal", "machine", "channels", "range", "alarm"];
-    let more = ["store", "cloud", "inference", "publish", "web", "log"];
+    let more = ["store", "cloud", "inference", "models", "publish", "web", "log"];
     let mut known: BTreeSet<&str> = annotated.iter().map(|s| s.key.as_str()).collect();
     known.extend(tables.iter().chain(&more).filter(|t| text.contains(&format!("{t}]")) || **t == "source"));
     // Within `tls = { … }`.

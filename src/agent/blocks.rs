@@ -11,6 +11,7 @@ use super::engine::Block;
 use crate::alarm::LimitConfig;
 use crate::config::{Config, Machine};
 use crate::model::calibration::Limit;
+use crate::model::trust::Trust;
 use crate::model::{Model, ModelError};
 use crate::pipeline::Layout;
 use crate::settings::{Problem, hint};
@@ -31,7 +32,7 @@ pub fn build(config: &Config) -> Result<(Vec<Block>, Models), Vec<Problem>> {
         if models.contains_key(name) {
             continue;
         }
-        match load(&config.agent.models_dir, name) {
+        match load(&config.agent.models_dir, name, &config.trust) {
             Ok(model) => {
                 models.insert(name.clone(), model);
             }
@@ -50,7 +51,7 @@ pub fn build(config: &Config) -> Result<(Vec<Block>, Models), Vec<Problem>> {
     if problems.is_empty() { Ok((blocks, models)) } else { Err(problems) }
 }
 
-fn load(dir: &Path, name: &str) -> Result<Arc<Model>, String> {
+fn load(dir: &Path, name: &str, trust: &Trust) -> Result<Arc<Model>, String> {
     if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
         return Err(format!("machine.model: {name:?} is not the name of a bundle"));
     }
@@ -65,7 +66,12 @@ fn load(dir: &Path, name: &str) -> Result<Arc<Model>, String> {
         let near = hint(name, &there.iter().map(String::as_str).collect::<Vec<_>>());
         return Err(format!("machine.model: there is no bundle {}{near}", path.display()));
     }
-    Model::load(&path).map_err(|e: ModelError| format!("machine.model: {}: {e}", path.display()))
+    let unusable = |e: ModelError| match e {
+        ModelError::Signature(why) => format!("machine.model: {why}"),
+        e => format!("machine.model: {}: {e}", path.display()),
+    };
+    trust.admit(&path).map_err(unusable)?;
+    Model::load(&path).map_err(unusable)
 }
 
 fn bind(machine: &Machine, model: Option<Arc<Model>>) -> Result<Block, String> {

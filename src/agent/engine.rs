@@ -23,6 +23,7 @@ use crate::types::{
 use second::Judged;
 
 mod people;
+mod rollout;
 pub mod second;
 
 /// Signals that are followed, of all machines together; at some 500 bytes each this bounds the memory that
@@ -251,6 +252,7 @@ impl Engine {
                     self.hear_clock(answer.at);
                     self.opinion(answer, &mut out);
                 }
+                Input::Rollout(news) => self.news(news, &mut out),
             }
         }
         touched.sort_unstable();

@@ -15,9 +15,10 @@ use crate::alarm::Act;
 use crate::forward::budget;
 use crate::forward::inference::Asked;
 use crate::metrics::{Health, Pulse, Shared};
+use crate::model::Model;
 use crate::source::modbus::light::{Standing, Wrote};
 use crate::store::{self, Commit};
-use crate::types::{Answer, Batch, Change, Condition, Flood, Kind, Live, Receipt, Reject, Time, Verdict};
+use crate::types::{Answer, Batch, Change, Condition, Flood, Kind, Live, ModelNews, Receipt, Reject, Time, Verdict};
 use crate::web;
 
 /// Batches taken in at a time; with at most 4,096 readings each this bounds a group.
@@ -45,6 +46,8 @@ pub enum Order {
     Running(Running),
     /// These blocks are in force from now on, with what then runs; answered when that is so.
     Reconfigure(Vec<Block>, Running, oneshot::Sender<Result<(), String>>),
+    /// Something happened to a bundle; with a candidate comes the model itself, loaded.
+    News(ModelNews, Option<Arc<Model>>),
 }
 
 mod escalation;
@@ -220,6 +223,7 @@ impl Feed {
                 self.do_and_note(Input::Running(running), None).await;
             }
             Order::Running(_) => {}
+            Order::News(news, _model) => self.do_and_note(Input::Rollout(news), None).await,
             Order::Reconfigure(blocks, running, reply) => {
                 let done = self.engine.reconfigure(blocks);
                 if done.is_ok() {

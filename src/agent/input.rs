@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::alarm::Act;
 use crate::source::modbus::light::Wrote;
-use crate::types::{Action, Answer, Cause, Name, Quality, Reading, RecordId, Target, Time};
+use crate::types::{Action, Answer, Cause, ModelNews, Name, Quality, Reading, RecordId, Target, Time};
 
 /// Version of the encoding; a newer one is refused.
 const VERSION: u8 = 3;
@@ -33,6 +33,8 @@ pub enum Input {
     Wrote(Wrote),
     /// A larger model has answered, or could not be asked.
     Opinion(Answer),
+    /// Something happened to a bundle, or is to happen.
+    Rollout(ModelNews),
 }
 
 /// What the agent runs with: for the audit log.
@@ -76,6 +78,7 @@ enum WireInput {
     Again,
     Wrote(WireWrote),
     Opinion(Answer),
+    Rollout(ModelNews),
 }
 
 /// Device, time, address, value, reason, failure.
@@ -142,6 +145,7 @@ fn encode_input<'a>(input: &'a Input, names: &mut Names<'a>) -> WireInput {
         Input::Clock(now) => WireInput::Clock(now.0),
         Input::Running(running) => WireInput::Running(running.clone()),
         Input::Again => WireInput::Again,
+        Input::Rollout(news) => WireInput::Rollout(news.clone()),
         Input::Wrote(w) => {
             let (address, reason) = (w.address.clone(), w.reason.clone());
             WireInput::Wrote(WireWrote(w.device.to_string(), w.at.0, address, w.value, reason, w.failure.clone()))
@@ -171,6 +175,7 @@ fn decode_input(input: WireInput, names: &[Name]) -> Option<Input> {
         WireInput::Clock(now) => Input::Clock(Time(now)),
         WireInput::Running(running) => Input::Running(running),
         WireInput::Again => Input::Again,
+        WireInput::Rollout(news) => Input::Rollout(news),
         WireInput::Wrote(WireWrote(device, at, address, value, reason, failure)) => {
             Input::Wrote(Wrote { device: device.into(), at: Time(at), address, value, reason, failure })
         }
@@ -183,7 +188,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::types::Outcome;
+    use crate::types::{ModelStep, Outcome, Release, Stage};
 
     fn reading() -> impl Strategy<Value = Reading> {
         let names = prop::sample::select(vec!["pump-1", "pump-2", "flow", "temp", "ü"]);
@@ -196,6 +201,12 @@ mod tests {
             quality: Quality::Bad,
             cause: Cause::Timeout,
         })
+    }
+
+    fn news(at: Time) -> ModelNews {
+        let release = Release { model: "pump".into(), version: "2".into(), sequence: 17, digest: "ab".into() };
+        let (stage, reason, figures) = (Stage::Refused, "because".into(), [("p99_ms".into(), 1.5)].into());
+        ModelNews::Step(ModelStep { at, release, stage, reason, figures })
     }
 
     proptest! {
@@ -237,6 +248,7 @@ mod tests {
                 Input::Running(running),
                 wrote,
                 Input::Opinion(answer),
+                Input::Rollout(news(at)),
             ];
             let group = Group { inputs };
             prop_assert_eq!(Group::decode(&group.encode()), Ok(group));

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use crate::pipeline::Gap;
 use crate::types::{
-    Alarm, Answer, Ask, Change, Contribution, Kind, Name, Quality, Ranked, Reason, Record, RecordId, SecondOpinion,
-    Time, Verdict, priority,
+    Alarm, Answer, Ask, Change, Contribution, Kind, ModelStep, Name, Quality, Ranked, Reason, Record, RecordId,
+    SecondOpinion, Time, Verdict, priority,
 };
 
 /// Makes records in the name of one agent.
@@ -167,6 +167,20 @@ struct GapData<'a> {
     readings: u64,
 }
 
+#[derive(Serialize)]
+struct ModelData<'a> {
+    timestamp: String,
+    model: &'a str,
+    model_version: &'a str,
+    model_digest: &'a str,
+    sequence: u64,
+    event: &'a str,
+    stage: &'a str,
+    reason: &'a str,
+    #[serde(skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    figures: std::collections::BTreeMap<&'a str, f64>,
+}
+
 impl Recorder {
     /// For the agent of that site and id.
     pub fn new(site: &str, id: &str) -> Recorder {
@@ -259,6 +273,24 @@ impl Recorder {
             readings: gap.readings,
         };
         self.record(Kind::Gap, machine, gap.to, gap.reason.as_str().as_bytes(), &data)
+    }
+
+    /// The record of a step that a bundle has taken.
+    pub fn model(&self, step: &ModelStep) -> Record {
+        let (release, stage) = (&step.release, step.stage.as_str());
+        let data = ModelData {
+            timestamp: step.at.to_string(),
+            model: &release.model,
+            model_version: &release.version,
+            model_digest: &release.digest,
+            sequence: release.sequence,
+            event: "rollout",
+            stage,
+            reason: &step.reason,
+            figures: step.figures.iter().map(|(k, v)| (k.as_str(), tidy(*v))).collect(),
+        };
+        let what = [stage.as_bytes(), &release.sequence.to_le_bytes(), release.digest.as_bytes()].concat();
+        self.record(Kind::Model, &release.model, step.at, &what, &data)
     }
 
     /// The record of a larger model's verdict on a window; `opinion.record` is not looked at.

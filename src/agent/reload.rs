@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::blocks::{self, Models};
 use super::feed::Order;
+use super::guests::Guests;
 use super::input::Running;
 use crate::config::{Config, Invalid, Needs};
 use crate::metrics::lock;
@@ -54,6 +55,8 @@ pub struct Reloader {
     /// The file as it was last taken over.
     applied: Keys,
     models: Arc<Mutex<Models>>,
+    /// Loaded for guests only.
+    guests: Arc<Guests>,
     digest: String,
     web: watch::Sender<web::Config>,
     orders: mpsc::Sender<Order>,
@@ -68,6 +71,7 @@ impl Reloader {
             started: keys.clone(),
             applied: keys,
             models: Arc::new(Mutex::new(models)),
+            guests: Arc::new(Guests::new(config)),
             digest: digest(config),
             web: watch::channel(config.web.clone()).0,
             orders,
@@ -85,17 +89,26 @@ impl Reloader {
         Arc::new(move || lock(&models).values().map(|m| describe(m)).collect())
     }
 
-    /// Lets guests use the models in force.
+    /// Lets guests use the models in force, and those that an admin loads for them.
     pub fn serve_models(&self) -> web::inference::Models {
-        let (listed, run) = (self.models.clone(), self.models.clone());
-        let list = move || lock(&listed).values().map(|m| metadata(m)).collect();
+        let guests = self.guests.clone();
+        let all = {
+            let (models, guests) = (self.models.clone(), guests.clone());
+            move || -> Vec<Arc<Model>> { lock(&models).values().cloned().chain(guests.all()).collect() }
+        };
+        let (list, run, used) = (all.clone(), all, self.models.clone());
+        let list = move || list().iter().map(|m| metadata(m)).collect();
+        let load = move |name: &str, load: bool| {
+            let in_use = lock(&used).values().any(|m| &**m.name() == name);
+            if load { guests.load(name, in_use) } else { guests.unload(name, in_use) }
+        };
         let run = move |name: &str, window: web::inference::Tensor| {
-            let model = lock(&run).values().find(|m| &**m.name() == name).cloned();
+            let model = run().into_iter().find(|m| &**m.name() == name);
             let model = model.ok_or_else(|| format!("the model {name:?} is gone"))?;
             let outputs = model.infer(&window.data).map_err(|e| e.to_string())?;
             Ok(outputs.into_iter().map(|(name, len, data)| tensor(&model, name, len, data)).collect())
         };
-        web::inference::Models::new(Arc::new(list), Arc::new(run))
+        web::inference::Models::new(Arc::new(list), Arc::new(run)).with_load(Arc::new(load))
     }
 
     /// The dashboard's settings in force.

@@ -14,7 +14,7 @@ use crate::agent::blocks;
 use crate::config::{Config, Machine, Needs};
 use crate::logging;
 use crate::model::fit::{self, Fitted, Stretch};
-use crate::model::{Model, write};
+use crate::model::{Model, signature, write};
 use crate::pipeline::{self, Due, Layout};
 use crate::settings::parse_duration;
 use crate::types::{Name, Reading, Time};
@@ -111,6 +111,9 @@ pub fn run(options: &Options) -> Result<()> {
     };
     write::bundle(&options.out, &about, &fitted, &samples(&stretches, steps))
         .with_context(|| format!("writing {}", options.out.display()))?;
+    if let Some(key) = &config.trust.own {
+        signature::sign(&options.out, key)?;
+    }
     let model = Model::load(&options.out)?;
     tell(&options.out, &about, &fitted, &model, flagged);
     Ok(())

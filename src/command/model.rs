@@ -1,26 +1,18 @@
-//! `andon model`: what is in a bundle, whether it does what its golden cases say, and what it costs.
-//! Test and bench run in a process of their own with limits, since a bundle from elsewhere may be
-//! broken in any way.
+//! `andon model`: what is in a bundle, and whether it does what its golden cases say. The test runs
+//! in a process of its own with limits, since a bundle from elsewhere may be broken in any way.
 
-use std::io::Read;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, Subcommand};
-use rustix::process::{Resource, Rlimit, setrlimit};
 
-use crate::model::{Bundle, Model, ModelError};
+use crate::model::judge::{self, Findings, Limits};
+use crate::model::{Bundle, ModelError, signature};
 use crate::settings::{parse_duration, parse_size};
 
 mod bench;
-
-/// How often the parent looks whether the test has ended.
-const LOOK: Duration = Duration::from_millis(10);
-/// As much of what the test says as is shown.
-const SHOWN: u64 = 16 << 10;
+mod ship;
 
 /// What to do with the bundle.
 #[derive(Subcommand)]
@@ -31,6 +23,12 @@ pub enum Action {
     Test(Test),
     /// Measure time, memory and agreement with the golden cases
     Bench(bench::Options),
+    /// Sign a bundle (OpenSSF Model Signing, key method)
+    Sign(ship::Sign),
+    /// Whether a bundle is as it was signed, and by whom
+    Verify(ship::Verify),
+    /// Judge a bundle, then put it where the config's models are
+    Install(ship::Install),
 }
 
 /// See `andon model inspect --help`.
@@ -45,30 +43,18 @@ pub struct Inspect {
 pub struct Test {
     /// The bundle's directory
     path: PathBuf,
-    #[command(flatten)]
-    limits: Limits,
-    /// Run it in this very process, which then has the limit
-    #[arg(long, hide = true)]
-    here: bool,
-}
-
-/// What the process of its own may use.
-#[derive(Args)]
-pub struct Limits {
-    /// The address space it may use
+    /// The address space the test may use
     #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = size)]
     memory: u64,
     /// How long it may take
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
     timeout: Duration,
-}
-
-impl Limits {
-    /// Holds this process to the address space.
-    fn take(&self) -> Result<()> {
-        let limit = Rlimit { current: Some(self.memory), maximum: Some(self.memory) };
-        setrlimit(Resource::As, limit).context("limiting the address space")
-    }
+    /// One JSON object with what was measured
+    #[arg(long)]
+    json: bool,
+    /// Run it in this very process, which then has the limit
+    #[arg(long, hide = true)]
+    here: bool,
 }
 
 /// Runs one of them.
@@ -76,13 +62,11 @@ pub fn run(action: &Action) -> Result<()> {
     match action {
         Action::Inspect(options) => inspect(&options.path),
         Action::Test(options) if options.here => test_here(options),
-        Action::Test(options) => apart(&options.limits, &["test"], &options.path),
-        Action::Bench(options) if options.here => bench::run(options),
-        Action::Bench(options) => {
-            let time = format!("{}ns", options.time.as_nanos());
-            let words = ["bench", "--time", &time, "--json"];
-            apart(&options.limits, &words[..if options.json { 4 } else { 3 }], &options.path)
-        }
+        Action::Test(options) => test(options),
+        Action::Bench(options) => bench::run(options),
+        Action::Sign(options) => ship::sign(options),
+        Action::Verify(options) => ship::verify(options),
+        Action::Install(options) => ship::install(options),
     }
 }
 
@@ -103,54 +87,34 @@ fn inspect(path: &Path) -> Result<()> {
     if !m.digests.contains_key("model.onnx") {
         println!("  no digest of model.onnx: nothing says that it is the one that was made");
     }
+    let signed = if signature::is_signed(path) { "signed; `andon model verify` says by whom" } else { "not signed" };
+    println!("  {signed}");
     Ok(())
 }
 
 fn test_here(options: &Test) -> Result<()> {
-    options.limits.take()?;
-    let cases = Bundle::read(&options.path)?.golden.len();
-    let model = Model::load(&options.path)?;
-    println!("{} version {}: {cases} golden cases passed", model.manifest().name, model.manifest().version);
+    let found = judge::here(&options.path, options.memory)?;
+    if options.json {
+        println!("{}", serde_json::to_string(&found)?);
+    } else {
+        tell(&found);
+    }
     Ok(())
 }
 
-/// Runs `andon model WORDS PATH` in a process of its own, and says how it ended.
-fn apart(limits: &Limits, words: &[&str], path: &Path) -> Result<()> {
-    let own = std::env::current_exe().context("finding this program")?;
-    let mut child = Command::new(own);
-    child.arg("model").args(words).args(["--here", "--memory", &limits.memory.to_string(), "--"]).arg(path);
-    let mut child = child.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().context("starting the test")?;
-    let stderr = child.stderr.take();
-    // Read while it runs, so that a talkative child does not wait for room.
-    let said = std::thread::spawn(move || {
-        let mut text = Vec::new();
-        let Some(mut pipe) = stderr else { return text };
-        let _ = pipe.by_ref().take(SHOWN).read_to_end(&mut text);
-        let _ = std::io::copy(&mut pipe, &mut std::io::sink());
-        text
-    });
-    let started = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().context("waiting for the test")? {
-            break status;
-        }
-        if started.elapsed() > limits.timeout {
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(failed(format!("it did not end within {:?}", limits.timeout)));
-        }
-        std::thread::sleep(LOOK);
-    };
-    let said = said.join().unwrap_or_default();
-    let said = String::from_utf8_lossy(&said);
-    match (status.code(), status.signal()) {
-        (Some(0), _) => Ok(()),
-        (_, Some(signal)) => {
-            let limit = limits.memory;
-            Err(failed(format!("it died of signal {signal}, maybe of the limit of {limit} bytes: {}", said.trim())))
-        }
-        _ => Err(failed(said.trim().trim_start_matches("andon: ").to_owned())),
+fn test(options: &Test) -> Result<()> {
+    let limits = Limits { memory: options.memory, time: options.timeout };
+    let found = judge::apart(judge::own_program(), &options.path, &limits, &|| false)?;
+    if options.json {
+        println!("{}", serde_json::to_string(&found)?);
+    } else {
+        tell(&found);
     }
+    Ok(())
+}
+
+fn tell(found: &Findings) {
+    println!("{} version {}: {} golden cases passed", found.name, found.version, found.cases);
 }
 
 /// A model that cannot be used has an exit code of its own.

@@ -10,10 +10,12 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::ModelError;
+use super::compat::Compat;
 use super::state;
+use crate::types::Time;
 
 /// The largest file of a bundle that is read at all.
-const MAX_FILE: u64 = 256 << 20;
+pub(super) const MAX_FILE: u64 = 256 << 20;
 /// The largest window a model may ask for: steps × channels.
 const MAX_WINDOW: usize = 1 << 22;
 
@@ -99,6 +101,10 @@ struct Written {
     digests: BTreeMap<String, String>,
     #[serde(default)]
     advice: Advice,
+    #[serde(default)]
+    compat: Compat,
+    sequence: Option<u64>,
+    expires: Option<String>,
 }
 
 /// What to check first: by channel or class (`*` is for all), then by language (`en`, `zh`).
@@ -135,6 +141,12 @@ pub struct Manifest {
     pub digests: BTreeMap<String, String>,
     /// What to check first when the model raises an alarm.
     pub advice: Advice,
+    /// What it asks of the agent.
+    pub compat: Compat,
+    /// Rises from version to version; delivered bundles have to have it.
+    pub sequence: Option<u64>,
+    /// When it may no longer be taken into use.
+    pub expires: Option<Time>,
 }
 
 /// One golden case: an Open Inference Protocol request and the answer it has to get.
@@ -277,7 +289,12 @@ impl Manifest {
             return bad(format!("a step of {seconds} s cannot be used; check `window.rate_ms` or `sample_rate_hz`"));
         }
         let states = state::read(&w.inputs, &w.outputs, &w.state).map_err(|m| invalid(path, m))?;
+        let expires = w.expires.as_deref().map(str::parse).transpose();
+        let expires = expires.map_err(|e: String| invalid(path, format!("`expires`: {e}")))?;
         Ok(Manifest {
+            compat: w.compat,
+            sequence: w.sequence,
+            expires,
             states,
             stride: w.window.stride.or(w.stride).unwrap_or(1).max(1),
             rate: Duration::from_secs_f64(seconds),

@@ -132,8 +132,9 @@ impl Track {
         self.remember(r.at.0, arrived);
         self.advance(r.at, jump);
         let (quality, cause) = gate(r, range);
-        let at = self.pending.partition_point(|p| p.at <= r.at);
-        self.pending.insert(at, Point { at: r.at, value: r.value, quality, cause });
+        let in_order = self.pending.back().is_none_or(|last| last.at <= r.at);
+        let place = if in_order { self.pending.len() } else { self.pending.partition_point(|p| p.at <= r.at) };
+        self.pending.insert(place, Point { at: r.at, value: r.value, quality, cause });
         Ok(())
     }
 

@@ -48,6 +48,9 @@ impl Block {
 impl Recent {
     /// Whether this time is known; if so it counts as heard at `now`.
     pub fn hear(&mut self, at: i64, now: i64) -> bool {
+        if self.is_newest(at) {
+            return false;
+        }
         let after = self.blocks.partition_point(|b| b.first <= at);
         let Some(block) = after.checked_sub(1).and_then(|i| self.blocks.get_mut(i)) else { return false };
         let known = block.offset(at).is_some_and(|o| block.offsets.binary_search(&o).is_ok());
@@ -60,7 +63,9 @@ impl Recent {
     /// Remembers a time that is not known yet.
     pub fn insert(&mut self, at: i64, now: i64) {
         self.len += 1;
-        let after = self.blocks.partition_point(|b| b.first <= at);
+        // The usual one needs no search, which would wake up memory that has gone cold.
+        let newest = self.is_newest(at);
+        let after = if newest { self.blocks.len() } else { self.blocks.partition_point(|b| b.first <= at) };
         let Some(before) = after.checked_sub(1) else {
             return self.blocks.push_front(Block::of(at, now));
         };
@@ -93,6 +98,12 @@ impl Recent {
             self.len -= front.offsets.len();
             self.blocks.pop_front();
         }
+    }
+
+    /// Whether it is later than all that is remembered.
+    fn is_newest(&self, at: i64) -> bool {
+        let last = |b: &Block| b.first.saturating_add(i64::from(b.offsets.last().copied().unwrap_or(0)));
+        self.blocks.back().is_none_or(|b| at > last(b))
     }
 
     /// The earliest time that is remembered.

@@ -1,6 +1,6 @@
 //! The loaded models over the Open Inference Protocol (v2, REST), for clients such as Triton's: health,
-//! metadata, inference in JSON and binary tensors, and the repository index. Nothing can be loaded or
-//! overridden here: models come from verified bundles on disk.
+//! metadata, inference in JSON and binary tensors, and the repository index. An admin may load and unload
+//! models for guests: only from signed bundles on disk, and nothing of them can be overridden.
 //!
 //! Source: kserve/open-inference-protocol `inference_rest.md`; Triton's extensions `binary_tensor_data`
 //! and `model_repository`.
@@ -39,8 +39,13 @@ pub struct Models {
     pub list: Arc<dyn Fn() -> Vec<Value> + Send + Sync>,
     /// Runs the model of this name on windows, flat and row-major: every output, or why not. Blocks.
     pub run: RunFn,
+    /// Makes a model available to guests (`true`), or no longer; or says why not. Blocks.
+    pub load: LoadFn,
     running: Arc<Semaphore>,
 }
+
+/// See [`Models::load`].
+pub type LoadFn = Arc<dyn Fn(&str, bool) -> Result<(), String> + Send + Sync>;
 
 /// See [`Models::run`].
 pub type RunFn = Arc<dyn Fn(&str, Tensor) -> Result<Vec<Tensor>, String> + Send + Sync>;
@@ -55,7 +60,13 @@ impl Default for Models {
 impl Models {
     /// From the two of them.
     pub fn new(list: Arc<dyn Fn() -> Vec<Value> + Send + Sync>, run: RunFn) -> Models {
-        Models { list, run, running: Arc::new(Semaphore::new(MAX_RUNNING)) }
+        let load: LoadFn = Arc::new(|_, _| Err("models cannot be loaded here".into()));
+        Models { list, run, load, running: Arc::new(Semaphore::new(MAX_RUNNING)) }
+    }
+
+    /// With a way to load more.
+    pub fn with_load(self, load: LoadFn) -> Models {
+        Models { load, ..self }
     }
 
     /// The metadata of one; with a version, only of that version.
@@ -93,8 +104,8 @@ pub(super) fn routes() -> Router<Arc<App>> {
         .route("/v2/models/{model}/versions/{version}/ready", get(ready))
         .route("/v2/models/{model}/versions/{version}/infer", post(infer))
         .route("/v2/repository/index", post(index))
-        .route("/v2/repository/models/{model}/load", post(refuse))
-        .route("/v2/repository/models/{model}/unload", post(refuse))
+        .route("/v2/repository/models/{model}/load", post(load))
+        .route("/v2/repository/models/{model}/unload", post(unload))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
 }
 
@@ -126,9 +137,44 @@ async fn index(State(app): Shared) -> Json<Value> {
     Json((app.state.inference.list)().iter().map(entry).collect())
 }
 
-async fn refuse() -> Problem {
-    let why = "models are not loaded or unloaded over HTTP: put a bundle into models_dir and name it in the config";
-    Problem(StatusCode::BAD_REQUEST, why.into())
+async fn load(app: Shared, place: Place, body: Result<Bytes, BytesRejection>) -> Answer {
+    change(app, place, body, true).await
+}
+
+async fn unload(app: Shared, place: Place, body: Result<Bytes, BytesRejection>) -> Answer {
+    change(app, place, body, false).await
+}
+
+/// Whoever sees the dashboard is no admin as long as no token is set.
+async fn change(State(app): Shared, Path(place): Place, body: Result<Bytes, BytesRejection>, load: bool) -> Answer {
+    if app.access().key.is_none() {
+        return problem(StatusCode::FORBIDDEN, "only an admin loads and unloads models: set `[web] token_file`");
+    }
+    let body = body.map_err(|e| Problem(e.status(), e.body_text()))?;
+    refuse_overrides(&body).map_err(|e| Problem(StatusCode::BAD_REQUEST, e))?;
+    let models = app.state.inference.clone();
+    let Ok(_permit) = models.running.clone().acquire_owned().await else {
+        return problem(StatusCode::SERVICE_UNAVAILABLE, "the agent is ending");
+    };
+    let name = named(&place, "model").unwrap_or_default().to_owned();
+    match tokio::task::spawn_blocking(move || (models.load)(&name, load)).await {
+        Ok(Ok(())) => Ok(Json(json!({}))),
+        Ok(Err(why)) => problem(StatusCode::BAD_REQUEST, why),
+        Err(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, "the model could not be loaded"),
+    }
+}
+
+/// What a client may put in place of a bundle's own files would be signed by nobody.
+fn refuse_overrides(body: &[u8]) -> Result<(), String> {
+    if body.trim_ascii().is_empty() {
+        return Ok(());
+    }
+    let body: Value = serde_json::from_slice(body).map_err(|e| format!("the body is no JSON: {e}"))?;
+    let parameters = body.get("parameters").and_then(Value::as_object);
+    match parameters.into_iter().flatten().find(|(key, _)| *key != "unload_dependents") {
+        Some((key, _)) => Err(format!("the parameter {key:?} is refused: models are used as they were signed")),
+        None => Ok(()),
+    }
 }
 
 async fn infer(

@@ -4,6 +4,7 @@
 pub mod certificates;
 pub mod chromium;
 pub mod daemon;
+pub mod depot;
 pub mod mlserver;
 pub mod mosquitto;
 pub mod oip;

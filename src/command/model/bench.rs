@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde::Serialize;
 
+use crate::model::judge::{self, Limits};
 use crate::model::session::Session;
 use crate::model::{Bundle, ModelError};
 
@@ -28,18 +29,22 @@ const SEED: u64 = 1;
 #[derive(Args)]
 pub struct Options {
     /// The bundle's directory
-    pub path: PathBuf,
+    path: PathBuf,
     /// How long each batch size is measured
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = super::duration)]
-    pub time: Duration,
+    time: Duration,
     /// One JSON object in place of the table
     #[arg(long)]
-    pub json: bool,
-    #[command(flatten)]
-    pub limits: super::Limits,
+    json: bool,
+    /// The address space it may use
+    #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = super::size)]
+    memory: u64,
+    /// How long it may take
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = super::duration)]
+    timeout: Duration,
     /// Run it in this very process, which then has the limit
     #[arg(long, hide = true)]
-    pub here: bool,
+    here: bool,
 }
 
 /// What was measured of a bundle.
@@ -85,9 +90,21 @@ struct Latency {
     per_window_us: f64,
 }
 
-/// Measures and prints.
+/// Measures in a process of its own, and prints.
 pub fn run(options: &Options) -> Result<()> {
-    options.limits.take()?;
+    if options.here {
+        return here(options);
+    }
+    let time = format!("{}ns", options.time.as_nanos());
+    let words = ["bench", "--time", &time, "--json"];
+    let words = &words[..if options.json { 4 } else { 3 }];
+    let limits = Limits { memory: options.memory, time: options.timeout };
+    print!("{}", judge::told(judge::own_program(), words, &options.path, &limits, &|| false)?);
+    Ok(())
+}
+
+fn here(options: &Options) -> Result<()> {
+    judge::hold(options.memory)?;
     let bundle = Bundle::read(&options.path)?;
     let before = resident()?;
     let started = Instant::now();

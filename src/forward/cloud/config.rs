@@ -174,7 +174,8 @@ pub(in crate::forward) fn url(s: &Section<'_>) -> Url {
     url
 }
 
-fn is_loopback(url: &Url) -> bool {
+/// Whether an address is this machine's own.
+pub(in crate::forward) fn is_loopback(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     let ip: Option<IpAddr> = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
     ip.map_or(host == "localhost" || host.ends_with(".localhost"), |ip| ip.is_loopback())
