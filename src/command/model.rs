@@ -1,5 +1,5 @@
-//! `andon model`: what is in a bundle, and whether it does what its golden cases say. The test runs
-//! in a process of its own with limits, since a bundle from elsewhere may be broken in any way.
+//! `andon model`: what is in a bundle, whether it does what its golden cases say, what it costs, and who
+//! signed it. Test and bench run in a process of their own, since a bundle may be broken in any way.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
