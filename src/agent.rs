@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -17,12 +17,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Invalid};
+use crate::forward::aggregate::Aggregated;
+use crate::forward::privacy::Privacy;
 use crate::metrics::{Health, Metrics, Shared};
 use crate::model::library::Library;
 use crate::source::modbus::Lines;
 use crate::source::modbus::light::{self, Standing};
 use crate::store::{Recovered, Store};
-use crate::types::{Batch, Live, Time};
+use crate::types::{Batch, Live, Name, Time};
 use crate::{forward, source, systemd, web};
 
 pub mod audit;
@@ -36,6 +38,7 @@ mod outbox;
 pub mod records;
 mod recover;
 mod reload;
+mod rollout;
 mod scribe;
 
 use delivery::Delivery;
@@ -44,6 +47,7 @@ use engine::second::MAX_PENDING;
 use feed::{Feed, Order};
 use records::Recorder;
 use reload::Reloader;
+use rollout::{Found, Rollouts};
 
 /// Batches between sources and engine. Each holds at most 4,096 readings of about 60 bytes.
 const N_QUEUED_BATCHES: usize = 64;
@@ -63,8 +67,6 @@ const SOURCES_GRACE: Duration = Duration::from_secs(8);
 const FORWARD_GRACE: Duration = Duration::from_secs(5);
 /// How long any stage may take beyond its own grace.
 const SLACK: Duration = Duration::from_secs(4);
-/// The name of the one cloud sink.
-const CLOUD: &str = "cloud";
 
 /// A running agent.
 pub struct Agent {
@@ -81,6 +83,8 @@ pub struct Agent {
     ready: String,
     restored: oneshot::Receiver<()>,
     reloader: Reloader,
+    library: Arc<Library>,
+    data_dir: PathBuf,
 }
 
 impl Agent {
@@ -93,12 +97,14 @@ impl Agent {
         for name in models.keys() {
             shared.board.set(&format!("model/{name}"), Health::Up, "loaded");
         }
-        let sparkplug = config.publish.as_ref().is_some_and(|p| p.format == forward::publish::Format::SparkplugB);
-        let mut sinks: Vec<&'static str> = config.cloud.iter().map(|_| CLOUD).collect();
-        sinks.extend(sparkplug.then_some(forward::sparkplug::SINK));
         let opened = {
             let (store, dir, shared) = (config.store.clone(), config.agent.data_dir.clone(), shared.clone());
-            tokio::task::spawn_blocking(move || Store::open(&store, &dir, &sinks, shared)).await?
+            let sinks = sink_names(&config);
+            let open = move || {
+                let sinks: Vec<&str> = sinks.iter().map(String::as_str).collect();
+                Store::open(&store, &dir, &sinks, shared)
+            };
+            tokio::task::spawn_blocking(open).await?
         };
         let (store, recovered) = opened.context("opening the store")?;
         let dir = config.agent.data_dir.clone();
@@ -110,10 +116,14 @@ impl Agent {
         let recorder = Recorder::new(&config.agent.site, &config.agent.id);
         let (orders_tx, orders) = mpsc::channel(N_QUEUED_ORDERS);
         let library = Arc::new(library);
+        let found = load_library(&config, &models, &library).await?;
         let delivery = Delivery::new(&config, library.clone(), orders_tx.clone(), shared.clone());
-        let reloader = Reloader::new(&config, models, orders_tx);
+        let (rollouts, steps, versions) = Rollouts::new(shared.clone());
+        let reloader = Reloader::new(&config, models, versions, orders_tx);
         let policy = config.cloud.as_ref().and_then(|c| c.inference.as_ref()).map(|i| i.policy.clone());
-        let engine = Engine::new(recorder, blocks, config.agent.max_machines).with_second_opinions(policy);
+        let mut engine = Engine::new(recorder, blocks, config.agent.max_machines).with_second_opinions(policy);
+        engine.report_every(config.report_every);
+        engine.stock(found.models.iter().cloned());
         let mut agent = Agent {
             last: CancellationToken::new(),
             sources: Tasks::default(),
@@ -126,9 +136,12 @@ impl Agent {
             restored: oneshot::channel().1,
             reloader,
             store: Arc::new(store),
+            library,
+            data_dir: config.agent.data_dir.clone(),
             shared,
         };
-        agent.wire(config, engine, recovered, orders).await?;
+        agent.outlets.spawn("the library of models", rollout::keep(agent.library.clone(), steps));
+        agent.wire(config, engine, recovered, (rollouts, found), orders).await?;
         if let Some(delivery) = delivery {
             agent.sources.spawn("the delivery of models", delivery.run());
         }
@@ -140,6 +153,7 @@ impl Agent {
         config: Config,
         engine: Engine,
         recovered: Recovered,
+        (rollouts, found): (Rollouts, Found),
         orders: mpsc::Receiver<Order>,
     ) -> Result<()> {
         let (commands_tx, commands) = mpsc::channel(N_QUEUED_COMMANDS);
@@ -147,15 +161,17 @@ impl Agent {
         let n = config.source.mqtt.len() + config.source.modbus.len();
         self.ready = format!("{n} sources, {} models", self.reloader.n_models());
         // Dashboards first, so that they hear how things stood.
-        self.start_web(&config, commands_tx.clone()).await?;
+        let (model_commands_tx, model_commands) = mpsc::channel(N_QUEUED_COMMANDS);
+        self.start_web(&config, commands_tx.clone(), model_commands_tx).await?;
         self.start_publish(&config, commands_tx);
         let lights = self.start_lights(&config.source, &batches_tx);
         let opinions = self.start_inference(&config);
-        let data_dir = config.agent.data_dir.clone();
-        let inputs = Inputs { batches, commands, orders, lights, opinions, data_dir };
+        let data_dir = self.data_dir.clone();
+        let inputs = Inputs { batches, commands, model_commands, orders, lights, opinions, rollouts, found, data_dir };
         self.start_engine(engine, recovered, inputs)?;
         self.reloader.tell_what_runs("start").await;
-        self.start_cloud(&config);
+        self.start_cloud(&config)?;
+        self.start_sinks(&config)?;
         self.start_sources(config.source, &config.agent.data_dir, &batches_tx);
         let (board, last) = (self.shared.board.clone(), self.last.clone());
         self.outlets.spawn("the watchdog", systemd::watchdog(board, last));
@@ -195,6 +211,7 @@ impl Agent {
     /// The engine's thread replays the journal, then runs until the sources have gone.
     fn start_engine(&mut self, mut engine: Engine, recovered: Recovered, inputs: Inputs) -> Result<()> {
         let (commits, shared, live) = (self.store.sender(), self.shared.clone(), self.live.clone());
+        let library = self.library.clone();
         let (ended_tx, ended) = oneshot::channel();
         let (restored_tx, restored) = oneshot::channel();
         (self.engine, self.restored) = (ended, restored);
@@ -207,8 +224,20 @@ impl Agent {
                 }
                 // Nobody may be waiting for it.
                 let _ = restored_tx.send(());
-                let Inputs { batches, commands, orders, lights, opinions, data_dir } = inputs;
-                let feed = Feed::new(engine, commits, live, data_dir, shared).with_lights(lights);
+                let Inputs {
+                    batches,
+                    commands,
+                    model_commands,
+                    orders,
+                    lights,
+                    opinions,
+                    mut rollouts,
+                    found,
+                    data_dir,
+                } = inputs;
+                rollouts.first = rollout::reconcile(&engine, &library, &found, Time::now());
+                let feed = Feed::new(engine, commits, live, data_dir, rollouts, shared).with_lights(lights);
+                let feed = feed.with_model_commands(model_commands);
                 feed.with_opinions(opinions).run(batches, commands, orders).await;
             });
             let _ = ended_tx.send(());
@@ -231,11 +260,46 @@ impl Agent {
         self.reloader.reload(who).await
     }
 
-    fn start_cloud(&mut self, config: &Config) {
-        let Some(cloud) = config.cloud.clone() else { return };
-        let Some(outbox) = self.store.outbox(CLOUD).map(outbox::Adapter::new) else { return };
+    fn start_cloud(&mut self, config: &Config) -> Result<()> {
+        let Some(cloud) = config.cloud.clone() else { return Ok(()) };
+        let Some(outbox) = self.store.outbox(forward::cloud::NAME).map(outbox::Adapter::new) else { return Ok(()) };
         let (site, id, shared) = (config.agent.site.clone(), config.agent.id.clone(), self.last_shared());
-        self.outlets.spawn("the cloud sink", forward::cloud::run(cloud, site, id, outbox, FORWARD_GRACE, shared));
+        let name = "the cloud sink";
+        match self.summed_up(&outbox, forward::cloud::NAME, &cloud.privacy, config)? {
+            Some(sums) => {
+                self.outlets.spawn(name, forward::cloud::run(cloud, site, id, sums, FORWARD_GRACE, shared));
+            }
+            None => self.outlets.spawn(name, forward::cloud::run(cloud, site, id, outbox, FORWARD_GRACE, shared)),
+        }
+        Ok(())
+    }
+
+    fn start_sinks(&mut self, config: &Config) -> Result<()> {
+        for sink in &config.sinks {
+            let Some(outbox) = self.store.outbox(&sink.name).map(outbox::Adapter::new) else { continue };
+            let who = (config.agent.site.clone(), config.agent.id.clone());
+            let (name, shared) = (format!("the sink {}", sink.name), self.last_shared());
+            match self.summed_up(&outbox, &sink.name, &sink.privacy, config)? {
+                Some(sums) => {
+                    self.outlets.spawn(name, forward::sinks::run(sink.clone(), who, sums, FORWARD_GRACE, shared));
+                }
+                None => self.outlets.spawn(name, forward::sinks::run(sink.clone(), who, outbox, FORWARD_GRACE, shared)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sums in place of records, where nothing else may leave by this sink.
+    fn summed_up(
+        &self,
+        outbox: &outbox::Adapter,
+        sink: &str,
+        privacy: &Privacy,
+        config: &Config,
+    ) -> Result<Option<Aggregated<outbox::Adapter>>> {
+        let Some(settings) = privacy.aggregate.clone() else { return Ok(None) };
+        let dir = config.agent.data_dir.join("sinks");
+        Aggregated::open(outbox.clone(), sink, settings, privacy.fields.clone(), &dir).map(Some)
     }
 
     /// Whoever takes questions to a larger model, and the engine's end of it. It ends with the sources: what
@@ -269,7 +333,12 @@ impl Agent {
         );
     }
 
-    async fn start_web(&mut self, config: &Config, commands: mpsc::Sender<web::Command>) -> Result<()> {
+    async fn start_web(
+        &mut self,
+        config: &Config,
+        commands: mpsc::Sender<web::Command>,
+        model_commands: mpsc::Sender<web::ModelCommand>,
+    ) -> Result<()> {
         if config.web.listen.is_none() {
             return Ok(());
         }
@@ -295,6 +364,7 @@ impl Agent {
             models: self.reloader.describe_models(),
             inference: self.reloader.serve_models(),
             commands: Some(commands),
+            model_commands: Some(model_commands),
             settings: Some(self.reloader.web_settings()),
         };
         let (settings, shared) = (config.web.clone(), self.last_shared());
@@ -341,18 +411,38 @@ impl Agent {
             Ok(store) => tokio::task::spawn_blocking(move || store.close()).await?.context("closing the store")?,
             Err(_) => late.push("the store".into()),
         }
+        rollout::ended_well(&self.data_dir);
         if late.is_empty() { Ok(()) } else { Err(anyhow!("did not end in time: {}", late.join(", "))) }
     }
+}
+
+/// All who read the store's outgoing lanes, by the names under which it keeps their places.
+fn sink_names(config: &Config) -> Vec<String> {
+    let sparkplug = config.publish.as_ref().is_some_and(|p| p.format == forward::publish::Format::SparkplugB);
+    let cloud = config.cloud.iter().map(|_| forward::cloud::NAME);
+    let fixed = cloud.chain(sparkplug.then_some(forward::sparkplug::SINK)).map(str::to_owned);
+    fixed.chain(config.sinks.iter().map(|s| s.name.clone())).collect()
 }
 
 /// What the engine's thread is fed.
 struct Inputs {
     batches: mpsc::Receiver<Batch>,
     commands: mpsc::Receiver<web::Command>,
+    model_commands: mpsc::Receiver<web::ModelCommand>,
     orders: mpsc::Receiver<Order>,
     lights: Option<feed::Lights>,
     opinions: Option<feed::Opinions>,
-    data_dir: std::path::PathBuf,
+    rollouts: Rollouts,
+    found: Found,
+    data_dir: PathBuf,
+}
+
+/// Loads what the library has of these models.
+async fn load_library(config: &Config, models: &blocks::Models, library: &Arc<Library>) -> Result<Found> {
+    let (data_dir, library) = (config.agent.data_dir.clone(), library.clone());
+    let names: Vec<Name> = models.values().map(|m| m.name().clone()).collect();
+    let loading = move || rollout::load(&library, &names, &data_dir, Time::now());
+    Ok(tokio::task::spawn_blocking(loading).await?)
 }
 
 /// Tasks by the names that people are told when one does not end.

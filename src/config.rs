@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::model::trust::Trust;
 use crate::settings::{Document, Problem, Section, Surroundings, hint};
@@ -11,6 +12,10 @@ use crate::{alarm, forward, logging, pipeline, source, store, web};
 
 /// Machines that are followed unless `[agent] max_machines` says otherwise.
 const MAX_MACHINES: i64 = 10_000;
+/// A model in service is reported on this often unless `[models] report_every` says otherwise.
+pub const REPORT_EVERY: Duration = Duration::from_secs(3600);
+/// And not more often than this.
+const LEAST_REPORT_EVERY: Duration = Duration::from_secs(1);
 
 /// A checked configuration.
 pub struct Config {
@@ -28,10 +33,14 @@ pub struct Config {
     pub delivery: Option<forward::delivery::Config>,
     /// `[[machine]]`, in order; the first that matches a machine is its block.
     pub machines: Vec<Machine>,
+    /// Of `[models]`: how often models in service are reported on.
+    pub report_every: Duration,
     /// `[store]`.
     pub store: store::Config,
     /// `[cloud]`, if results leave the plant.
     pub cloud: Option<forward::cloud::Config>,
+    /// `[[sink.mqtt]]`, `[[sink.file]]` and `[[sink.nats]]`.
+    pub sinks: Vec<forward::sinks::Config>,
     /// `[publish]`, if results go to MQTT dashboards.
     pub publish: Option<forward::publish::Config>,
     /// `[web]`.
@@ -129,10 +138,12 @@ impl Config {
         let config = Config {
             path: path.to_path_buf(),
             text: String::new(),
+            report_every: models.as_ref().map_or(REPORT_EVERY, read_report_every),
             trust: models.as_ref().map(Trust::read).unwrap_or_default(),
             delivery: models.as_ref().and_then(|s| forward::delivery::Config::read(s, cloud.as_ref())),
             machines: root.sections("machine").iter().map(Machine::read).collect(),
             store: root.section("store").map(|s| store::Config::read(&s)).unwrap_or_default(),
+            sinks: forward::sinks::Config::read_all(root, &agent.site, &agent.id),
             cloud,
             publish: root.section("publish").map(|s| forward::publish::Config::read(&s, &agent.site)),
             web: root.section("web").map(|s| web::Config::read(&s)).unwrap_or_default(),
@@ -169,6 +180,14 @@ impl Config {
             root.problem("publish", format_args!("`source` names no [[source.mqtt]]: {:?}{near}", publish.source));
         }
     }
+}
+
+fn read_report_every(models: &Section<'_>) -> Duration {
+    let every = models.duration("report_every").unwrap_or(REPORT_EVERY);
+    if every < LEAST_REPORT_EVERY {
+        models.problem("report_every", "at least \"1s\": every report is a record");
+    }
+    every.max(LEAST_REPORT_EVERY)
 }
 
 impl Agent {

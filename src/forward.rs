@@ -1,5 +1,5 @@
-//! Everything that leaves: the cloud sink, results published to MQTT, questions to a larger model; and new
-//! models that come.
+//! Everything that leaves: the cloud sink and its fellows, results published to MQTT, questions to a larger
+//! model; and new models that come.
 //! A sink reads from an [`Outbox`], sends what waits there, and advances only past what was taken
 //! or set aside; so whatever happens in between, nothing is skipped.
 
@@ -8,17 +8,26 @@ use std::sync::Arc;
 
 use crate::types::Stored;
 
+pub mod aggregate;
+pub mod bridge;
 pub mod budget;
 pub mod cloud;
 pub mod cloud_events;
+pub mod deliver;
 pub mod delivery;
+mod dialing;
+mod ending;
+pub mod file;
 pub mod inference;
 pub mod memory;
+pub mod nats;
 pub mod plan;
 pub mod privacy;
 pub mod publish;
 pub mod reply;
+mod report;
 pub mod retry;
+pub mod sinks;
 pub mod sparkplug;
 
 /// Where records wait for one sink, and how far that sink has come. The store's outbox is one; a
@@ -33,8 +42,20 @@ pub trait Outbox: Send + Sync + 'static {
     /// the same records or with more.
     fn next(&self, max_records: usize, max_bytes: usize) -> impl Future<Output = anyhow::Result<Vec<Stored>>> + Send;
 
-    /// These are delivered: advance past them. Always the front of what [`Outbox::next`] gave last,
-    /// as far as that is not yet acked or set aside. Records evicted meanwhile are passed over: that
+    /// Whether something urgent waits. Cheap: asked before each request.
+    fn urgent_waits(&self) -> bool {
+        false
+    }
+
+    /// As [`Outbox::next`], but only what is urgent. To be acked apart from what [`Outbox::next`] gave, which
+    /// stays as it is.
+    fn urgent(&self, max_records: usize, max_bytes: usize) -> impl Future<Output = anyhow::Result<Vec<Stored>>> + Send {
+        let _ = (max_records, max_bytes);
+        std::future::ready(Ok(Vec::new()))
+    }
+
+    /// These are delivered: advance past them. Always the front of what [`Outbox::next`] or
+    /// [`Outbox::urgent`] gave last, as far as that is not yet acked or set aside. Records evicted meanwhile are passed over: that
     /// is no error.
     fn ack(&self, records: &[Stored]) -> impl Future<Output = anyhow::Result<()>> + Send;
 
@@ -50,6 +71,14 @@ impl<O: Outbox> Outbox for Arc<O> {
 
     fn next(&self, max_records: usize, max_bytes: usize) -> impl Future<Output = anyhow::Result<Vec<Stored>>> + Send {
         O::next(self, max_records, max_bytes)
+    }
+
+    fn urgent_waits(&self) -> bool {
+        O::urgent_waits(self)
+    }
+
+    fn urgent(&self, max_records: usize, max_bytes: usize) -> impl Future<Output = anyhow::Result<Vec<Stored>>> + Send {
+        O::urgent(self, max_records, max_bytes)
     }
 
     fn ack(&self, records: &[Stored]) -> impl Future<Output = anyhow::Result<()>> + Send {

@@ -19,12 +19,13 @@
 //! | [`model`] | bundles, their signatures and the library of them, the ONNX graph in tract, calibration, contributions | [`model::Model`], [`model::signature`] |
 //! | [`alarm`] | from verdicts to ISA-18.2 alarms; pure | [`alarm::Tracker`] |
 //! | [`store`] | journal, outgoing lanes, dead letters on sled; its docs hold format and recovery | [`store::Store`] |
-//! | [`forward`] | records to the cloud over HTTP, results to MQTT dashboards, as a Sparkplug node; asks a larger model under a budget; fetches new models | [`forward::cloud::run`], [`forward::publish::run_with`], [`forward::sparkplug::run`], [`forward::inference::run`] |
+//! | [`forward`] | records to the cloud over HTTP, to other brokers, files and streams; results to MQTT dashboards, as a Sparkplug node; asks a larger model under a budget; fetches new models | [`forward::cloud::run`], [`forward::sinks::run`], [`forward::publish::run_with`], [`forward::sparkplug::run`], [`forward::inference::run`] |
 //! | [`web`] | dashboard, API, `/metrics`, models for guests | [`web::run`], [`web::inference`] |
 //! | [`agent`] | builds, wires, runs, reloads and drains all of that, keeps the audit log; the only one that sees every stage | [`agent::Agent`], [`agent::engine::Engine`] |
 //! | [`config`] | the whole config file, with the line of every mistake | [`config::Config`] |
 //! | [`command`] | the command line, one file for each command | [`command::Cli`] |
 //! | [`simulator`] | a factory with faults, broker, PLC and cloud stand-ins, for the demo and tests | [`simulator::plant`] |
+//! | `fuzz` | every parser as a function of bytes, for tests and libFuzzer | `src/fuzz.rs` |
 //! | [`settings`], [`tls`], [`mqtt`], [`metrics`], [`backoff`], [`logging`], [`systemd`] | the ground all of it stands on | |
 //!
 //! # The rules
@@ -60,9 +61,10 @@
 //!   [`config`] and the knock in `command/check.rs`. If the other side can redeliver, send a
 //!   [`types::Receipt`] with each batch and acknowledge when it is completed.
 //! * *A payload format*: `source/payload.rs`, a variant of its format and a `decode`.
-//! * *A sink*: something that reads a [`forward::Outbox`] and advances only past what was taken or set
-//!   aside; name it among the sinks given to [`store::Store::open`] and spawn it in `agent.rs`. Each
-//!   sink has its own cursor.
+//! * *A sink*: a [`forward::deliver::Carrier`] and a way in [`forward::sinks::Way`], where records go one by
+//!   one; else something that reads a [`forward::Outbox`] and advances only past what was taken or set
+//!   aside, named among the sinks given to [`store::Store::open`] and spawned in `agent.rs`. Each sink has its
+//!   own cursor.
 //! * *A model task*: [`model::Task`], its output in `model/explain.rs` (`needed_output`, `check_shape`,
 //!   `read`), a bundle in `models/` with golden cases, and its line in the README.
 //! * *Something the engine asks the outside*: as second opinions do: decided and charged in the engine, kept
@@ -75,7 +77,7 @@
 //!
 //! Unit and property tests stand in the modules, in a sibling `tests.rs` where they are long. `tests/`
 //! uses the crate or the binary from outside, against real things where there are any: mosquitto,
-//! pymodbus, Chromium, onnxruntime, MLServer. `tests/support/` holds how those are started. `tests/run` installs
+//! nats-server, pymodbus, Chromium, onnxruntime, MLServer. `tests/support/` holds how those are started. `tests/run` installs
 //! what is missing and runs everything; a test waits for a state, never for a time. `tests/crash/` takes
 //! seeds and can run for hours: kills, power cuts, failing disks, brokers that die. `tests/quality/` judges
 //! learnt models on recordings that are not part of this repository, where `ANDON_DATA` names them.
@@ -104,6 +106,8 @@ pub mod web;
 pub mod agent;
 pub mod command;
 pub mod config;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod logging;
 pub mod simulator;
 pub mod systemd;

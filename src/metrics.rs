@@ -74,8 +74,18 @@ metrics! {
     inference: Histograms<1>, "inference", Some(Unit::Seconds), Family::new_with_constructor(latency);
     /// Model runs that failed, by model.
     inference_errors: Counters<1>, "inference_errors", None, Family::default();
-    /// Steps that delivered models took, by model and stage.
+    /// Processor time a batch took in a model's candidate, by model.
+    candidate_inference: Histograms<1>, "candidate_inference", Some(Unit::Seconds), Family::new_with_constructor(latency);
+    /// Steps that delivered bundles took, by model and stage.
     model_steps: Counters<2>, "model_steps", None, Family::default();
+    /// How far a channel has moved from what its model was made from (population stability index), by model and channel.
+    drift_psi: FloatGauges<2>, "drift_psi", None, Family::default();
+    /// Distance of p-values from uniform, 0 to 1, by model.
+    score_drift: FloatGauges<1>, "score_drift", None, Family::default();
+    /// Share of windows of running machines that could not be judged for their inputs, by model.
+    bad_windows: FloatGauges<1>, "bad_windows_ratio", None, Family::default();
+    /// Alarms of a machine in a day, by model and kind: promised, measured.
+    alarms_per_day: FloatGauges<2>, "alarms_per_machine_day", None, Family::default();
     /// The last anomaly score, by machine.
     anomaly_score: FloatGauges<1>, "anomaly_score", None, Family::default();
     /// The last p-value, by machine.
@@ -102,7 +112,7 @@ metrics! {
     store_disk: Gauges<1>, "store_disk", Some(Unit::Bytes), Family::default();
     /// Records given up, by lane and reason.
     store_dropped: Counters<2>, "store_dropped", None, Family::default();
-    /// Requests to the cloud, by sink and outcome: HTTP status, timeout, connect or io.
+    /// Requests and batches sent, by sink and outcome: HTTP status, timeout, connect, io or ok.
     forward_requests: Counters<2>, "forward_requests", None, Family::default();
     /// Records the sink has accepted, by sink.
     forward_records: Counters<1>, "forward_records", None, Family::default();
@@ -112,6 +122,8 @@ metrics! {
     forward_delay: Histograms<1>, "forward_delay", Some(Unit::Seconds), Family::new_with_constructor(latency);
     /// Bytes sent, by sink.
     forward_sent: Counters<1>, "forward_sent", Some(Unit::Bytes), Family::default();
+    /// Requests that may be under way at once, by sink.
+    forward_concurrency: Gauges<1>, "forward_concurrency", None, Family::default();
     /// Windows that were to be put before a larger model, by model, reason and outcome.
     escalations: Counters<3>, "escalations", None, Family::default();
     /// What asking has cost, by model.

@@ -11,11 +11,13 @@ use crate::types::{Contribution, Name, Quality, Reason, Rul, Verdict, Window};
 pub mod bundle;
 pub mod calibration;
 pub mod compat;
+pub mod drift;
 pub mod explain;
 pub mod fit;
 pub mod graph;
 pub mod judge;
 pub mod library;
+pub mod rollout;
 pub mod session;
 pub mod signature;
 pub mod state;
@@ -25,6 +27,7 @@ pub mod write;
 
 pub use bundle::{Bundle, Manifest, Task};
 use calibration::{Calibration, Limit};
+use drift::{Bins, Yardstick};
 use session::{Outputs, Session};
 
 /// Why a model cannot be used. `Display` is for a person; it says what and what to do.
@@ -83,6 +86,7 @@ pub struct Model {
     channel_names: Vec<Name>,
     session: Session,
     calibration: Calibration,
+    reference: Vec<Option<Bins>>,
 }
 
 impl fmt::Debug for Model {
@@ -122,7 +126,11 @@ impl Model {
     fn build(bundle: Bundle) -> Result<Arc<Model>, ModelError> {
         let session = Session::build(&bundle.onnx, &bundle.manifest)?;
         session.self_test(&bundle.golden)?;
-        let channel_names = bundle.manifest.channels.iter().map(|c| Name::from(c.name.as_str())).collect();
+        let channels = &bundle.manifest.channels;
+        let channel_names = channels.iter().map(|c| Name::from(c.name.as_str())).collect();
+        let spread = &bundle.reference.channels;
+        // Those that say nothing of use were refused when the bundle was read.
+        let reference = channels.iter().map(|c| spread.get(&c.name)?.bins().ok().flatten()).collect();
         Ok(Arc::new(Model {
             name: bundle.manifest.name.as_str().into(),
             version: bundle.manifest.version.as_str().into(),
@@ -130,6 +138,7 @@ impl Model {
             channel_names,
             session,
             calibration: Calibration::new(bundle.reference.scores),
+            reference,
             manifest: bundle.manifest,
         }))
     }
@@ -157,6 +166,28 @@ impl Model {
     /// The reference scores.
     pub fn calibration(&self) -> &Calibration {
         &self.calibration
+    }
+
+    /// What its service is held against.
+    pub fn yardstick(&self) -> Yardstick<'_> {
+        Yardstick { digest: &self.digest, reference: &self.reference, channels: &self.channel_names }
+    }
+
+    /// Whether another version can stand in for this one: it has to cut the same windows of the same
+    /// channels, or windows would be lost or judged twice on the way. `Err` says what differs.
+    pub fn can_be_followed_by(&self, other: &Model) -> Result<(), String> {
+        let (a, b) = (&self.manifest, &other.manifest);
+        if self.channel_names != other.channel_names {
+            return Err(format!("its channels are {:?}, not {:?}", other.channel_names, self.channel_names));
+        }
+        if (a.steps, a.stride, a.rate) != (b.steps, b.stride, b.rate) {
+            let cut = |m: &Manifest| format!("{} steps of {:?}, every {} steps", m.steps, m.rate, m.stride);
+            return Err(format!("its windows are {}, not {}", cut(b), cut(a)));
+        }
+        if !self.calibration.is_empty() && other.calibration.is_empty() {
+            return Err("it has no reference scores, so that no budget of false alarms can be held".into());
+        }
+        Ok(())
     }
 
     /// Windows in a batch.

@@ -80,6 +80,49 @@ pub struct Outgoing {
     pub retain: bool,
 }
 
+/// What MQTT 5 carries beside a payload; 3.1.1 has no room for it and leaves it out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Properties {
+    /// The payload's media type.
+    pub content_type: String,
+    /// Names and values of the sender's own.
+    pub user: Vec<(String, String)>,
+}
+
+/// The broker's answer to one message, still to come.
+#[derive(Debug)]
+pub struct Answer(AnswerInner);
+
+#[derive(Debug)]
+enum AnswerInner {
+    V4(rumqttc_v4::PublishNotice),
+    V5(rumqttc::PublishNotice),
+}
+
+/// Why the broker has not taken a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotTaken {
+    /// The connection ended before the answer came.
+    Lost,
+    /// The broker will not take this very message, however often it comes.
+    Unfit(String),
+    /// The broker takes none, at present or until somebody lets us.
+    Refused(String),
+}
+
+impl Answer {
+    /// Resolves once the broker has said that the message is its own.
+    ///
+    /// # Errors
+    /// See [`NotTaken`].
+    pub async fn taken(self) -> Result<(), NotTaken> {
+        match self.0 {
+            AnswerInner::V4(notice) => notice.wait_async().await.map(|_| ()).map_err(|_| NotTaken::Lost),
+            AnswerInner::V5(notice) => v5::taken(notice).await,
+        }
+    }
+}
+
 /// What to subscribe to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
@@ -143,6 +186,8 @@ pub enum Event {
     Connected {
         /// Whether subscriptions and unacked messages have survived.
         session_present: bool,
+        /// The largest packet it takes, in bytes, where it says so.
+        max_packet: Option<u32>,
     },
     /// The answer to a subscribe: for each filter the reason for a refusal, or `None`.
     Subscribed(Vec<Option<String>>),
@@ -307,6 +352,17 @@ impl Client {
         match &self.inner {
             Inner::V4(client) => v4::publish(client, message),
             Inner::V5(client) => v5::publish(client, message),
+        }
+    }
+
+    /// Sends a QoS 1 message, waiting for room, and gives what tells when the broker has it.
+    ///
+    /// # Errors
+    /// See [`Refused`]; it is never [`Refused::Full`].
+    pub async fn deliver(&self, message: Outgoing, properties: Properties) -> Result<Answer, Refused> {
+        match &self.inner {
+            Inner::V4(client) => v4::deliver(client, message).await.map(AnswerInner::V4).map(Answer),
+            Inner::V5(client) => v5::deliver(client, message, properties).await.map(AnswerInner::V5).map(Answer),
         }
     }
 

@@ -2,6 +2,8 @@
 
 use crate::settings::Section;
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod any_bytes;
 pub mod modbus;
 pub mod mqtt;
 pub mod payload;

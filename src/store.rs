@@ -108,6 +108,8 @@ use crate::metrics::{Shared, lock};
 use crate::settings::Section;
 use crate::types::{Receipt, Record, Reject, Time};
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod any_bytes;
 mod block;
 mod cursors;
 mod fault;

@@ -17,7 +17,7 @@ pub use alarm::{
     Action, CRITICAL_SEVERITY, Care, Change, Command, Explanation, Flood, Ranked, Refusal, Shelf, Target, priority,
 };
 pub use opinion::{Answer, Ask, Asking, May, Outcome, SecondOpinion};
-pub use rollout::{FailurePolicy, ModelNews, ModelStep, Release, Rollout, Stage};
+pub use rollout::{FailurePolicy, Measured, ModelCommand, ModelNews, ModelStep, Release, Rollout, Stage};
 
 /// A machine, signal or channel name; cheap to clone.
 pub type Name = Arc<str>;
@@ -357,12 +357,19 @@ pub enum Kind {
     Audit,
     /// A larger model's verdict on a window that was judged here first.
     Opinion,
+    /// What was summed up in place of records that may not leave.
+    Summary,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 7] =
-        [Kind::Verdict, Kind::Alarm, Kind::Gap, Kind::Model, Kind::Usage, Kind::Audit, Kind::Opinion];
+    pub const ALL: [Kind; 8] =
+        [Kind::Verdict, Kind::Alarm, Kind::Gap, Kind::Model, Kind::Usage, Kind::Audit, Kind::Opinion, Kind::Summary];
+
+    /// Whether it is one of many: others go before it.
+    pub fn is_routine(self) -> bool {
+        matches!(self, Kind::Verdict | Kind::Opinion)
+    }
 
     /// The word used in metrics.
     pub fn as_str(self) -> &'static str {
@@ -374,6 +381,7 @@ impl Kind {
             Kind::Usage => "usage",
             Kind::Audit => "audit",
             Kind::Opinion => "opinion",
+            Kind::Summary => "summary",
         }
     }
 
@@ -386,6 +394,7 @@ impl Kind {
             Kind::Model => "io.andon.model.v1",
             Kind::Usage => "io.andon.usage.v1",
             Kind::Audit => "io.andon.audit.v1",
+            Kind::Summary => "io.andon.summary.v1",
         }
     }
 }

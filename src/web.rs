@@ -15,7 +15,7 @@ use crate::metrics::{Shared, lock};
 use crate::settings::{Secret, Section};
 use crate::types::Time;
 
-pub use crate::types::{Action, Command, Refusal};
+pub use crate::types::{Action, Command, ModelCommand, Refusal};
 
 mod actions;
 mod api;
@@ -130,6 +130,8 @@ pub struct State {
     pub inference: inference::Models,
     /// Where to send what people do to alarms; `None` refuses.
     pub commands: Option<mpsc::Sender<Command>>,
+    /// Where to send what people do to models; `None` refuses.
+    pub model_commands: Option<mpsc::Sender<ModelCommand>>,
     /// The settings in force, when they can change: token and names are taken over at once.
     pub settings: Option<watch::Receiver<Config>>,
 }

@@ -61,6 +61,7 @@ impl Plant {
             models: Arc::new(|| json!([])),
             inference: web::inference::Models::default(),
             commands: Some(tx),
+            model_commands: None,
             settings: None,
         };
         let serving = tokio::spawn(web::run(listener, config, state, shared.clone()));

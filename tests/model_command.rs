@@ -8,6 +8,8 @@ mod bundles;
 mod delivery;
 #[path = "model/guests.rs"]
 mod guests;
+#[path = "model/rollout.rs"]
+mod rollout;
 #[path = "model/signing.rs"]
 mod signing;
 #[path = "support/mod.rs"]

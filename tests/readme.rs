@@ -224,8 +224,8 @@ fn shown(c: &Config) -> String {
     let machines: Vec<String> =
         c.machines.iter().map(|m| format!("{:?} {:?} {:?} {:?}", m.model, m.channels, m.pipeline, m.alarm)).collect();
     format!(
-        "{:?}\n{:?}\n{machines:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}",
-        c.agent, c.source, c.trust, c.delivery, c.store, c.cloud, c.publish, c.web, c.log
+        "{:?}\n{:?}\n{machines:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}\n{:?}",
+        c.agent, c.source, c.trust, c.delivery, c.report_every, c.store, c.cloud, c.sinks, c.publish, c.web, c.log
     )
 }
 
@@ -239,7 +239,10 @@ fn the_annotated_defaults_are_the_defaults() {
         assert_eq!(with, base, "line {}: {} = {} is not the default", s.line + 1, s.key, s.value);
     }
     let plain = load(&text);
-    assert!(plain.cloud.is_none() && plain.publish.is_none(), "what leaves the plant has to be asked for");
+    assert!(
+        plain.cloud.is_none() && plain.sinks.is_empty() && plain.publish.is_none(),
+        "what leaves the plant has to be asked for"
+    );
 }
 
 #[test]
@@ -316,8 +319,16 @@ fn config_sources() -> Vec<PathBuf> {
         "source/mqtt/settings.rs",
         "source/modbus/config.rs",
         "forward/publish.rs",
+        "forward/sinks.rs",
+        "forward/bridge.rs",
+        "forward/file.rs",
+        "forward/nats.rs",
+        "forward/privacy.rs",
+        "forward/aggregate.rs",
+        "forward/cloud/auth.rs",
         "forward/cloud/config.rs",
         "forward/delivery.rs",
+        "forward/inference/config.rs",
         "model/trust.rs",
     ];
     all.map(|f| root().join("src").join(f)).into()
@@ -328,11 +339,13 @@ fn every_key_of_the_code_is_annotated() {
     let annotated = settings(&read("config/andon.toml"));
     let text = read("config/andon.toml");
     let tables = ["agent", "source", "mqtt", "modbus", "subscribe", "signal", "machine", "channels", "range", "alarm"];
-    let more = ["store", "cloud", "inference", "models", "publish", "web", "log"];
+    let more = ["store", "cloud", "oauth2", "inference", "sink", "file", "nats", "models", "publish", "web", "log"];
     let mut known: BTreeSet<&str> = annotated.iter().map(|s| s.key.as_str()).collect();
-    known.extend(tables.iter().chain(&more).filter(|t| text.contains(&format!("{t}]")) || **t == "source"));
-    // Within `tls = { … }`.
-    known.extend(["ca", "cert", "key"]);
+    known.extend(
+        tables.iter().chain(&more).filter(|t| text.contains(&format!("{t}]")) || ["source", "sink"].contains(*t)),
+    );
+    // Within `tls = { … }` and `prices = { … }`.
+    known.extend(["ca", "cert", "key", "per_call", "per_1k_elements", "per_mb"]);
     let asked = asked_for();
     assert!(asked.len() > 70, "{asked:?}");
     let missing: Vec<&String> = asked.iter().filter(|k| !known.contains(k.as_str())).collect();

@@ -13,6 +13,9 @@ use support::publisher::publish;
 
 mod support;
 
+#[path = "service/package.rs"]
+mod package;
+
 /// `TimeoutStopSec` of the unit.
 const STOP: Duration = Duration::from_secs(45);
 /// 2025-01-01T00:00:00Z.
@@ -243,6 +246,7 @@ fn the_unit_fits_the_binary() {
     for line in [
         "Type=notify",
         "RestartPreventExitStatus=78",
+        "User=andon",
         "StateDirectory=andon",
         "TimeoutStopSec=45s",
         "ExecReload=/bin/kill -HUP $MAINPID",

@@ -225,7 +225,6 @@ impl Delivery {
     }
 
     async fn refuse(&self, release: Release, why: String) {
-        warn!(model = %release.model, version = %release.version, "a model is refused: {why}");
         self.tell(release, Stage::Refused, why, &[]).await;
     }
 
@@ -294,10 +293,6 @@ impl Delivery {
 
     /// Tells the engine of a step, and the library where it matters there.
     async fn tell(&self, release: Release, stage: Stage, reason: String, figures: &[(&str, f64)]) {
-        let model = if self.known.contains(&*release.model) { &*release.model } else { "other" };
-        let labels = [("model", model.to_owned()), ("stage", stage.as_str().to_owned())];
-        self.shared.metrics.model_steps.get_or_create(&labels).inc();
-        info!(model = %release.model, version = %release.version, stage = stage.as_str(), reason, "model");
         let figures: BTreeMap<String, f64> = figures.iter().map(|(k, v)| ((*k).to_owned(), *v)).collect();
         let reason: String = reason.chars().take(MAX_REASON).collect();
         let step = ModelStep { at: Time::now(), release, stage, reason, figures };

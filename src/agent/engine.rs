@@ -1,7 +1,7 @@
 //! Pipeline, models and alarms of all machines in one place, run by one thread. Its state is a
 //! function of the groups it was fed, in order: that is what makes a replay exact.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,14 +17,20 @@ use crate::model::calibration::Limit;
 use crate::model::{Model, ModelError, Opinion};
 use crate::pipeline::{self, Due, Layout, Step, Taken};
 use crate::types::{
-    Alarm, Ask, Change, Condition, Explanation, Light, Live, Name, Quality, Reading, Reason, Record, RecordId, Time,
-    Verdict, Window,
+    Alarm, Ask, Change, Condition, Explanation, Light, Live, ModelStep, Name, Quality, Reading, Reason, Record,
+    RecordId, Release, Time, Verdict, Window,
 };
 use second::Judged;
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod any_bytes;
+mod judge;
 mod people;
 mod rollout;
 pub mod second;
+
+pub use rollout::{Drift, Versions, figures, release_of};
+use rollout::{Line, LineState};
 
 /// Signals that are followed, of all machines together; at some 500 bytes each this bounds the memory that
 /// made-up topics can take.
@@ -64,6 +70,10 @@ pub struct Outcome {
     pub asks: Vec<Ask>,
     /// What happened, for the counters.
     pub tally: Tally,
+    /// Steps that bundles took.
+    pub steps: Vec<ModelStep>,
+    /// Reports on models in service.
+    pub drifts: Vec<Drift>,
 }
 
 /// Counts of one group.
@@ -73,6 +83,8 @@ pub struct Tally {
     pub dropped: HashMap<&'static str, u64>,
     /// Batches run: the model and how long it took.
     pub runs: Vec<(Name, Duration)>,
+    /// The same of candidates.
+    pub trial_runs: Vec<(Name, Duration)>,
     /// Batches that failed: the model and why.
     pub errors: Vec<(Name, String)>,
     /// The first reading for which there was no room, for a person.
@@ -103,13 +115,20 @@ pub struct Engine {
     wall: Time,
     policy: Option<Policy>,
     desk: second::Desk,
+    /// Models by name, with their versions.
+    lines: BTreeMap<Name, Line>,
+    /// Delivered models at hand.
+    shelf: BTreeMap<Release, Arc<Model>>,
+    report_every: Duration,
 }
 
 /// One machine.
 struct Unit {
     block: usize,
     pipe: pipeline::Machine,
+    /// What the incumbent keeps, and what the candidate does.
     memory: Memory,
+    rival: Memory,
     anomaly: Tracker,
     input: Tracker,
     /// Wall clock of its last reading.
@@ -143,6 +162,7 @@ struct Snapshot {
     running: Running,
     now: Time,
     desk: second::Desk,
+    lines: BTreeMap<Name, LineState>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -150,6 +170,7 @@ struct UnitSnapshot {
     name: Name,
     pipe: pipeline::State,
     memory: Memory,
+    rival: Memory,
     anomaly: Tracker,
     input: Tracker,
     heard: Time,
@@ -166,7 +187,8 @@ impl Engine {
         let (units, places) = (Vec::new(), HashMap::new());
         let (flood, ledger, running, now, wall, desk) = Default::default();
         let (signals, max_signals, ordinal) = (0, MAX_SIGNALS, 0);
-        Engine {
+        let (lines, shelf, report_every) = (BTreeMap::new(), BTreeMap::new(), crate::config::REPORT_EVERY);
+        let mut engine = Engine {
             recorder,
             blocks,
             units,
@@ -182,7 +204,12 @@ impl Engine {
             wall,
             policy: None,
             desk,
-        }
+            lines,
+            shelf,
+            report_every,
+        };
+        engine.line_up(BTreeMap::new());
+        engine
     }
 
     /// Machines known.
@@ -267,6 +294,7 @@ impl Engine {
             }
             self.judge(due, &mut out);
         }
+        self.review(&mut out);
         self.ordinal += out.records.len() as u64;
         out
     }
@@ -329,9 +357,13 @@ impl Engine {
         let pipe = pipeline::Machine::new(name.clone(), self.blocks[block].layout.clone());
         self.places.insert(name.clone(), self.units.len());
         self.signals += pipe.signals();
-        let memory = Memory::of(self.blocks[block].model.as_deref());
-        self.units.push(Unit::new(block, pipe, memory, arrived));
-        Some(self.units.len() - 1)
+        self.units.push(Unit::new(block, pipe, arrived));
+        let i = self.units.len() - 1;
+        let line = self.line(i);
+        let memory = Memory::of(line.map(|l| &*l.incumbent));
+        let rival = Memory::of(line.and_then(|l| l.candidate.as_deref()));
+        (self.units[i].memory, self.units[i].rival) = (memory, rival);
+        Some(i)
     }
 
     /// Closes a machine's steps up to the next window it has for the model.
@@ -380,12 +412,13 @@ impl Engine {
         blame: Option<(Name, usize)>,
         out: &mut Outcome,
     ) {
-        let block = &self.blocks[self.units[i].block];
-        let Some(model) = &block.model else { return };
         let machine = self.units[i].pipe.name().clone();
-        let verdict = model.empty_verdict(machine, at, reason, quality, &block.limit);
+        let Some(line) = self.line(i) else { return };
+        let limit = &self.blocks[self.units[i].block].limit;
+        let verdict = line.heard(&machine).empty_verdict(machine, at, reason, quality, limit);
         self.emit_verdict(verdict, out);
         self.ran(i, at, reason);
+        self.watch_unjudged(i, reason, blame.as_ref().map(|(c, _)| c));
         self.watch_input(i, at, blame.map(|(c, others)| (c, others, quality)), out);
         if reason == Reason::MachineOff {
             // A machine at rest cannot be in trouble; its alarm ends as if all were well.
@@ -393,60 +426,6 @@ impl Engine {
             self.observe(i, Condition::Anomaly, &look, None, out);
         }
         self.refresh_light(i, at, out);
-    }
-
-    fn judge(&mut self, due: Vec<(usize, Window)>, out: &mut Outcome) {
-        let mut blocks: Vec<usize> = due.iter().map(|(i, _)| self.units[*i].block).collect();
-        blocks.sort_unstable();
-        blocks.dedup();
-        // Blocks with the same model could share batches; machines of one block nearly always do.
-        for block in blocks {
-            let Some(model) = self.blocks[block].model.clone() else { continue };
-            let mine: Vec<&(usize, Window)> = due.iter().filter(|(i, _)| self.units[*i].block == block).collect();
-            for batch in mine.chunks(model.batch()) {
-                let windows: Vec<&Window> = batch.iter().map(|(_, w)| w).collect();
-                let started = Instant::now();
-                let states: Vec<&[f32]> = batch.iter().map(|(i, _)| &*self.units[*i].memory.values).collect();
-                let judged = model.judge(&windows, &states);
-                out.tally.runs.push((model.name().clone(), started.elapsed()));
-                let opinions = judged.unwrap_or_else(|e: ModelError| {
-                    out.tally.errors.push((model.name().clone(), e.to_string()));
-                    vec![None; batch.len()]
-                });
-                for ((i, window), opinion) in batch.iter().zip(opinions) {
-                    self.verdict(*i, window, opinion, &model, out);
-                }
-            }
-        }
-    }
-
-    fn verdict(&mut self, i: usize, window: &Window, mut opinion: Option<Opinion>, model: &Model, out: &mut Outcome) {
-        let block = &self.blocks[self.units[i].block];
-        let strength = opinion.as_ref().map(|o| block.limit.strength(o.score, o.p_value));
-        let next = opinion.as_mut().map(|o| std::mem::take(&mut o.next));
-        let mut verdict = model.verdict(window, opinion, &block.limit, &block.layout.channels);
-        if verdict.reason == Reason::NoAnomalyDetected && self.is_uncertain(verdict.p_value) {
-            verdict.reason = Reason::Uncertain;
-        }
-        let (at, reason, layout) = (verdict.at, verdict.reason, block.layout.clone());
-        let look = Observation {
-            at,
-            strength,
-            top_channel: verdict.contributions.first().map(|c| c.name.clone()),
-            message: anomaly_message(&verdict),
-        };
-        let (verdict, id) = self.emit_verdict(verdict, out);
-        self.ran(i, at, reason);
-        let why = || people::explain(&verdict, window, model, &layout.channels);
-        let raised = self.observe(i, Condition::Anomaly, &look, Some(&why), out);
-        if let Some(next) = next {
-            let unit = &mut self.units[i];
-            let in_alarm = reason == Reason::AnomalyDetected || unit.anomaly.is_active();
-            model.follow(&mut unit.memory.values, next, in_alarm);
-        }
-        self.refresh_light(i, at, out);
-        let judged = Judged { window, verdict: &verdict, id, strength: strength.unwrap_or(0.0), raised };
-        self.escalate(&judged, out);
     }
 
     fn emit_verdict(&mut self, verdict: Verdict, out: &mut Outcome) -> (Arc<Verdict>, RecordId) {
@@ -499,6 +478,9 @@ impl Engine {
                 (care.first_out, care.explanation) = (first, explanation);
             });
             alarm = noted.unwrap_or(alarm);
+            if condition == Condition::Anomaly {
+                self.watch_alarm(i);
+            }
         }
         let calls = matches!(alarm.care.change, Change::Raised | Change::Returned) && !alarm.care.is_quiet();
         self.announce(i, alarm, out);
@@ -566,6 +548,7 @@ impl Engine {
             name: u.pipe.name().clone(),
             pipe: u.pipe.state().clone(),
             memory: u.memory.clone(),
+            rival: u.rival.clone(),
             anomaly: u.anomaly.clone(),
             input: u.input.clone(),
             heard: u.heard,
@@ -584,6 +567,7 @@ impl Engine {
             running: self.running.clone(),
             now: self.now,
             desk: self.desk.clone(),
+            lines: self.line_states(),
         };
         postcard::to_stdvec(&snapshot).unwrap_or_default()
     }
@@ -601,16 +585,35 @@ impl Engine {
         (self.flood, self.ledger, self.running) = (snapshot.flood, snapshot.ledger, snapshot.running);
         self.now = snapshot.now;
         self.desk = snapshot.desk.restored(self.policy.as_ref());
+        self.line_up(snapshot.lines);
         self.units.clear();
         self.places.clear();
         for u in snapshot.units {
             let Some(block) = self.blocks.iter().position(|b| b.matcher.matches(&u.name)) else { continue };
             let pipe = pipeline::Machine::restore(u.name.clone(), self.blocks[block].layout.clone(), u.pipe);
             self.places.insert(u.name, self.units.len());
-            let fresh = Memory::of(self.blocks[block].model.as_deref());
-            let UnitSnapshot { memory, anomaly, input, heard, light, why, reason, on_since, judged, .. } = u;
-            let memory = if memory.digest == fresh.digest { memory } else { fresh };
-            self.units.push(Unit { block, pipe, memory, anomaly, input, heard, light, why, reason, on_since, judged });
+            let UnitSnapshot { memory, rival, anomaly, input, heard, light, why, reason, on_since, judged, .. } = u;
+            self.units.push(Unit {
+                block,
+                pipe,
+                memory,
+                rival,
+                anomaly,
+                input,
+                heard,
+                light,
+                why,
+                reason,
+                on_since,
+                judged,
+            });
+            let i = self.units.len() - 1;
+            let line = self.line(i);
+            let incumbent = Memory::of(line.map(|l| &*l.incumbent));
+            let candidate = Memory::of(line.and_then(|l| l.candidate.as_deref()));
+            let unit = &mut self.units[i];
+            unit.memory.renew(incumbent);
+            unit.rival.renew(candidate);
         }
         self.signals = self.units.iter().map(|u| u.pipe.signals()).sum();
         Ok(())
@@ -626,14 +629,21 @@ impl Memory {
             values: m.initial_state().to_vec(),
         })
     }
+
+    /// Starts afresh where another model left it.
+    fn renew(&mut self, fresh: Memory) {
+        if self.digest != fresh.digest {
+            *self = fresh;
+        }
+    }
 }
 
 impl Unit {
-    fn new(block: usize, pipe: pipeline::Machine, memory: Memory, heard: Time) -> Unit {
+    fn new(block: usize, pipe: pipeline::Machine, heard: Time) -> Unit {
         let (anomaly, input, reason) = (Tracker::default(), Tracker::default(), Reason::WarmingUp);
         let (light, why) = (Light::Amber, "warming up".into());
-        let (on_since, judged) = (None, Time::default());
-        Unit { block, pipe, memory, anomaly, input, heard, light, why, reason, on_since, judged }
+        let (memory, rival, on_since, judged) = (Memory::default(), Memory::default(), None, Time::default());
+        Unit { block, pipe, memory, rival, anomaly, input, heard, light, why, reason, on_since, judged }
     }
 
     fn tracker(&self, condition: Condition) -> &Tracker {

@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::engine::{Block, Engine, Outcome};
 use super::input::{Group, Input, Running};
+use super::rollout::Rollouts;
 use super::scribe::{self, Note, Reply};
 use crate::alarm::Act;
 use crate::forward::budget;
@@ -72,6 +73,8 @@ pub struct Feed {
     larger_model: Option<String>,
     /// How the budget stood when it was last told.
     standing: Option<budget::Standing>,
+    rollouts: Rollouts,
+    model_commands: Option<mpsc::Receiver<web::ModelCommand>>,
 }
 
 /// The two ends that stack lights have in the engine: how the machines stand, told twice a second even
@@ -98,6 +101,7 @@ impl Feed {
         commits: store::Sender,
         live: broadcast::Sender<Live>,
         data_dir: PathBuf,
+        rollouts: Rollouts,
         shared: Shared,
     ) -> Feed {
         let pulse = shared.board.pulse("engine");
@@ -128,6 +132,8 @@ impl Feed {
             opinions: None,
             larger_model,
             standing: None,
+            rollouts,
+            model_commands: None,
         }
     }
 
@@ -143,6 +149,12 @@ impl Feed {
         self
     }
 
+    /// With what people do to models.
+    pub fn with_model_commands(mut self, commands: mpsc::Receiver<web::ModelCommand>) -> Feed {
+        self.model_commands = Some(commands);
+        self
+    }
+
     /// Runs until the sources have gone and all they sent is handed on, then keeps a last snapshot.
     pub async fn run(
         mut self,
@@ -153,6 +165,10 @@ impl Feed {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut taken = Vec::with_capacity(GROUP_BATCHES);
+        self.rollouts.show(&self.engine);
+        for news in std::mem::take(&mut self.rollouts.first) {
+            self.do_and_note(Input::Rollout(news), None).await;
+        }
         self.ask_again();
         loop {
             self.pulse.beat();
@@ -164,6 +180,7 @@ impl Feed {
                     self.take(&mut taken).await;
                 }
                 Some(command) = commands.recv() => self.obey(command).await,
+                Some(command) = asked(&mut self.model_commands) => self.obey_of_model(command).await,
                 Some(wrote) = wrote(&mut self.lights) => self.record(wrote).await,
                 Some(answer) = answer(&mut self.opinions) => {
                     self.step(Group { inputs: vec![Input::Opinion(answer)] }, Vec::new(), Vec::new()).await;
@@ -217,13 +234,32 @@ impl Feed {
         self.do_and_note(Input::Act(target, act), Some(reply)).await;
     }
 
+    async fn obey_of_model(&mut self, command: web::ModelCommand) {
+        let web::ModelCommand { model, promote, who, reply } = command;
+        if let Err(refusal) = self.engine.may_change(&model, promote) {
+            // Whoever asked may have gone.
+            let _ = reply.send(Err(refusal));
+            return;
+        }
+        let at = Time::now();
+        let news = if promote {
+            ModelNews::Promote { at, model, who }
+        } else {
+            ModelNews::Withdraw { at, model, digest: "".into(), reason: format!("{who} wants the one before back") }
+        };
+        self.do_and_note(Input::Rollout(news), Some(reply)).await;
+    }
+
     async fn follow(&mut self, order: Order) {
         match order {
             Order::Running(running) if self.engine.is_news(&running) => {
                 self.do_and_note(Input::Running(running), None).await;
             }
             Order::Running(_) => {}
-            Order::News(news, _model) => self.do_and_note(Input::Rollout(news), None).await,
+            Order::News(news, model) => {
+                self.engine.stock(model);
+                self.do_and_note(Input::Rollout(news), None).await;
+            }
             Order::Reconfigure(blocks, running, reply) => {
                 let done = self.engine.reconfigure(blocks);
                 if done.is_ok() {
@@ -287,6 +323,9 @@ impl Feed {
             lights.standing.send_replace(self.engine.lights().collect());
         }
         let now = Time::now();
+        for news in self.rollouts.measured(&self.engine, now) {
+            self.step(Group { inputs: vec![Input::Rollout(news)] }, Vec::new(), Vec::new()).await;
+        }
         let sources_up = || {
             let parts = self.shared.board.components();
             parts.iter().all(|(name, c)| !name.starts_with("source/") || c.health == Health::Up)
@@ -303,6 +342,7 @@ impl Feed {
     async fn step(&mut self, group: Group, mut receipts: Vec<Receipt>, rejects: Vec<Reject>) -> Vec<String> {
         let outcome = self.engine.step(&group);
         self.count(&outcome);
+        receipts.extend(self.rollouts.tell(&self.engine, &outcome));
         let Outcome { records, first_ordinal, live, asks, .. } = outcome;
         for ask in asks {
             let (receipt, durable) = Receipt::new();
@@ -410,6 +450,7 @@ impl Feed {
     }
 
     fn gauge(&mut self) {
+        self.rollouts.show(&self.engine);
         let m = &self.shared.metrics;
         m.machines.set(self.engine.machines() as i64);
         for condition in [Condition::Anomaly, Condition::Input] {
@@ -435,6 +476,14 @@ async fn answer(opinions: &mut Option<Opinions>) -> Option<Answer> {
 async fn wrote(lights: &mut Option<Lights>) -> Option<Wrote> {
     match lights {
         Some(lights) => lights.wrote.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What somebody wants of a model next; never, where nobody can.
+async fn asked(commands: &mut Option<mpsc::Receiver<web::ModelCommand>>) -> Option<web::ModelCommand> {
+    match commands {
+        Some(commands) => commands.recv().await,
         None => std::future::pending().await,
     }
 }

@@ -9,6 +9,7 @@ use crate::store;
 use crate::types::Stored;
 
 /// One sink's reader.
+#[derive(Clone)]
 pub struct Adapter(store::Outbox);
 
 impl Adapter {
@@ -25,6 +26,14 @@ impl forward::Outbox for Adapter {
 
     async fn next(&self, max_records: usize, max_bytes: usize) -> Result<Vec<Stored>> {
         Ok(self.0.next(max_records, max_bytes).await?)
+    }
+
+    fn urgent_waits(&self) -> bool {
+        self.0.urgent_waits()
+    }
+
+    async fn urgent(&self, max_records: usize, max_bytes: usize) -> Result<Vec<Stored>> {
+        Ok(self.0.next_urgent(max_records, max_bytes).await?)
     }
 
     fn ack(&self, records: &[Stored]) -> impl Future<Output = Result<()>> + Send {

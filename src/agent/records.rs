@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::model::drift::{self, Outcomes, Report};
 use crate::pipeline::Gap;
 use crate::types::{
     Alarm, Answer, Ask, Change, Contribution, Kind, ModelStep, Name, Quality, Ranked, Reason, Record, RecordId,
@@ -181,6 +182,34 @@ struct ModelData<'a> {
     figures: std::collections::BTreeMap<&'a str, f64>,
 }
 
+#[derive(Serialize)]
+struct DriftData<'a> {
+    timestamp: String,
+    model: &'a str,
+    model_version: &'a str,
+    event: &'a str,
+    from: String,
+    to: String,
+    rows: u64,
+    warning: Option<String>,
+    channels: Vec<DriftChannel>,
+    p_value_ks: Option<f64>,
+    p_value_low_excess: Option<f64>,
+    windows: Outcomes,
+    bad_ratio: f64,
+    false_alarms_promised_per_machine_day: Option<f64>,
+    alarms_per_machine_day: Option<f64>,
+    machine_days: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct DriftChannel {
+    name: Name,
+    psi: Option<f64>,
+    ks: Option<f64>,
+    windows_blocked: u64,
+}
+
 impl Recorder {
     /// For the agent of that site and id.
     pub fn new(site: &str, id: &str) -> Recorder {
@@ -275,24 +304,6 @@ impl Recorder {
         self.record(Kind::Gap, machine, gap.to, gap.reason.as_str().as_bytes(), &data)
     }
 
-    /// The record of a step that a bundle has taken.
-    pub fn model(&self, step: &ModelStep) -> Record {
-        let (release, stage) = (&step.release, step.stage.as_str());
-        let data = ModelData {
-            timestamp: step.at.to_string(),
-            model: &release.model,
-            model_version: &release.version,
-            model_digest: &release.digest,
-            sequence: release.sequence,
-            event: "rollout",
-            stage,
-            reason: &step.reason,
-            figures: step.figures.iter().map(|(k, v)| (k.as_str(), tidy(*v))).collect(),
-        };
-        let what = [stage.as_bytes(), &release.sequence.to_le_bytes(), release.digest.as_bytes()].concat();
-        self.record(Kind::Model, &release.model, step.at, &what, &data)
-    }
-
     /// The record of a larger model's verdict on a window; `opinion.record` is not looked at.
     pub fn opinion(&self, ask: &Ask, opinion: &SecondOpinion, quality: Quality, agrees: bool) -> Record {
         let reason = if opinion.anomaly { Reason::AnomalyDetected } else { Reason::NoAnomalyDetected };
@@ -339,6 +350,53 @@ impl Recorder {
         // Our own structs of strings and finite numbers always serialise.
         let data = serde_json::to_string(&data).unwrap_or_else(|_| "{}".into());
         Record { id, kind: Kind::Usage, subject: model.clone(), at: answer.at, data }
+    }
+
+    /// The record of a step that a bundle has taken.
+    pub fn model(&self, step: &ModelStep) -> Record {
+        let (release, stage) = (&step.release, step.stage.as_str());
+        let data = ModelData {
+            timestamp: step.at.to_string(),
+            model: &release.model,
+            model_version: &release.version,
+            model_digest: &release.digest,
+            sequence: release.sequence,
+            event: "rollout",
+            stage,
+            reason: &step.reason,
+            figures: step.figures.iter().map(|(k, v)| (k.as_str(), tidy(*v))).collect(),
+        };
+        let what = [stage.as_bytes(), &release.sequence.to_le_bytes(), release.digest.as_bytes()].concat();
+        self.record(Kind::Model, &release.model, step.at, &what, &data)
+    }
+
+    /// The record of a report on a model in service.
+    pub fn drift(&self, model: &Name, version: &str, report: &Report) -> Record {
+        let channel = |c: &drift::Channel| DriftChannel {
+            name: c.name.clone(),
+            psi: c.psi.map(tidy),
+            ks: c.ks.map(tidy),
+            windows_blocked: c.blamed,
+        };
+        let data = DriftData {
+            timestamp: report.to.to_string(),
+            model,
+            model_version: version,
+            event: "drift",
+            from: report.from.to_string(),
+            to: report.to.to_string(),
+            rows: report.rows,
+            warning: report.warning(),
+            channels: report.channels.iter().map(channel).collect(),
+            p_value_ks: report.p_ks.map(tidy),
+            p_value_low_excess: report.p_low_excess.map(tidy),
+            windows: report.outcomes,
+            bad_ratio: tidy(report.outcomes.bad_ratio()),
+            false_alarms_promised_per_machine_day: report.alarms.map(|(promised, ..)| tidy(promised)),
+            alarms_per_machine_day: report.alarms.map(|(_, measured, _)| tidy(measured)),
+            machine_days: report.alarms.map(|(.., days)| tidy(days)),
+        };
+        self.record(Kind::Model, model, report.to, b"drift", &data)
     }
 
     /// An entry of the audit log, whose `data` is made already; `number` is its place in the chain.

@@ -12,9 +12,11 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::blocks::{self, Models};
+use super::engine::Versions;
 use super::feed::Order;
 use super::guests::Guests;
 use super::input::Running;
+use super::rollout;
 use crate::config::{Config, Invalid, Needs};
 use crate::metrics::lock;
 use crate::model::Model;
@@ -60,11 +62,18 @@ pub struct Reloader {
     digest: String,
     web: watch::Sender<web::Config>,
     orders: mpsc::Sender<Order>,
+    /// As the engine has them.
+    versions: watch::Receiver<Vec<Versions>>,
 }
 
 impl Reloader {
     /// For what runs with this config and these models.
-    pub fn new(config: &Config, models: Models, orders: mpsc::Sender<Order>) -> Reloader {
+    pub fn new(
+        config: &Config,
+        models: Models,
+        versions: watch::Receiver<Vec<Versions>>,
+        orders: mpsc::Sender<Order>,
+    ) -> Reloader {
         let keys = keys(&config.text);
         Reloader {
             path: config.path.clone(),
@@ -75,6 +84,7 @@ impl Reloader {
             digest: digest(config),
             web: watch::channel(config.web.clone()).0,
             orders,
+            versions,
         }
     }
 
@@ -85,16 +95,33 @@ impl Reloader {
 
     /// Tells of the models in force.
     pub fn describe_models(&self) -> web::StatusFn {
-        let models = self.models.clone();
-        Arc::new(move || lock(&models).values().map(|m| describe(m)).collect())
+        let (models, versions) = (self.models.clone(), self.versions.clone());
+        Arc::new(move || {
+            let versions = versions.borrow();
+            let of = |m: &Arc<Model>| match versions.iter().find(|v| v.name == *m.name()) {
+                Some(v) => describe(&v.model, rollout::describe(v)),
+                None => describe(m, json!({ "stage": "active" })),
+            };
+            lock(&models).values().map(of).collect()
+        })
+    }
+
+    /// The models in use: delivered ones go before those that the config names.
+    fn in_use(&self) -> impl Fn() -> Vec<Arc<Model>> + Clone + use<> {
+        let (models, versions) = (self.models.clone(), self.versions.clone());
+        move || {
+            let versions = versions.borrow();
+            let of = |m: &Arc<Model>| versions.iter().find(|v| v.name == *m.name()).map_or(m, |v| &v.model).clone();
+            lock(&models).values().map(of).collect()
+        }
     }
 
     /// Lets guests use the models in force, and those that an admin loads for them.
     pub fn serve_models(&self) -> web::inference::Models {
         let guests = self.guests.clone();
         let all = {
-            let (models, guests) = (self.models.clone(), guests.clone());
-            move || -> Vec<Arc<Model>> { lock(&models).values().cloned().chain(guests.all()).collect() }
+            let (in_use, guests) = (self.in_use(), guests.clone());
+            move || -> Vec<Arc<Model>> { in_use().into_iter().chain(guests.all()).collect() }
         };
         let (list, run, used) = (all.clone(), all, self.models.clone());
         let list = move || list().iter().map(|m| metadata(m)).collect();
@@ -166,8 +193,19 @@ fn read(path: &Path) -> Result<(Config, Vec<super::engine::Block>, Models)> {
 /// Tells one configuration from another. Secrets show as such, so nothing can be learnt from it.
 fn digest(c: &Config) -> String {
     let text = format!(
-        "{:?}{:?}{:?}{:?}{:?}{:?}{:?}{:?}",
-        c.agent, c.source, c.machines, c.store, c.cloud, c.publish, c.web, c.log
+        "{:?}{:?}{:?}{:?}{:?}{:?}{:?}{:?}{:?}{:?}{:?}{:?}",
+        c.agent,
+        c.source,
+        c.trust,
+        c.delivery,
+        c.report_every,
+        c.machines,
+        c.store,
+        c.cloud,
+        c.sinks,
+        c.publish,
+        c.web,
+        c.log
     );
     crate::model::bundle::sha256(text.as_bytes())[..16].to_owned()
 }
@@ -211,7 +249,6 @@ fn is_live(key: &str) -> bool {
     LIVE.iter().any(|of| below(of))
 }
 
-/// A model as the dashboard shows it.
 /// Metadata as the Open Inference Protocol has it. What a model keeps from window to window is not
 /// shown: guests' windows stand alone.
 fn metadata(model: &Model) -> Value {
@@ -237,14 +274,19 @@ fn tensor(model: &Model, name: String, len: usize, data: Vec<f32>) -> web::infer
     web::inference::Tensor { name, shape: [vec![windows], rest].concat(), data }
 }
 
-fn describe(model: &Model) -> Value {
+/// A model as the dashboard shows it, with how it stands.
+fn describe(model: &Model, standing: Value) -> Value {
     let m = model.manifest();
     let channels: Vec<&Name> = model.channel_names().iter().collect();
-    json!({
+    let mut out = json!({
         "name": m.name, "version": m.version, "digest": &**model.digest(), "channels": channels,
         "steps": m.steps, "stride": m.stride, "rate_ms": m.rate.as_secs_f64() * 1e3,
-        "reference_scores": model.calibration().len(), "stage": "active",
-    })
+        "reference_scores": model.calibration().len(),
+    });
+    if let (Value::Object(out), Value::Object(standing)) = (&mut out, standing) {
+        out.extend(standing);
+    }
+    out
 }
 
 #[cfg(test)]

@@ -144,3 +144,71 @@ proptest! {
 }
 
 mod isa;
+
+mod second {
+    //! What a larger model's word does to an alarm.
+
+    use super::super::second::Word;
+    use super::*;
+    use crate::types::{May, SecondOpinion};
+
+    fn opinion(at: i64, anomaly: bool) -> SecondOpinion {
+        SecondOpinion {
+            record: RecordId([0; 16]),
+            model: "large".into(),
+            version: None,
+            at: Time(at * 1_000_000_000),
+            anomaly,
+            score: f64::from(u8::from(anomaly)),
+            threshold: 0.5,
+        }
+    }
+
+    fn hear(tracker: &mut Tracker, rule: &Rule, may: May, at: i64, anomaly: bool) -> Option<(AlarmState, Change)> {
+        let word = Word { opinion: &opinion(at, anomaly), strength: 1.2, look: look(at, 1.2) };
+        tracker.hear(rule, may, &word).map(|a| (a.state, a.care.change))
+    }
+
+    const ALL: May = May { confirm: true, raise: true, clear: true };
+    const CONFIRM: May = May { confirm: true, raise: false, clear: false };
+
+    #[test]
+    fn it_confirms_once_and_doubts_when_it_changes_its_mind() {
+        let (mut t, rule) = (Tracker::default(), rule(0, 10));
+        assert_eq!(hear(&mut t, &rule, CONFIRM, 1, true), None, "no alarm stands");
+        t.observe(&rule, &look(10, 1.2)).expect("raised");
+        assert_eq!(hear(&mut t, &rule, CONFIRM, 9, true), None, "of a window before the alarm");
+        let unacknowledged = AlarmState::Unacknowledged;
+        assert_eq!(hear(&mut t, &rule, CONFIRM, 10, true), Some((unacknowledged, Change::Confirmed)));
+        assert_eq!(hear(&mut t, &rule, CONFIRM, 11, true), None, "it has said so");
+        assert_eq!(hear(&mut t, &rule, CONFIRM, 13, false), Some((unacknowledged, Change::Doubted)));
+        assert_eq!(hear(&mut t, &rule, CONFIRM, 12, true), None, "overtaken");
+        assert_eq!(hear(&mut t, &rule, May::default(), 14, true), None, "only noted");
+        assert!(t.alarm().and_then(|a| a.care.opinion.as_ref()).is_some_and(|o| o.anomaly));
+    }
+
+    #[test]
+    fn what_it_ended_comes_back_when_it_is_worse_or_has_lasted() {
+        for (at, strength, comes) in [(20, 1.2, false), (20, 1.9, true), (700, 1.2, true), (20, 0.5, false)] {
+            let (mut t, rule) = (Tracker::default(), rule(0, 10));
+            t.observe(&rule, &look(10, 1.2)).expect("raised");
+            let ended = hear(&mut t, &rule, ALL, 10, false);
+            assert_eq!(ended, Some((AlarmState::ReturnedUnacknowledged, Change::Overruled)));
+            assert_eq!(t.observe(&rule, &look(at, strength)).is_some(), comes, "{strength} at {at} s");
+        }
+    }
+
+    #[test]
+    fn it_ends_no_critical_alarm_and_raises_none_that_is_turned_off() {
+        let critical = Rule { severity: CRITICAL_SEVERITY, ..rule(0, 10) };
+        let mut t = Tracker::default();
+        t.observe(&critical, &look(10, 1.2)).expect("raised");
+        assert_eq!(hear(&mut t, &critical, ALL, 10, false), Some((AlarmState::Unacknowledged, Change::Doubted)));
+        let off = Rule { severity: 0, ..rule(0, 10) };
+        assert_eq!(hear(&mut Tracker::default(), &off, ALL, 10, true), None);
+        assert_eq!(
+            hear(&mut Tracker::default(), &rule(0, 10), ALL, 10, true),
+            Some((AlarmState::Unacknowledged, Change::Raised))
+        );
+    }
+}

@@ -12,6 +12,7 @@ use crate::agent::blocks;
 use crate::agent::engine::Block;
 use crate::config::{Config, Invalid, Needs};
 use crate::forward;
+use crate::forward::budget::MICRO;
 use crate::mqtt::{self, Filter};
 use crate::source::modbus::budget;
 use crate::source::mqtt::Subscription;
@@ -55,7 +56,31 @@ pub fn run(options: &Options) -> Result<()> {
     for light in &config.source.lights {
         println!("  writes: {}", light.summary());
     }
+    show_second_opinions(&config, &built);
     if options.connect { connect(&config, &built) } else { Ok(()) }
+}
+
+/// How often a larger model will be asked while all is well: by what p-values mean, that can be told.
+fn show_second_opinions(config: &Config, blocks: &[Block]) {
+    let Some(inference) = config.cloud.as_ref().and_then(|c| c.inference.as_ref()) else { return };
+    let (policy, url) = (&inference.policy, &inference.url);
+    let [low, high] = policy.escalate;
+    println!("  second opinions: of {:?} at {url:?}, for p from {low} to {high}", &*policy.model);
+    for (block, machine) in blocks.iter().zip(&config.machines) {
+        let Some(model) = &block.model else { continue };
+        if model.calibration().is_empty() {
+            println!("    warning: model {} has no reference scores: nothing of it is ever uncertain", model.name());
+            continue;
+        }
+        let windows = 86_400e9 / (block.layout.rate as f64 * block.layout.stride as f64);
+        let cost = policy.prices.cost(block.layout.steps * block.layout.channels.len()) as f64 / MICRO;
+        let a_day = windows * (high - low + policy.audit_fraction) * cost;
+        let budget = policy.budget.limit as f64 / MICRO * 86_400.0 / policy.budget.period.as_secs_f64();
+        println!(
+            "    each healthy machine of {:?}: {:.0} windows a day, {a_day:.0} units of {budget:.0}",
+            machine.matcher, windows
+        );
+    }
 }
 
 /// How busy serial lines will be. Too busy is a warning: it works, with polls left out.
@@ -118,12 +143,21 @@ fn log_in(config: &Config) -> Result<usize> {
             }
         }
     }
+    for sink in &config.sinks {
+        match runtime.block_on(forward::sinks::probe(sink, &config.agent.id)) {
+            Ok(said) => println!("  sink {}: {said}", sink.name),
+            Err(e) => {
+                shut += 1;
+                println!("  sink {}: cannot be used: {e}", sink.name);
+            }
+        }
+    }
     if let Some(cloud) = &config.cloud {
         let url = format!("{:?}", cloud.url);
         match runtime.block_on(forward::cloud::probe(cloud)) {
             Ok(401 | 403) => {
                 shut += 1;
-                println!("  cloud: {url} answers, and refuses our token: see `token_file`");
+                println!("  cloud: {url} answers, and refuses what we log in with: see `[cloud]`");
             }
             Ok(_) => println!("  cloud: {url} answers"),
             Err(e) => {

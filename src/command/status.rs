@@ -65,4 +65,19 @@ fn print(status: &Value) {
         let word = |key: &str| part.get(key).and_then(Value::as_str).unwrap_or("?");
         println!("  {name:24} {:10} {}", word("health"), word("detail"));
     }
+    for model in status.get("models").and_then(Value::as_array).into_iter().flatten() {
+        let word = |path: &str| model.pointer(path).and_then(Value::as_str).unwrap_or("?");
+        let coming = match model.get("candidate") {
+            Some(c) if c.is_object() => {
+                format!(
+                    "; version {} in {} since {}",
+                    word("/candidate/version"),
+                    word("/candidate/stage"),
+                    word("/candidate/since")
+                )
+            }
+            _ => String::new(),
+        };
+        println!("model {} version {}{coming}", word("/name"), word("/version"));
+    }
 }

@@ -41,6 +41,17 @@ struct Event<'a> {
     data: &'a RawValue,
 }
 
+/// A record in CloudEvents' binary mode: what tells of the event, and the event's data.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// Names and values of the attributes, without `datacontenttype`.
+    pub attributes: Vec<(&'static str, String)>,
+    /// The machine, model or part of the agent, as it may leave.
+    pub subject: String,
+    /// A JSON object.
+    pub data: String,
+}
+
 /// Events, one after the other.
 #[derive(Clone, Debug, Default)]
 pub struct Encoded {
@@ -67,6 +78,39 @@ impl Encoder {
         }
         to.ends.push(to.bytes.len());
         written
+    }
+
+    /// One record as an event by itself.
+    ///
+    /// # Errors
+    /// When the record's data is not a JSON object.
+    pub fn event(&self, stored: &Stored) -> Result<Vec<u8>, serde_json::Error> {
+        let mut out = Vec::new();
+        self.write(stored, &mut out)?;
+        Ok(out)
+    }
+
+    /// One record for transports that carry attributes beside the data.
+    ///
+    /// # Errors
+    /// When the record's data is not a JSON object.
+    pub fn parts(&self, stored: &Stored) -> Result<Parts, serde_json::Error> {
+        let record = &stored.record;
+        let Cleared { subject, data } = self.privacy.clear(record)?;
+        let mut attributes = vec![
+            ("specversion", "1.0".to_owned()),
+            ("type", record.kind.event_type().to_owned()),
+            ("source", self.source.clone()),
+            ("id", record.id.to_string()),
+            ("time", record.at.to_string()),
+            ("sequence", format!("{:020}", stored.sequence)),
+        ];
+        attributes.extend(causation(&record.data).map(|id| ("causationid", id.to_owned())));
+        if !subject.is_empty() {
+            attributes.push(("subject", subject.to_string()));
+            attributes.push(("partitionkey", subject.to_string()));
+        }
+        Ok(Parts { attributes, subject: subject.into_owned(), data: data.get().to_owned() })
     }
 
     fn write(&self, stored: &Stored, out: &mut Vec<u8>) -> Result<(), serde_json::Error> {

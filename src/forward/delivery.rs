@@ -66,7 +66,7 @@ impl Config {
         let desired = s.string("desired").and_then(|text| address(s, &text, insecure));
         let of_cloud = cloud.filter(|c| desired.as_ref().is_some_and(|d| d.0.origin() == c.url.0.origin()));
         let (token, tls) = (s.secret("token"), Tls::read(s));
-        let token = token.or_else(|| of_cloud.and_then(|c| c.token.clone()));
+        let token = token.or_else(|| of_cloud.and_then(|c| c.auth.token().cloned()));
         let tls = if s.has("tls") { tls } else { of_cloud.map_or(tls, |c| c.tls.clone()) };
         let inbox = s.path_of("inbox");
         let stage = |key: &str, usual| {

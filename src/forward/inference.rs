@@ -141,3 +141,28 @@ impl Report {
         }
     }
 }
+
+/// An answer as a function of bytes, for `crate::fuzz`: two for the length of its JSON, then the body.
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) fn any_bytes(bytes: &[u8]) {
+    use crate::types::{Asking, RecordId, Time};
+    let Some(([high, low], body)) = bytes.split_first_chunk::<2>() else { return };
+    let head = Some(usize::from(u16::from_be_bytes([*high, *low]))).filter(|n| *n > 0);
+    let ask = Ask {
+        id: RecordId([0; 16]),
+        machine: "m".into(),
+        at: Time(0),
+        reason: Asking::Uncertain,
+        steps: 2,
+        channels: 1,
+        window: [1.5, 2.0].into(),
+    };
+    for output in [None, Some("score")] {
+        if let Ok(found) = wire::reply(body, head, &ask, output) {
+            assert!(found.score.is_finite());
+        }
+        if let Ok(meta) = wire::metadata(wire::speaks_binary(body), body) {
+            let _ = wire::request(&ask, &meta, output);
+        }
+    }
+}

@@ -9,8 +9,11 @@ use ring::hmac;
 use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 
+use super::aggregate::Settings;
+use crate::settings::Section;
 use crate::types::{Kind, Record};
 
 /// Members of `data` that are never left out: without them a record tells nothing.
@@ -23,12 +26,21 @@ pub struct Privacy {
     pub fields: Option<BTreeSet<String>>,
     /// Where machine names must not leave.
     pub pseudonyms: Option<Pseudonyms>,
+    /// Where only sums may leave. Whoever runs the sink puts an [`super::aggregate::Aggregated`] before it.
+    pub aggregate: Option<Settings>,
 }
 
+/// Shorter keys could be guessed, and with the key all names.
+const MIN_KEY_CHARS: usize = 16;
+
 /// Turns a name into 128 bits that say nothing to those without the key: the same name always into
-/// the same.
+/// the same, but into another for each sink and each epoch of the key.
 #[derive(Clone)]
-pub struct Pseudonyms(hmac::Key);
+pub struct Pseudonyms {
+    key: hmac::Key,
+    sink: String,
+    epoch: u32,
+}
 
 impl fmt::Debug for Pseudonyms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -37,18 +49,25 @@ impl fmt::Debug for Pseudonyms {
 }
 
 impl Pseudonyms {
-    /// HMAC-SHA-256 under this key.
-    pub fn new(key: &[u8]) -> Pseudonyms {
-        Pseudonyms(hmac::Key::new(hmac::HMAC_SHA256, key))
+    /// HMAC-SHA-256 under this key, for one sink. An epoch other than 0 shows in every name.
+    pub fn new(key: &[u8], sink: &str, epoch: u32) -> Pseudonyms {
+        Pseudonyms { key: hmac::Key::new(hmac::HMAC_SHA256, key), sink: sink.to_owned(), epoch }
     }
 
-    /// 32 hexadecimal digits.
+    /// 32 hexadecimal digits, after the epoch and a `-` where there is one.
     pub fn of(&self, name: &str) -> String {
-        hmac::sign(&self.0, name.as_bytes()).as_ref()[..16].iter().fold(String::with_capacity(32), |mut hex, b| {
+        let mut context = hmac::Context::with_key(&self.key);
+        // Lengths in front, so that no two places of the border give the same text.
+        for part in [self.sink.as_bytes(), &self.epoch.to_le_bytes(), name.as_bytes()] {
+            context.update(&(part.len() as u64).to_le_bytes());
+            context.update(part);
+        }
+        let mut out = if self.epoch == 0 { String::new() } else { format!("{}-", self.epoch) };
+        for byte in &context.sign().as_ref()[..16] {
             // Writing to a string cannot fail.
-            let _ = write!(hex, "{b:02x}");
-            hex
-        })
+            let _ = write!(out, "{byte:02x}");
+        }
+        out
     }
 }
 
@@ -61,6 +80,26 @@ pub struct Cleared<'r> {
 }
 
 impl Privacy {
+    /// Reads `fields`, `pseudonymise`, `pseudonym_key(_file)`, `pseudonym_epoch`, `aggregate` and
+    /// `aggregate_min` of the sink of this name.
+    pub fn read(section: &Section<'_>, sink: &str) -> Privacy {
+        let fields = section.strings("fields").filter(|f| !f.iter().any(|name| name == "*"));
+        let key = section.secret("pseudonym_key");
+        let wanted = section.boolean("pseudonymise").unwrap_or(false);
+        let epoch = section.integer("pseudonym_epoch", 0..=i64::from(u32::MAX)).unwrap_or(0) as u32;
+        let key_name = if section.has("pseudonym_key") { "pseudonym_key" } else { "pseudonym_key_file" };
+        if wanted && !section.has("pseudonym_key") && !section.has("pseudonym_key_file") {
+            let what = "needs `pseudonym_key_file`, a file with a key of at least 16 characters";
+            section.problem("pseudonymise", what);
+        }
+        if key.as_ref().is_some_and(|k| k.reveal().len() < MIN_KEY_CHARS) {
+            section.problem(key_name, "holds fewer than 16 characters: names could be guessed");
+        }
+        let pseudonyms = key.filter(|_| wanted).map(|k| Pseudonyms::new(k.reveal().as_bytes(), sink, epoch));
+        let aggregate = Settings::read(section);
+        Privacy { fields: fields.map(|f| f.into_iter().collect()), pseudonyms, aggregate }
+    }
+
     /// Applies the rules. Numbers keep every digit: members are passed on as they are written.
     ///
     /// # Errors
@@ -72,7 +111,8 @@ impl Privacy {
             return Ok(Cleared { subject, data: Cow::Borrowed(raw) });
         }
         let mut members: Members<'_> = serde_json::from_str(&record.data)?;
-        if let Some(fields) = &self.fields {
+        // What may be summed up was held to the list before it was.
+        if let Some(fields) = self.fields.as_ref().filter(|_| record.kind != Kind::Summary) {
             members.0.retain(|(name, _)| ALWAYS.contains(&name.as_str()) || fields.contains(name));
         }
         let subject = match &self.pseudonyms {
@@ -91,15 +131,19 @@ impl Members<'_> {
     fn rename(&mut self, record: &Record, pseudonyms: &Pseudonyms) -> Result<String, serde_json::Error> {
         let named = self.0.iter().find(|(name, _)| name == "machine");
         let machine: Option<String> = named.and_then(|(_, raw)| serde_json::from_str(raw.get()).ok());
-        let about_a_machine = matches!(record.kind, Kind::Verdict | Kind::Alarm | Kind::Gap | Kind::Opinion);
+        // What somebody did is about a machine too, or about a part of the agent, which then has a
+        // pseudonym as well.
+        let about_a_machine = !matches!(record.kind, Kind::Model | Kind::Usage);
         let hide = machine.unwrap_or_else(|| if about_a_machine { record.subject.to_string() } else { String::new() });
         let pseudonym = pseudonyms.of(&hide);
         for (_, raw) in &mut self.0 {
-            // Only texts on the first level: lists hold signals and numbers.
-            let Ok(text) = serde_json::from_str::<String>(raw.get()) else { continue };
-            let renamed = replace_word(&text, &hide, &pseudonym);
-            if renamed != text {
-                *raw = Cow::Owned(to_raw_value(&renamed)?);
+            let mut value: Value = match raw.get().as_bytes().first() {
+                Some(b'"' | b'[' | b'{') => serde_json::from_str(raw.get())?,
+                _ => continue,
+            };
+            // What does not name the machine stays as it is written, digit by digit.
+            if rename_in(&mut value, &hide, &pseudonym) {
+                *raw = Cow::Owned(to_raw_value(&value)?);
             }
         }
         let subject = record.subject.as_ref();
@@ -108,6 +152,31 @@ impl Members<'_> {
             _ if about_a_machine => pseudonyms.of(subject),
             _ => replace_word(subject, &hide, &pseudonym),
         })
+    }
+}
+
+/// Replaces `word` in every text and name within; whether there was any.
+fn rename_in(value: &mut Value, word: &str, by: &str) -> bool {
+    match value {
+        Value::String(text) => {
+            let renamed = replace_word(text, word, by);
+            let changed = renamed != *text;
+            *text = renamed;
+            changed
+        }
+        Value::Array(items) => items.iter_mut().fold(false, |changed, item| rename_in(item, word, by) || changed),
+        Value::Object(members) => {
+            let mut changed = false;
+            let renamed = std::mem::take(members).into_iter().map(|(name, mut value)| {
+                changed |= rename_in(&mut value, word, by);
+                let new = replace_word(&name, word, by);
+                changed |= new != name;
+                (new, value)
+            });
+            *members = renamed.collect();
+            changed
+        }
+        _ => false,
     }
 }
 
@@ -166,7 +235,7 @@ mod tests {
     }
 
     fn fields(names: &[&str]) -> Privacy {
-        Privacy { fields: Some(names.iter().map(|n| n.to_string()).collect()), pseudonyms: None }
+        Privacy { fields: Some(names.iter().map(|n| n.to_string()).collect()), ..Privacy::default() }
     }
 
     #[test]
@@ -185,7 +254,11 @@ mod tests {
 
     #[test]
     fn pseudonyms_stand_wherever_the_machine_is_named() {
-        let privacy = Privacy { fields: None, pseudonyms: Some(Pseudonyms::new(b"0123456789abcdef")) };
+        let privacy = Privacy {
+            fields: None,
+            pseudonyms: Some(Pseudonyms::new(b"0123456789abcdef", "cloud", 0)),
+            aggregate: None,
+        };
         let data = r#"{"machine":"press-04","message":"press-04: vib_x is high (not press-041)","n":1}"#;
         let alarm = record(Kind::Alarm, "press-04", data);
         let cleared = privacy.clear(&alarm).expect("an object");
@@ -195,7 +268,7 @@ mod tests {
         assert_eq!(cleared.data.get(), expected);
         let model = record(Kind::Model, "bearing-ae", r#"{"event":"loaded"}"#);
         assert_eq!(privacy.clear(&model).expect("an object").subject, "bearing-ae");
-        let other = Pseudonyms::new(b"another key entirely");
+        let other = Pseudonyms::new(b"another key entirely", "cloud", 0);
         assert_ne!(other.of("press-04"), name);
     }
 
@@ -211,7 +284,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_data_makes_it_panic(data in ".*", subject in ".*") {
-            let privacy = Privacy { fields: None, pseudonyms: Some(Pseudonyms::new(b"k")) };
+            let privacy = Privacy { fields: None, pseudonyms: Some(Pseudonyms::new(b"k", "cloud", 3)), aggregate: None };
             let _ = privacy.clear(&record(Kind::Verdict, &subject, &data));
             replace_word(&data, &subject, "y");
         }

@@ -9,13 +9,14 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
+use super::dialing::{Talk, keep_talking};
 use crate::metrics::{Health, Shared};
-use crate::mqtt::{self, Connection, Dialer, Event, Filter, Link, Message, Outgoing, Qos, Refused};
+use crate::mqtt::{Connection, Event, Filter, Link, Message, Outgoing, Qos, Refused};
 use crate::settings::{Secret, Section};
 use crate::types::{Command, Live, Name};
 
 mod commands;
-mod messages;
+pub(super) mod messages;
 mod standing;
 
 use commands::Commands;
@@ -123,7 +124,6 @@ pub async fn run_with(
 ) {
     connection.client_id.push_str("-publish");
     connection.clean = true;
-    let mut dialer = Dialer::new(connection.urls.clone());
     let topics = Topics::new(&config.prefix, &site, &agent_id);
     let part = format!("publish/{}", config.source);
     let mut publisher = Publisher {
@@ -136,23 +136,7 @@ pub async fn run_with(
         shared,
         live,
     };
-    while let Some(address) = dialer.address().cloned() {
-        let will = publisher.standing.topics().status("offline");
-        publisher.connected_at = None;
-        publisher.in_flight = 0;
-        let reason = match mqtt::open(&connection, &address, Some(will)) {
-            Ok(link) => publisher.serve(link, &address.to_string()).await,
-            Err(e) => Some(format!("{e:#}")),
-        };
-        let Some(reason) = reason else { break };
-        let wait = dialer.ended(publisher.connected_at.map(|at| at.elapsed()), fastrand::f64());
-        tracing::warn!(broker = %address, %reason, "MQTT publishing interrupted");
-        publisher.board(Health::Down, &format!("{address}: {reason}"));
-        if !publisher.pause(wait).await {
-            break;
-        }
-    }
-    publisher.board(Health::Down, "stopped");
+    keep_talking(&mut publisher, &connection, "results").await;
 }
 
 struct Publisher {
@@ -168,34 +152,6 @@ struct Publisher {
 }
 
 impl Publisher {
-    /// One connection. Gives the reason why it ended, or `None` when it is time to stop.
-    async fn serve(&mut self, mut link: Link, address: &str) -> Option<String> {
-        let mut retry = interval(RETRY);
-        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = self.shared.stop.cancelled() => break,
-                heard = self.live.recv() => match heard {
-                    Ok(news) => self.news(news, Some(&link)),
-                    Err(RecvError::Lagged(n)) => self.dropped("lag", n),
-                    Err(RecvError::Closed) => break,
-                },
-                event = link.next() => match event {
-                    Event::Connected { .. } => self.arrived(&link, address),
-                    Event::Message(message) => self.heard(&link, message),
-                    Event::Delivered => self.in_flight = self.in_flight.saturating_sub(1),
-                    Event::Subscribed(_) | Event::Echo => {}
-                    Event::Disconnected(reason) => return Some(reason),
-                },
-                Some(answer) = next_answer(&mut self.commands) => self.answer(&link, answer),
-                _ = retry.tick(), if self.connected_at.is_some() && self.standing.is_due() => {}
-            }
-            self.send_due(&link);
-        }
-        self.goodbye(link).await;
-        None
-    }
-
     fn arrived(&mut self, link: &Link, address: &str) {
         self.connected_at = Some(Instant::now());
         self.board(Health::Up, &format!("connected to {address}"));
@@ -307,23 +263,6 @@ impl Publisher {
         Ok(())
     }
 
-    /// Waits before the next try, listening all the while; `false` when it is time to stop.
-    async fn pause(&mut self, wait: Duration) -> bool {
-        self.connected_at = None;
-        let until = Instant::now() + wait;
-        loop {
-            tokio::select! {
-                () = self.shared.stop.cancelled() => return false,
-                () = tokio::time::sleep_until(until) => return true,
-                heard = self.live.recv() => match heard {
-                    Ok(news) => self.news(news, None),
-                    Err(RecvError::Lagged(n)) => self.dropped("lag", n),
-                    Err(RecvError::Closed) => return false,
-                },
-            }
-        }
-    }
-
     /// Says `offline` and sees to it that the broker has it. Where that takes too long the link is
     /// cut without a goodbye, and the broker says it by our will.
     async fn goodbye(&mut self, mut link: Link) {
@@ -350,6 +289,62 @@ impl Publisher {
     fn dropped(&self, reason: &str, n: u64) {
         self.shared.metrics.publish_dropped.get_or_create(&[("reason", reason.to_owned())]).inc_by(n);
     }
+}
+
+impl Talk for Publisher {
+    fn begin(&mut self) -> Outgoing {
+        self.connected_at = None;
+        self.in_flight = 0;
+        self.standing.topics().status("offline")
+    }
+
+    async fn serve(&mut self, mut link: Link, address: &str) -> Option<String> {
+        let mut retry = interval(RETRY);
+        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.shared.stop.cancelled() => break,
+                heard = self.live.recv() => match heard {
+                    Ok(news) => self.news(news, Some(&link)),
+                    Err(RecvError::Lagged(n)) => self.dropped("lag", n),
+                    Err(RecvError::Closed) => break,
+                },
+                event = link.next() => match event {
+                    Event::Connected { .. } => self.arrived(&link, address),
+                    Event::Message(message) => self.heard(&link, message),
+                    Event::Delivered => self.in_flight = self.in_flight.saturating_sub(1),
+                    Event::Subscribed(_) | Event::Echo => {}
+                    Event::Disconnected(reason) => return Some(reason),
+                },
+                Some(answer) = next_answer(&mut self.commands) => self.answer(&link, answer),
+                _ = retry.tick(), if self.connected_at.is_some() && self.standing.is_due() => {}
+            }
+            self.send_due(&link);
+        }
+        self.goodbye(link).await;
+        None
+    }
+
+    fn since(&self) -> Option<Instant> {
+        self.connected_at
+    }
+
+    // Listens all the while.
+    async fn pause(&mut self, wait: Duration) -> bool {
+        self.connected_at = None;
+        let until = Instant::now() + wait;
+        loop {
+            tokio::select! {
+                () = self.shared.stop.cancelled() => return false,
+                () = tokio::time::sleep_until(until) => return true,
+                heard = self.live.recv() => match heard {
+                    Ok(news) => self.news(news, None),
+                    Err(RecvError::Lagged(n)) => self.dropped("lag", n),
+                    Err(RecvError::Closed) => return false,
+                },
+            }
+        }
+    }
 
     fn board(&self, health: Health, detail: &str) {
         self.shared.board.set(&self.part, health, detail);
@@ -361,6 +356,12 @@ async fn next_answer(commands: &mut Option<Commands>) -> Option<String> {
         Some(commands) => commands.answer().await,
         None => std::future::pending().await,
     }
+}
+
+#[cfg(any(test, feature = "fuzz"))]
+/// A command as a function of bytes, for `crate::fuzz`: one with the token right, else nothing is read.
+pub(crate) fn any_bytes(bytes: &[u8]) {
+    commands::any_bytes(bytes);
 }
 
 #[cfg(test)]

@@ -112,6 +112,96 @@ impl SizeLimit {
     }
 }
 
+/// How many requests may be under way, found out by trying: one more when answers come as fast as usual,
+/// a tenth fewer when they come late or the other side holds us back.
+#[derive(Clone, Debug)]
+pub struct Concurrency {
+    most: usize,
+    limit: f64,
+    /// Smoothed time to an answer and its variance, in seconds.
+    usual: Option<(f64, f64)>,
+}
+
+/// Weight of a new answer in what is usual.
+const USUAL_WEIGHT: f64 = 0.4;
+/// So many standard deviations beyond the usual is late.
+const LATE_DEVIATIONS: f64 = 2.5;
+/// Differences below this are noise of this machine, in seconds.
+const LATE_AT_LEAST: f64 = 0.005;
+/// What is left of the limit after a late answer.
+const DECREASE: f64 = 0.9;
+
+impl Concurrency {
+    /// Begins with one; `most` is at least one.
+    pub fn new(most: usize) -> Concurrency {
+        Concurrency { most: most.max(1), limit: 1.0, usual: None }
+    }
+
+    /// How many requests may be under way now.
+    pub fn now(&self) -> usize {
+        (self.limit as usize).clamp(1, self.most)
+    }
+
+    /// A request was answered after this time; when it was sent, so many were under way, itself included.
+    pub fn answered(&mut self, after: Duration, under_way: usize) {
+        let after = after.as_secs_f64();
+        let Some((mean, variance)) = self.usual else {
+            self.usual = Some((after, 0.0));
+            self.limit = (self.limit + 1.0).min(self.most as f64);
+            return;
+        };
+        if after > mean + (LATE_DEVIATIONS * variance.sqrt()).max(LATE_AT_LEAST) {
+            self.held_back();
+        } else if after <= mean + LATE_AT_LEAST && under_way >= self.now() {
+            self.limit = (self.limit + 1.0).min(self.most as f64);
+        }
+        let off = after - mean;
+        let mean = mean + USUAL_WEIGHT * off;
+        self.usual = Some((mean, (1.0 - USUAL_WEIGHT) * (variance + USUAL_WEIGHT * off * off)));
+    }
+
+    /// The other side asks for less, or does not answer.
+    pub fn held_back(&mut self) {
+        self.limit = (self.limit * DECREASE).max(1.0);
+    }
+}
+
+/// What may be spent on trying again: with a service that fails every other time, tries would otherwise
+/// become half of its load. Nothing is given up when it is spent; tries become rare.
+#[derive(Clone, Debug)]
+pub struct Quota(u32);
+
+/// What is there at first and at most, and what a retry costs, and one after no answer at all.
+const QUOTA: u32 = 500;
+const RETRY_COST: u32 = 5;
+const TIMEOUT_COST: u32 = 10;
+
+impl Quota {
+    /// Full.
+    pub fn new() -> Quota {
+        Quota(QUOTA)
+    }
+
+    /// A request was taken.
+    pub fn earn(&mut self) {
+        self.0 = (self.0 + 1).min(QUOTA);
+    }
+
+    /// A request has to be made again; `false` when there is nothing left to spend.
+    pub fn spend(&mut self, unanswered: bool) -> bool {
+        let cost = if unanswered { TIMEOUT_COST } else { RETRY_COST };
+        let affordable = self.0 >= cost;
+        self.0 = self.0.saturating_sub(cost);
+        affordable
+    }
+}
+
+impl Default for Quota {
+    fn default() -> Quota {
+        Quota::new()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,6 +257,43 @@ mod tests {
         assert_eq!(limit.bytes(), 376);
         (0..10 * STREAK_TO_GROW).for_each(|_| limit.taken());
         assert_eq!(limit.bytes(), 1000);
+    }
+
+    fn answers(c: &mut Concurrency, ms: u64, times: usize) {
+        (0..times).for_each(|_| c.answered(Duration::from_millis(ms), c.now()));
+    }
+
+    #[test]
+    fn concurrency_grows_while_answers_are_quick_and_falls_when_they_are_late() {
+        let mut c = Concurrency::new(8);
+        assert_eq!(c.now(), 1);
+        answers(&mut c, 20, 20);
+        assert_eq!(c.now(), 8);
+        // A ramp: each answer later than those before.
+        for ms in [200, 600, 1_200, 2_400, 4_800, 9_600] {
+            answers(&mut c, ms, 2);
+        }
+        assert!(c.now() < 6, "{}", c.now());
+        (0..100).for_each(|_| c.held_back());
+        assert_eq!(c.now(), 1);
+    }
+
+    #[test]
+    fn concurrency_that_is_not_used_does_not_grow() {
+        let mut c = Concurrency::new(8);
+        (0..50).for_each(|_| c.answered(Duration::from_millis(20), 1));
+        assert_eq!(c.now(), 2);
+        let mut single = Concurrency::new(1);
+        answers(&mut single, 20, 50);
+        assert_eq!(single.now(), 1);
+    }
+
+    #[test]
+    fn the_quota_is_spent_by_retries_and_earned_by_success() {
+        let mut quota = Quota::new();
+        assert_eq!((0..1_000).filter(|_| quota.spend(false)).count(), 100);
+        (0..10).for_each(|_| quota.earn());
+        assert!(quota.spend(true) && !quota.spend(false));
     }
 
     proptest::proptest! {

@@ -8,10 +8,11 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Outbox;
+use super::dialing::{Talk, keep_talking};
 use super::publish::Config;
 use crate::metrics::{Health, Shared};
 use crate::mqtt::sparkplug::{self as wire, REBIRTH, Topic, Value, Verb};
-use crate::mqtt::{self, Connection, Dialer, Event, Filter, Link, Message, Outgoing, Qos, Refused};
+use crate::mqtt::{Connection, Event, Filter, Link, Message, Outgoing, Qos, Refused};
 use crate::types::{Live, Stored, Time};
 
 mod device;
@@ -43,29 +44,11 @@ pub async fn run<O: Outbox>(
 ) {
     connection.client_id.push_str("-publish");
     connection.clean = true;
-    let mut dialer = Dialer::new(connection.urls.clone());
     let part = format!("publish/{}", config.source);
     let node = Node::new(&config.group, &agent_id);
     let primary_host = config.primary_host.clone();
     let mut edge = Edge { node, primary_host, outbox, live, grace, part, shared, born_at: None, again: false };
-    while let Some(address) = dialer.address().cloned() {
-        // Each connection's death can be told from those of others.
-        edge.node.connecting();
-        edge.born_at = None;
-        let will = edge.node.death(Time::now());
-        let reason = match mqtt::open(&connection, &address, Some(will)) {
-            Ok(link) => edge.serve(link, &address.to_string()).await,
-            Err(e) => Some(format!("{e:#}")),
-        };
-        let Some(reason) = reason else { break };
-        let wait = dialer.ended(edge.born_at.map(|at| at.elapsed()), fastrand::f64());
-        tracing::warn!(broker = %address, %reason, "Sparkplug publishing interrupted");
-        edge.board(Health::Down, &format!("{address}: {reason}"));
-        if !edge.pause(wait).await {
-            break;
-        }
-    }
-    edge.board(Health::Down, "stopped");
+    keep_talking(&mut edge, &connection, "as a Sparkplug node").await;
 }
 
 struct Edge<O> {
@@ -92,45 +75,6 @@ enum Step {
 }
 
 impl<O: Outbox> Edge<O> {
-    /// One connection. Gives the reason why it ended, or `None` when it is time to stop.
-    async fn serve(&mut self, mut link: Link, address: &str) -> Option<String> {
-        let mut subscribed = false;
-        loop {
-            match self.step(&mut link).await {
-                Step::Stop => break,
-                Step::News(news) => self.news(news, Some(&link)),
-                Step::Lagged(n) => self.dropped("lag", n),
-                Step::Waiting(false) => break,
-                Step::Waiting(true) => {
-                    if let Err(reason) = self.send_waiting(&mut link).await {
-                        return Some(reason);
-                    }
-                }
-                Step::Event(Event::Connected { .. }) => self.subscribe(&link),
-                Step::Event(Event::Subscribed(refused)) => {
-                    if let Some(reason) = refused.into_iter().flatten().next() {
-                        return Some(format!("refused to subscribe to commands: {reason}"));
-                    }
-                    subscribed = true;
-                    self.again |= self.primary_host.is_none();
-                }
-                Step::Event(Event::Message(message)) => {
-                    if let Some(reason) = self.told(&message) {
-                        self.goodbye(link).await;
-                        return Some(reason);
-                    }
-                }
-                Step::Event(Event::Disconnected(reason)) => return Some(reason),
-                Step::Event(Event::Delivered | Event::Echo) => {}
-            }
-            if self.again && subscribed {
-                self.births(&link, address).await;
-            }
-        }
-        self.last_words(link).await;
-        None
-    }
-
     async fn step(&mut self, link: &mut Link) -> Step {
         tokio::select! {
             biased;
@@ -296,7 +240,62 @@ impl<O: Outbox> Edge<O> {
         let _ = timeout_at(until, ended).await;
     }
 
-    /// Waits before the next try, listening all the while; `false` when it is time to stop.
+    fn dropped(&self, reason: &str, n: u64) {
+        self.shared.metrics.publish_dropped.get_or_create(&[("reason", reason.to_owned())]).inc_by(n);
+    }
+}
+
+impl<O: Outbox> Talk for Edge<O> {
+    fn begin(&mut self) -> Outgoing {
+        // Each connection's death can be told from those of others.
+        self.node.connecting();
+        self.born_at = None;
+        self.node.death(Time::now())
+    }
+
+    async fn serve(&mut self, mut link: Link, address: &str) -> Option<String> {
+        let mut subscribed = false;
+        loop {
+            match self.step(&mut link).await {
+                Step::Stop => break,
+                Step::News(news) => self.news(news, Some(&link)),
+                Step::Lagged(n) => self.dropped("lag", n),
+                Step::Waiting(false) => break,
+                Step::Waiting(true) => {
+                    if let Err(reason) = self.send_waiting(&mut link).await {
+                        return Some(reason);
+                    }
+                }
+                Step::Event(Event::Connected { .. }) => self.subscribe(&link),
+                Step::Event(Event::Subscribed(refused)) => {
+                    if let Some(reason) = refused.into_iter().flatten().next() {
+                        return Some(format!("refused to subscribe to commands: {reason}"));
+                    }
+                    subscribed = true;
+                    self.again |= self.primary_host.is_none();
+                }
+                Step::Event(Event::Message(message)) => {
+                    if let Some(reason) = self.told(&message) {
+                        self.goodbye(link).await;
+                        return Some(reason);
+                    }
+                }
+                Step::Event(Event::Disconnected(reason)) => return Some(reason),
+                Step::Event(Event::Delivered | Event::Echo) => {}
+            }
+            if self.again && subscribed {
+                self.births(&link, address).await;
+            }
+        }
+        self.last_words(link).await;
+        None
+    }
+
+    fn since(&self) -> Option<Instant> {
+        self.born_at
+    }
+
+    // Listens all the while.
     async fn pause(&mut self, wait: Duration) -> bool {
         self.born_at = None;
         self.again = false;
@@ -312,10 +311,6 @@ impl<O: Outbox> Edge<O> {
                 },
             }
         }
-    }
-
-    fn dropped(&self, reason: &str, n: u64) {
-        self.shared.metrics.publish_dropped.get_or_create(&[("reason", reason.to_owned())]).inc_by(n);
     }
 
     fn board(&self, health: Health, detail: &str) {

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::ModelError;
 use super::compat::Compat;
+use super::drift::Spread;
 use super::state;
 use crate::types::Time;
 
@@ -224,6 +225,9 @@ pub struct Reference {
     /// In any order.
     #[serde(default)]
     pub scores: Vec<f64>,
+    /// How each channel was spread in the data that the model was made from, by its name.
+    #[serde(default)]
+    pub channels: BTreeMap<String, Spread>,
 }
 
 /// All of a bundle, read and checked.
@@ -252,6 +256,9 @@ impl Bundle {
         let reference: Reference = optional(&dir.join("reference.json"))?.unwrap_or_default();
         if let Some(bad) = reference.scores.iter().find(|s| !s.is_finite()) {
             return Err(invalid(&dir.join("reference.json"), format!("{bad} is not a score")));
+        }
+        for (name, spread) in &reference.channels {
+            spread.bins().map_err(|e| invalid(&dir.join("reference.json"), format!("channel {name:?}: {e}")))?;
         }
         let digest = sha256(&onnx);
         Ok(Bundle { manifest, onnx, digest, golden, reference })

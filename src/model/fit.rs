@@ -6,6 +6,7 @@
 //! cases hold one against the other.
 
 use super::calibration::{Calibration, Limit};
+use super::drift::Bins;
 
 /// Share of the covariance that is drawn towards its diagonal: correlations that few rows suggest
 /// are believed only so far.
@@ -74,6 +75,8 @@ pub struct Fitted {
     pub std: Vec<f64>,
     /// Least and greatest value of each channel.
     pub range: Vec<(f64, f64)>,
+    /// How each channel was spread, to tell later whether it still is.
+    pub spread: Vec<Option<Bins>>,
     /// Mean of the window means, in units of `std` around `mean`: where the baseline starts.
     pub centre: Vec<f64>,
     /// Which channels wander.
@@ -147,6 +150,7 @@ pub fn fit(stretches: &[Stretch], names: &[String], steps: usize, limit: &Limit)
     let mut fitted = Fitted {
         steps,
         range: (0..n).map(bounds).collect(),
+        spread: (0..n).map(|c| Bins::learn(stretches.iter().flatten().map(|row| row[c]).collect())).collect(),
         centre: (0..n).map(|c| means.iter().map(|m| m[c]).sum::<f64>() / count).collect(),
         rates: slow.iter().map(|slow| if *slow { 2.0 / memory } else { 1.0 / memory }).collect(),
         settling_rate: (1.0 / (SETTLING_MEMORY * steps as f64)).min(1.0),

@@ -164,7 +164,7 @@ pub fn told(
         std::thread::sleep(LOOK);
     };
     let (out, err) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
-    let said = err.trim().trim_start_matches("andon: ");
+    let said = reason(&err, limits.memory);
     match (status.code(), status.signal()) {
         (Some(0), _) => Ok(out),
         (_, Some(signal)) => {
@@ -172,8 +172,19 @@ pub fn told(
             let what = format!("the test died of signal {signal}, maybe of the limit of {limit} bytes");
             Err(ModelError::Test(format!("{what}: {said}")))
         }
-        _ => Err(ModelError::Test(said.to_owned())),
+        _ => Err(ModelError::Test(said)),
     }
+}
+
+/// What the child gives as its reason, without what the panic hook says of our own source.
+fn reason(said: &str, memory: u64) -> String {
+    let said = said.trim();
+    let own = said.rfind("\nandon: ").map_or(said, |at| &said[at + 1..]);
+    let own = own.trim_start_matches("andon: ");
+    let greedy = ["failed to allocate", "memory allocation of"].iter().any(|words| said.contains(words));
+    let more =
+        if greedy { format!("; it asked for more memory than the {memory} bytes there are") } else { String::new() };
+    format!("{own}{more}")
 }
 
 /// This program, for [`apart`]: as it runs, also when an update has put another in its place.

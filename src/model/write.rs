@@ -1,6 +1,7 @@
 //! Writing what was learnt as a bundle like any other: graph, manifest, golden cases, reference
 //! scores and a card, with digests.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
@@ -43,7 +44,9 @@ pub fn bundle(dir: &Path, about: &About, fitted: &Fitted, windows: &[Vec<f64>]) 
     fs::create_dir_all(dir)?;
     let onnx = graph::onnx(fitted);
     let golden = pretty(&golden(fitted, windows));
-    let reference = pretty(&json!({ "scores": fitted.reference }));
+    let spread = about.channels.iter().zip(&fitted.spread).filter_map(|(name, bins)| Some((name, bins.as_ref()?)));
+    let spread: BTreeMap<_, _> = spread.collect();
+    let reference = pretty(&json!({ "scores": fitted.reference, "channels": spread }));
     let digests = json!({
         "model.onnx": sha256(&onnx), "golden.json": sha256(golden.as_bytes()), "reference.json": sha256(reference.as_bytes()),
     });

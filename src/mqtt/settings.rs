@@ -120,15 +120,7 @@ impl Connection {
     /// Reads url, version, client_id, session_expiry, receive_maximum, username, password(_file)
     /// and tls.
     pub fn read(section: &Section<'_>, default_client_id: &str) -> Connection {
-        let mut c = Connection::new(read_urls(section), default_client_id);
-        c.version = section.choice("version", &[("5", Version::V5), ("3.1.1", Version::V4)]).unwrap_or_default();
-        if let Some(id) = section.string("client_id") {
-            if id.is_empty() || id.len() > 128 || id.contains('\0') {
-                section.problem("client_id", "needs 1 to 128 characters: the broker keeps the session under it");
-            } else {
-                c.client_id = id;
-            }
-        }
+        let mut c = Connection::read_plain(section, default_client_id);
         if let Some(expiry) = section.duration("session_expiry") {
             if expiry < Duration::from_secs(1) || expiry > 49_000 * DAY {
                 section.problem("session_expiry", "has to be between 1s and 49000d");
@@ -138,6 +130,20 @@ impl Connection {
         }
         if let Some(n) = section.integer("receive_maximum", 1..=65535) {
             c.receive_maximum = n as u16;
+        }
+        c
+    }
+
+    /// The same without session_expiry and receive_maximum, for those who only publish.
+    pub fn read_plain(section: &Section<'_>, default_client_id: &str) -> Connection {
+        let mut c = Connection::new(read_urls(section), default_client_id);
+        c.version = section.choice("version", &[("5", Version::V5), ("3.1.1", Version::V4)]).unwrap_or_default();
+        if let Some(id) = section.string("client_id") {
+            if id.is_empty() || id.len() > 128 || id.contains('\0') {
+                section.problem("client_id", "needs 1 to 128 characters: the broker keeps the session under it");
+            } else {
+                c.client_id = id;
+            }
         }
         c.username = section.string("username");
         c.password = section.secret("password");

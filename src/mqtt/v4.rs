@@ -3,7 +3,7 @@
 use rumqttc_v4::mqttbytes::v4::{Packet, PubAck, PubRec, SubscribeReasonCode};
 use rumqttc_v4::{
     AckMode, AsyncClient, Broker, ClientError, EventLoop, LastWill, ManualAck, MqttOptions, NetworkOptions,
-    PublishOptions, SubscribeFilterInput, TlsConfiguration, Transport,
+    PublishNotice, PublishOptions, SubscribeFilterInput, TlsConfiguration, Transport,
 };
 
 use super::{
@@ -56,7 +56,7 @@ pub(super) async fn pump(mut eventloop: EventLoop, outlet: Outlet) {
                 Event::Message(Message::new(p.topic, p.payload, p.retain, p.dup, Ack::of(p.qos, p.pkid)))
             }
             Ok(rumqttc_v4::Event::Incoming(Packet::ConnAck(c))) => {
-                Event::Connected { session_present: c.session_present }
+                Event::Connected { session_present: c.session_present, max_packet: None }
             }
             Ok(rumqttc_v4::Event::Incoming(Packet::SubAck(s))) => {
                 Event::Subscribed(s.return_codes.iter().map(refusal).collect())
@@ -110,6 +110,11 @@ pub(super) async fn flush(client: &AsyncClient, messages: Vec<Outgoing>) -> bool
         }
     }
     true
+}
+
+pub(super) async fn deliver(client: &AsyncClient, m: Outgoing) -> Result<PublishNotice, Refused> {
+    let options = PublishOptions::new(m.qos.to_wire()).retain(m.retain);
+    client.publish_tracked(m.topic, m.payload, options).await.map_err(|e| refused(&e))
 }
 
 pub(super) fn ack(client: &AsyncClient, ack: &Ack) -> Result<(), Refused> {

@@ -2,16 +2,18 @@
 
 use std::pin::Pin;
 
-use rumqttc::mqttbytes::v5::{Packet, PubAck, PubRec, RetainForwardRule, SubscribeReasonCode};
+use rumqttc::mqttbytes::v5::{
+    Packet, PubAck, PubAckReason, PubRec, PublishProperties, RetainForwardRule, SubscribeReasonCode,
+};
 use rumqttc::{
     AckMode, AsyncClient, Broker, ClientError, ConnectProperties, EventLoop, LastWill, ManualAck, MqttOptions,
-    NetworkOptions, PersistedAckMode, PersistedSession, PublishOptions, SessionStore, SessionStoreError,
-    SessionStoreKey, SubscribeFilterInput, TlsConfiguration, Transport,
+    NetworkOptions, PersistedAckMode, PersistedSession, PublishNotice, PublishNoticeError, PublishOptions,
+    SessionStore, SessionStoreError, SessionStoreKey, SubscribeFilterInput, TlsConfiguration, Transport,
 };
 
 use super::{
-    Ack, Address, CONNECT_TIMEOUT, Connection, ECHO_TOPIC, Event, Filter, MAX_PACKET, Message, OUTGOING_IN_FLIGHT,
-    Outgoing, Outlet, READ_AT_ONCE, Refused, explain,
+    Ack, Address, CONNECT_TIMEOUT, Connection, ECHO_TOPIC, Event, Filter, MAX_PACKET, Message, NotTaken,
+    OUTGOING_IN_FLIGHT, Outgoing, Outlet, Properties, READ_AT_ONCE, Refused, explain,
 };
 
 type Stored<'a, T> = Pin<Box<dyn Future<Output = Result<T, SessionStoreError>> + Send + 'a>>;
@@ -103,7 +105,8 @@ pub(super) async fn pump(mut eventloop: EventLoop, outlet: Outlet) {
             Ok(rumqttc::Event::Incoming(Packet::ConnAck(c))) => {
                 // It has served; from here on it would only cost time at each packet.
                 eventloop.options.clear_session_store();
-                Event::Connected { session_present: c.session_present }
+                let max_packet = c.properties.as_ref().and_then(|p| p.max_packet_size);
+                Event::Connected { session_present: c.session_present, max_packet }
             }
             Ok(rumqttc::Event::Incoming(Packet::SubAck(s))) => {
                 Event::Subscribed(s.return_codes.iter().map(refusal).collect())
@@ -162,6 +165,31 @@ pub(super) async fn flush(client: &AsyncClient, messages: Vec<Outgoing>) -> bool
         }
     }
     true
+}
+
+pub(super) async fn deliver(client: &AsyncClient, m: Outgoing, p: Properties) -> Result<PublishNotice, Refused> {
+    let properties = PublishProperties {
+        content_type: Some(p.content_type).filter(|t| !t.is_empty()),
+        user_properties: p.user,
+        ..PublishProperties::default()
+    };
+    let options = PublishOptions::new(m.qos.to_wire()).retain(m.retain).properties(properties);
+    client.publish_tracked(m.topic, m.payload, options).await.map_err(|e| refused(&e))
+}
+
+/// What an answer means: some reasons concern the one message, the others all of them.
+pub(super) async fn taken(notice: PublishNotice) -> Result<(), NotTaken> {
+    match notice.wait_completion_async().await {
+        Ok(()) => Ok(()),
+        Err(PublishNoticeError::V5PubAck(PubAckReason::TopicNameInvalid)) => {
+            Err(NotTaken::Unfit("the broker does not allow the topic".into()))
+        }
+        Err(PublishNoticeError::V5PubAck(PubAckReason::PayloadFormatInvalid)) => {
+            Err(NotTaken::Unfit("the broker does not take the payload".into()))
+        }
+        Err(PublishNoticeError::V5PubAck(reason)) => Err(NotTaken::Refused(format!("{reason:?}"))),
+        Err(_) => Err(NotTaken::Lost),
+    }
 }
 
 pub(super) fn ack(client: &AsyncClient, ack: &Ack) -> Result<(), Refused> {

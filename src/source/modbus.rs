@@ -10,6 +10,8 @@ use tokio::time::{Instant, sleep_until};
 use crate::metrics::Shared;
 use crate::types::{Batch, Time};
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod any_bytes;
 pub mod budget;
 mod config;
 mod connection;

@@ -196,7 +196,7 @@ impl Source {
     /// Acts on an event; the reason when the link is over.
     fn take(&mut self, event: Event, link: &mut Link, unacked: &mut Unacked, address: &str) -> Option<String> {
         match event {
-            Event::Connected { session_present } => {
+            Event::Connected { session_present, .. } => {
                 self.connected_at = Some(Instant::now());
                 self.connected(true);
                 self.session = if session_present { "resumed" } else { "new" };

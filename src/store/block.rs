@@ -173,6 +173,18 @@ pub(super) fn moved(mut bytes: Vec<u8>, slot: u32) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+#[cfg(any(test, feature = "fuzz"))]
+/// The same bytes with the magic, length and checksum that make a block of them.
+pub(super) fn mended(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut out = bytes.get(..bytes.len().min(VALUE_MAX))?.to_vec();
+    let payload = u32::try_from(out.len().checked_sub(HEADER)?).ok()?;
+    out[..MAGIC.len()].copy_from_slice(&MAGIC);
+    out[24..28].copy_from_slice(&payload.to_le_bytes());
+    let crc = checksum(&out[..CRC_AT], &out[HEADER..]);
+    out[CRC_AT..HEADER].copy_from_slice(&crc.to_le_bytes());
+    Some(out)
+}
+
 /// The unpacked payload of a block that [`parse`] accepted.
 pub(super) fn payload(bytes: &[u8]) -> Option<Vec<u8>> {
     let len = stated_len(bytes)?;

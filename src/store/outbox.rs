@@ -164,6 +164,19 @@ impl Outbox {
         (0..2).any(|i| self.shelf.lanes[i].last() >= cursors[i].sequence.max(1) && !self.is_fenced(i, cursors[i]))
     }
 
+    /// Whether anything waits in the priority lane.
+    pub fn urgent_waits(&self) -> bool {
+        let at = self.sink.cursors()[0];
+        self.shelf.lanes[0].last() >= at.sequence.max(1) && !self.is_fenced(0, at)
+    }
+
+    /// [`Outbox::next`] of the priority lane alone.
+    pub async fn next_urgent(&self, max_records: usize, max_bytes: usize) -> Result<Vec<Stored>, ReadError> {
+        let this = self.clone();
+        let read = tokio::task::spawn_blocking(move || this.read_lane(0, max_records.max(1), max_bytes));
+        read.await.map_err(|e| ReadError::Disk(e.to_string()))?
+    }
+
     fn is_fenced(&self, lane: usize, at: Cursor) -> bool {
         at.sequence < self.shelf.fences[lane].load(Ordering::Acquire)
     }

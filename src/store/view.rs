@@ -33,7 +33,7 @@ impl LaneId {
     pub fn of(kind: Kind) -> LaneId {
         match kind {
             Kind::Verdict | Kind::Opinion => LaneId::Routine,
-            Kind::Alarm | Kind::Gap | Kind::Model | Kind::Usage | Kind::Audit => LaneId::Priority,
+            Kind::Alarm | Kind::Gap | Kind::Model | Kind::Usage | Kind::Audit | Kind::Summary => LaneId::Priority,
         }
     }
 

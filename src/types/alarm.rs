@@ -210,7 +210,7 @@ pub struct Command {
 /// Why it was not done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// No alarm of that id stands.
+    /// No alarm of that id stands, or there is no such model.
     NoSuchAlarm,
     /// The alarm is there, but not in a state for this; says why.
     NotNow(String),

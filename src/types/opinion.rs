@@ -61,7 +61,7 @@ pub enum Outcome {
     Timeout,
     /// No connection could be made, or it broke.
     Unreachable,
-    /// The server has no time for us (408, 425, 429, 502, 503, 504).
+    /// The server has no time for us (408, 409, 425, 429, 502, 503, 504).
     Busy,
     /// The server will not (another 3xx or 4xx): no such model, no right to it.
     Refused,

@@ -121,4 +121,60 @@ pub enum ModelNews {
         /// How.
         rollout: Rollout,
     },
+    /// What was measured of one on its way.
+    Measured {
+        /// When.
+        at: Time,
+        /// Which.
+        release: Release,
+        /// What.
+        measured: Measured,
+    },
+    /// One is to go: that on its way, or the delivered one in use.
+    Withdraw {
+        /// When.
+        at: Time,
+        /// The model.
+        model: Name,
+        /// Of its graph; empty: whichever is on its way, else the one in use.
+        digest: Name,
+        /// Why, for a person.
+        reason: String,
+    },
+    /// The one on its way is to take its next step now.
+    Promote {
+        /// When.
+        at: Time,
+        /// The model.
+        model: Name,
+        /// Who wants it.
+        who: String,
+    },
+}
+
+/// What was measured of a bundle since it came to its stage: no function of what the engine was fed, so
+/// it is told.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Batches run.
+    pub runs: u64,
+    /// Half of them took longer than this, in milliseconds of processor time.
+    pub median_ms: f64,
+    /// One in a hundred took longer than this, in milliseconds.
+    pub p99_ms: f64,
+    /// By how much the process has grown since its first run, in MiB; 0 when it has not.
+    pub grown_mb: f64,
+}
+
+/// Somebody wants a model's candidate to take its next step, or the version before back.
+#[derive(Debug)]
+pub struct ModelCommand {
+    /// The model.
+    pub model: Name,
+    /// The next step; else back.
+    pub promote: bool,
+    /// Who asks.
+    pub who: String,
+    /// Answered once it is on disk.
+    pub reply: tokio::sync::oneshot::Sender<Result<(), super::Refusal>>,
 }

@@ -1,5 +1,6 @@
 //! What people do to alarms over HTTP: who asks, what for, and the answer once it is on disk.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -14,7 +15,7 @@ use tokio::sync::oneshot;
 use super::api::{Answer, Shared, parse};
 use super::guard::{self, problem};
 use super::server::Peer;
-use super::{Action, App, Command, Refusal};
+use super::{Action, App, Command, ModelCommand, Refusal};
 use crate::types::{RecordId, Target};
 
 /// For the engine to answer a command.
@@ -61,6 +62,47 @@ pub async fn machine(
     carry_out(&app, Target::Machine(id.as_str().into()), action, &body, peer, ("machine", &id)).await
 }
 
+/// `POST /api/v1/models/{name}/{action}`: the candidate's next step now, or back to the version before.
+pub async fn model(
+    State(app): Shared,
+    Extension(Peer(peer)): Extension<Peer>,
+    Path((name, action)): Path<(String, String)>,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer {
+    let body: Body = parse(body)?;
+    let promote = match action.as_str() {
+        "promote" => true,
+        "rollback" => false,
+        _ => return problem(StatusCode::NOT_FOUND, "a model can be given promote or rollback"),
+    };
+    if app.access().key.is_none() {
+        return problem(StatusCode::FORBIDDEN, "without a token ([web] token_file) nobody changes models over HTTP");
+    }
+    let Some(commands) = &app.state.model_commands else {
+        return problem(StatusCode::SERVICE_UNAVAILABLE, "this agent takes no commands");
+    };
+    let who = name_of(&body, peer);
+    let (reply, answer) = oneshot::channel();
+    let command = ModelCommand { model: name.as_str().into(), promote, who: who.clone(), reply };
+    if commands.try_send(command).is_err() {
+        return problem(StatusCode::SERVICE_UNAVAILABLE, "the agent is too busy to take this; try again");
+    }
+    match tokio::time::timeout(COMMAND_TIME, answer).await {
+        Ok(Ok(Ok(()))) => Ok(Json(json!({"done": true, "model": name, "action": action, "who": who}))),
+        Ok(Ok(Err(Refusal::NoSuchAlarm))) => problem(StatusCode::NOT_FOUND, "no machine uses such a model"),
+        Ok(Ok(Err(Refusal::NotNow(why)))) => problem(StatusCode::CONFLICT, why),
+        Ok(Err(_)) | Err(_) => {
+            problem(StatusCode::SERVICE_UNAVAILABLE, "the agent could not say that this is on disk; look again")
+        }
+    }
+}
+
+/// Who asks, as they call themselves and from where.
+fn name_of(body: &Body, peer: SocketAddr) -> String {
+    let name = tidy(&body.by, MAX_WHO_CHARS);
+    if name.is_empty() { peer.ip().to_string() } else { format!("{name} ({})", peer.ip()) }
+}
+
 fn read_action(name: &str, body: &Body) -> Answer<Action> {
     let code = if name == "shelve" { StatusCode::BAD_REQUEST } else { StatusCode::NOT_FOUND };
     Action::named(name, body.seconds).or_else(|why| problem(code, why))
@@ -77,8 +119,7 @@ async fn carry_out(
     let Some(commands) = &app.state.commands else {
         return problem(StatusCode::SERVICE_UNAVAILABLE, "this agent takes no commands");
     };
-    let name = tidy(&body.by, MAX_WHO_CHARS);
-    let who = if name.is_empty() { peer.ip().to_string() } else { format!("{name} ({})", peer.ip()) };
+    let who = name_of(body, peer);
     let comment = Some(tidy(&body.comment, MAX_COMMENT_CHARS)).filter(|c| !c.is_empty());
     let (reply, answer) = oneshot::channel();
     if commands.try_send(Command { target, action, who: who.clone(), comment, reply }).is_err() {

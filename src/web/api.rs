@@ -52,6 +52,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/v1/status", get(status))
         .route("/api/v1/machines", get(machines))
         .route("/api/v1/machines/{id}", get(machine))
+        .route("/api/v1/models", get(models))
+        .route("/api/v1/models/{name}/{action}", post(actions::model))
         .route("/api/v1/alarms", get(alarms))
         .route("/api/v1/alarms/{id}/{action}", post(actions::alarm))
         .route("/api/v1/machines/{id}/{action}", post(actions::machine))
@@ -205,6 +207,10 @@ async fn alarms(State(app): Shared) -> Json<Value> {
         (render::newest_first(p.alarms()).map(|a| render::alarm(a)).collect(), render::flood(p.flood.as_ref()))
     });
     Json(json!({"alarms": list, "flood": flood}))
+}
+
+async fn models(State(app): Shared) -> Json<Value> {
+    Json(json!({"models": (app.state.models)()}))
 }
 
 /// OpenMetrics for those who ask for it, as Prometheus does; the older text format for everybody else.

@@ -207,3 +207,18 @@ async fn infer(
         [(header::CONTENT_TYPE.as_str(), "application/octet-stream".to_owned()), (LENGTH_HEADER, head.to_string())];
     Ok((kinds, body).into_response())
 }
+
+#[cfg(any(test, feature = "fuzz"))]
+/// A request as a function of bytes, for `crate::fuzz`: two for the length of its JSON, then the body.
+pub(crate) fn any_bytes(bytes: &[u8]) {
+    let Some(([high, low], body)) = bytes.split_first_chunk::<2>() else { return };
+    let head = Some(usize::from(u16::from_be_bytes([*high, *low]))).filter(|n| *n > 0);
+    let model = json!({"inputs": [{"name": "window", "datatype": "FP32", "shape": [-1, 2, 1]}]});
+    let Ok(request) = Request::read(body, head) else { return };
+    if let Ok(window) = request.window(&model, 8) {
+        assert!(
+            window.data.iter().all(|v| v.is_finite()) && window.data.len() == window.shape.iter().product::<usize>()
+        );
+        let _ = request.answer(&model, vec![Tensor { name: "score".into(), shape: vec![1], data: vec![0.5] }]);
+    }
+}

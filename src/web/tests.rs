@@ -59,6 +59,7 @@ impl Server {
                 Arc::new(|_, window| Ok(vec![inference::Tensor { name: "score".into(), ..window }])),
             ),
             commands: Some(tx),
+            model_commands: None,
             settings,
         };
         let serving = tokio::spawn(run(listener, config, state, shared.clone()));

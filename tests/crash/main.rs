@@ -12,6 +12,7 @@
 //! | `ANDON_CRASH_MESSAGES` | 10,000; optimised 100,000 | messages for the whole agent |
 //! | `ANDON_CRASH_BROKER_KILLS` | 6 | kill -9 of broker and agent in turn |
 //! | `ANDON_CRASH_BROKER_MESSAGES` | 10,000 | messages for that |
+//! | `ANDON_STORM_SECONDS` | 12 | how long the storm at the cloud lasts |
 //! | `ANDON_CRASH_KEEP` | | a directory for copies of what the last cuts left |
 //! | `ANDON_BIN` | what cargo built | the daemon to torment |
 //!
@@ -27,6 +28,7 @@ mod lives;
 mod powercut;
 mod proofs;
 mod store;
+mod storm;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -328,7 +328,7 @@ async fn single_events_have_their_own_content_type() {
 
 #[tokio::test]
 async fn batches_are_full_compressed_and_keyed() {
-    let rig = rig(1000, "batch_events = 250", |_| {}).await;
+    let rig = rig(1000, "batch_events = 250\nmax_requests = 1", |_| {}).await;
     rig.all_settled().await;
     let seen = rig.seen();
     assert_eq!(seen.iter().map(|s| s.ids.len()).collect::<Vec<_>>(), [250; 4]);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use andon::forward::cloud::{Config, run};
 use andon::forward::memory::MemoryOutbox;
+use andon::forward::sinks;
 use andon::metrics::{Component, Health, Shared};
 use andon::settings::{Document, Surroundings};
 use andon::simulator::cloud::{Cloud, Options, Seen};
@@ -31,6 +32,23 @@ pub fn config(url: &str, more: &str) -> Config {
     config.tempo.retry_first = Duration::from_millis(2);
     config.tempo.retry_cap = Duration::from_millis(20);
     config
+}
+
+/// The first sink of a config file's text.
+pub fn sink(text: &str) -> sinks::Config {
+    let document = Document::parse(text, Surroundings::default());
+    let config = sinks::Config::read_all(&document.root(), "lyon/line3", "gw-07").remove(0);
+    assert_eq!(document.into_problems(), []);
+    config
+}
+
+/// Runs the first sink of a config file's text on this outbox.
+pub fn run_sink(text: &str, outbox: &Arc<MemoryOutbox>) -> (Shared, JoinHandle<()>) {
+    let config = sink(text);
+    let shared = Shared::new();
+    let who = ("lyon/line3".to_owned(), "gw-07".to_owned());
+    let sink = sinks::run(config, who, outbox.clone(), Duration::from_secs(5), shared.clone());
+    (shared, tokio::spawn(sink))
 }
 
 pub async fn cloud() -> Cloud {

@@ -33,11 +33,11 @@ fn pypi(words: &[&str], key: &Path, bundle: &Path) -> bool {
 }
 
 fn pypi_signs(keys: &Keys, bundle: &Path) -> bool {
-    pypi(&["sign", "key", "--private-key"], &keys.private, bundle)
+    pypi(&["sign", "key", "--private_key"], &keys.private, bundle)
 }
 
 fn pypi_verifies(keys: &Keys, bundle: &Path) -> bool {
-    pypi(&["verify", "key", "--public-key"], &keys.public, bundle)
+    pypi(&["verify", "key", "--public_key"], &keys.public, bundle)
 }
 
 fn fresh(dir: &Path, name: &str) -> PathBuf {
@@ -64,6 +64,16 @@ fn what_we_sign_pypi_verifies_and_the_other_way_round() {
         assert_eq!(verify(&theirs, &keys.public).0, Some(78));
         assert!(!pypi_verifies(&keys, &theirs));
     }
+}
+
+/// Made by model-signing 1.1.0; the specification shows its fingerprint and root digest as the example.
+/// Source: sigstore/model-transparency, scripts/tests/v1.1.0-elliptic-key.
+#[test]
+fn a_signature_that_others_made_long_ago_verifies() {
+    let (code, text) = verify(&repository("tests/data/oms"), &repository("tests/data/oms-key.pem"));
+    assert_eq!(code, Some(0), "{text}");
+    let key = "e8450dec4eb99dae995da9af1bc2cc9f76ed669ee2e744f57abba763df3e3f8e";
+    assert!(text.contains(&format!("2 files as signed by {key}")), "{text}");
 }
 
 #[test]

@@ -70,6 +70,11 @@ impl Depot {
         self.shelf().log.clone()
     }
 
+    /// All records that have come, in order, as often as they came.
+    pub fn events(&self) -> Vec<Value> {
+        self.shelf().events.clone()
+    }
+
     /// The `data` of all records of models that have come, in order, each once.
     pub fn model_events(&self) -> Vec<Value> {
         let shelf = self.shelf();

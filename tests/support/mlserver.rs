@@ -58,6 +58,8 @@ impl MlServer {
     }
 
     async fn until_ready(&mut self) {
+        // Fails only when another part of the test was first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder().no_proxy().build().expect("a client");
         let deadline = Instant::now() + PATIENCE;
         loop {

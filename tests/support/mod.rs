@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod depot;
 pub mod mlserver;
 pub mod mosquitto;
+pub mod nats;
 pub mod oip;
 pub mod peer;
 pub mod publisher;

@@ -42,6 +42,8 @@ struct Told {
     keys: BTreeMap<String, u32>,
     pause: Duration,
     input: Value,
+    /// A header that everybody has to show.
+    wants: Option<(&'static str, &'static str)>,
 }
 
 /// Serves one model, `large`, that takes windows of [-1, 1, 1]. Gone when dropped.
@@ -83,6 +85,11 @@ impl Server {
         self.told.lock().expect("whole").input = shape;
     }
 
+    /// Who comes without this header is refused with 401.
+    pub fn wants(&self, name: &'static str, value: &'static str) {
+        self.told.lock().expect("whole").wants = Some((name, value));
+    }
+
     /// Keys of the requests for answers, and how often each came.
     pub fn keys(&self) -> BTreeMap<String, u32> {
         self.told.lock().expect("whole").keys.clone()
@@ -102,6 +109,10 @@ async fn answer(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response<Body> {
+    let wants = told.lock().expect("whole").wants;
+    if wants.is_some_and(|(name, value)| headers.get(name).is_none_or(|v| v != value)) {
+        return Response::builder().status(401).body(Body::empty()).expect("a response");
+    }
     let plain = |value: Value| Response::new(Body::from(value.to_string()));
     if method == Method::GET {
         let input = told.lock().expect("whole").input.clone();

@@ -29,6 +29,11 @@ impl Delivery {
         self.tell(opened.release.clone(), Stage::Verified, key, &[("files", opened.verified.files as f64)]).await;
         let release = opened.release.clone();
         let failed = |t: Trouble| (release.clone(), t);
+        let s = self.library.standing(&release.model);
+        if [s.active, s.candidate, s.previous].iter().flatten().any(|c| c.release == release) {
+            // The agent ended between placing it and saying that it is done with.
+            return Ok(());
+        }
         self.check(wanted, &opened).map_err(|why| failed(Trouble::Final(why)))?;
         let (memory, time) = self.config.judge;
         let (root, stop) = (opened.root.clone(), self.shared.stop.clone());

@@ -8,11 +8,10 @@ use crate::forward::budget::{Charge, Ledger as Purse, MICRO, Standing};
 use crate::forward::inference::Policy;
 use crate::types::{Answer, Ask, Asking, RecordId, SecondOpinion};
 
-/// Questions without an answer. The larger model is given seconds for each: more would only wait.
+/// Questions without an answer, of which half may be about anything but alarms. The larger model is given
+/// seconds for each: more would only wait.
 pub const MAX_PENDING: usize = 64;
-/// Of these, those that are not about alarms: alarms always find room.
-const MAX_ROUTINE: usize = 32;
-/// Their windows together; they are kept in each snapshot.
+/// Their windows together, and half of it likewise; they are kept in each snapshot.
 const MAX_PENDING_BYTES: usize = 4 << 20;
 
 /// What was asked and what that came to.
@@ -227,11 +226,18 @@ impl Desk {
         if window.iter().any(|v| !v.is_finite()) {
             return Err("not_finite");
         }
-        let routine = self.pending.iter().filter(|p| p.ask.reason != Asking::Alarm).count();
-        let bytes: usize = self.pending.iter().map(|p| size_of_val(&*p.ask.window)).sum();
-        let full = self.pending.len() >= MAX_PENDING
-            || (reason != Asking::Alarm && routine >= MAX_ROUTINE)
-            || bytes + size_of_val(window) > MAX_PENDING_BYTES;
+        let size = size_of_val(window);
+        if size > MAX_PENDING_BYTES / 2 {
+            return Err("too_large");
+        }
+        let used = |all: bool| {
+            let mine = self.pending.iter().filter(|p| all || p.ask.reason != Asking::Alarm);
+            mine.fold((1, size), |(n, bytes), p| (n + 1, bytes + size_of_val(&*p.ask.window)))
+        };
+        let fits =
+            |(n, bytes): (usize, usize), part: usize| n <= MAX_PENDING / part && bytes <= MAX_PENDING_BYTES / part;
+        // All of it for alarms, half for the rest: alarms find room.
+        let full = !fits(used(true), 1) || (reason != Asking::Alarm && !fits(used(false), 2));
         let twice = self.pending.iter().any(|p| p.ask.id == id);
         if full || twice { Err("queue") } else { Ok(()) }
     }

@@ -21,28 +21,47 @@ fn pump_model() -> Arc<Model> {
 /// An adaptive model as `andon learn` would make it, of the pump's channels with a window of 1 s.
 fn learnt_model() -> Arc<Model> {
     static MODEL: std::sync::OnceLock<Arc<Model>> = std::sync::OnceLock::new();
-    let learn = || {
-        let channels = pump_model().manifest().channels.clone();
-        let names: Vec<String> = channels.iter().map(|c| c.name.clone()).collect();
-        let mut rng = fastrand::Rng::with_seed(1);
-        let mut row = |_| channels.iter().map(|c| c.mean + c.std * 0.1 * (rng.f64() - 0.5)).collect::<Vec<f64>>();
-        let rows: Vec<Vec<f64>> = (0..600).map(&mut row).collect();
-        let fitted = fit::fit(std::slice::from_ref(&rows), &names, 10, &Limit::PValue(1e-4)).expect("fitted");
-        let about = write::About {
-            name: "learnt".into(),
-            version: "1".into(),
-            channels: names,
-            rate: Duration::from_millis(100),
-            source: "a test".into(),
-            at: Time(0),
-            metrics: serde_json::Value::Null,
-        };
-        let dir = tempfile::tempdir().expect("a directory");
-        let windows: Vec<Vec<f64>> = rows.chunks(10).map(<[Vec<f64>]>::concat).collect();
-        write::bundle(dir.path(), &about, &fitted, &windows).expect("written");
-        Model::load(dir.path()).expect("loaded")
+    MODEL.get_or_init(|| learn("1", 1, |_| {})).clone()
+}
+
+/// The same from other data of the same machine; `edit` may change its reference.
+fn learn(version: &str, seed: u64, edit: impl Fn(&mut serde_json::Value)) -> Arc<Model> {
+    learn_steps(version, seed, 10, edit)
+}
+
+/// The same with windows of so many steps.
+fn learn_steps(version: &str, seed: u64, steps: usize, edit: impl Fn(&mut serde_json::Value)) -> Arc<Model> {
+    let channels = pump_model().manifest().channels.clone();
+    let names: Vec<String> = channels.iter().map(|c| c.name.clone()).collect();
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut row = |_| channels.iter().map(|c| c.mean + c.std * 0.1 * (rng.f64() - 0.5)).collect::<Vec<f64>>();
+    let rows: Vec<Vec<f64>> = (0..60 * steps).map(&mut row).collect();
+    let fitted = fit::fit(std::slice::from_ref(&rows), &names, steps, &Limit::PValue(1e-4)).expect("fitted");
+    let about = write::About {
+        name: "learnt".into(),
+        version: version.into(),
+        channels: names,
+        rate: Duration::from_millis(100),
+        source: "a test".into(),
+        at: Time(0),
+        metrics: serde_json::Value::Null,
     };
-    MODEL.get_or_init(learn).clone()
+    let dir = tempfile::tempdir().expect("a directory");
+    let windows: Vec<Vec<f64>> = rows.chunks(steps).map(<[Vec<f64>]>::concat).collect();
+    write::bundle(dir.path(), &about, &fitted, &windows).expect("written");
+    let change = |file: &str, change: &dyn Fn(&mut serde_json::Value)| {
+        let path = dir.path().join(file);
+        let mut value = serde_json::from_slice(&std::fs::read(&path).expect("read")).expect("JSON");
+        change(&mut value);
+        std::fs::write(path, value.to_string()).expect("written");
+    };
+    change("reference.json", &edit);
+    change("model.json", &|m| {
+        m["digests"] = serde_json::json!({});
+        m["sequence"] = version.parse::<u64>().expect("a number").into();
+        m["compat"] = serde_json::json!({"p99_ms": 50.0, "max_ram_mb": 4096});
+    });
+    Model::load(dir.path()).expect("loaded")
 }
 
 pub(super) fn engine() -> Engine {
@@ -257,3 +276,4 @@ proptest! {
 }
 
 mod people;
+mod rollout;

@@ -1,4 +1,4 @@
-//! One HTTP client for the cloud: bodies, headers, token, and answers read within bounds.
+//! One HTTP client for the cloud: bodies, headers, and answers read within bounds.
 
 use std::error::Error;
 use std::io::Write;
@@ -8,9 +8,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderValue, RETRY_AFTER};
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderName, HeaderValue, RETRY_AFTER,
+};
 use reqwest::{Certificate, Identity, Method, Request, Response, Url, redirect};
 
+use super::auth::{Credentials, Trouble};
 use super::config::{Compress, Config};
 use crate::forward::reply::Answer;
 use crate::tls::Tls;
@@ -103,34 +106,43 @@ fn key(body: &[u8]) -> String {
 /// Speaks to one address.
 pub struct Client {
     http: reqwest::Client,
-    token: Option<HeaderValue>,
 }
 
 impl Client {
-    /// Reads certificates and token as they are now.
+    /// Reads certificates as they are now.
     ///
     /// # Errors
     /// When a certificate or key file cannot be used.
     pub fn new(config: &Config) -> Result<Client> {
-        let http = http(&config.url.0, &config.tls, config.timeout)?;
-        let token = config.token.as_ref().and_then(|t| bearer(t.reveal()));
-        let mut client = Client { http, token };
-        client.reread_token(config);
-        Ok(client)
+        Ok(Client { http: http(&config.url.0, &config.tls, config.timeout)? })
     }
 
-    /// Reads the token file again; `true` when it holds another token than before.
-    pub fn reread_token(&mut self, config: &Config) -> bool {
-        let Some(path) = &config.token_file else { return false };
-        let read = std::fs::read_to_string(path).ok();
-        let Some(token) = read.and_then(|text| bearer(text.trim_end_matches(['\r', '\n']))) else { return false };
-        let changed = self.token.as_ref() != Some(&token);
-        self.token = Some(token);
-        changed
+    /// Over connections that are there already.
+    pub(in crate::forward) fn over(http: reqwest::Client) -> Client {
+        Client { http }
+    }
+
+    /// Posts a form in the name of `who`, an Authorization header.
+    pub async fn form(&self, url: &Url, who: &str, body: String) -> Result<Answer, Failure> {
+        let mut request = Request::new(Method::POST, url.clone());
+        let headers = request.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        if let Ok(mut who) = HeaderValue::from_str(who) {
+            who.set_sensitive(true);
+            headers.insert(AUTHORIZATION, who);
+        }
+        *request.body_mut() = Some(body.into());
+        read(self.http.execute(request).await.map_err(failure)?).await
     }
 
     /// Sends and reads the answer. Dropping the future closes the connection.
-    pub async fn send(&self, config: &Config, parcel: &Parcel) -> Result<Answer, Failure> {
+    pub async fn send(
+        &self,
+        config: &Config,
+        credentials: Option<(HeaderName, HeaderValue)>,
+        parcel: &Parcel,
+    ) -> Result<Answer, Failure> {
         let mut request = Request::new(Method::POST, config.url.0.clone());
         let headers = request.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(parcel.content_type));
@@ -140,8 +152,8 @@ impl Client {
         if let Ok(key) = HeaderValue::from_str(&parcel.idempotency_key) {
             headers.insert("idempotency-key", key);
         }
-        if let Some(token) = &self.token {
-            headers.insert(AUTHORIZATION, token.clone());
+        if let Some((name, value)) = credentials {
+            headers.insert(name, value);
         }
         *request.body_mut() = Some(parcel.body.clone().into());
         read(self.http.execute(request).await.map_err(failure)?).await
@@ -155,9 +167,13 @@ impl Client {
 /// When certificates cannot be used, or nobody answers in time.
 pub async fn probe(config: &Config) -> Result<u16> {
     let client = Client::new(config)?;
+    let mut credentials = Credentials::new(&config.auth);
+    if let Err(Trouble::Passing(why) | Trouble::Refused(why)) = credentials.prepare(&client).await {
+        bail!(why);
+    }
     let mut request = Request::new(Method::OPTIONS, config.url.0.clone());
-    if let Some(token) = &client.token {
-        request.headers_mut().insert(AUTHORIZATION, token.clone());
+    if let Some((name, value)) = credentials.header() {
+        request.headers_mut().insert(name, value);
     }
     match client.http.execute(request).await {
         Ok(response) => Ok(response.status().as_u16()),
@@ -259,23 +275,6 @@ mod tests {
         assert_ne!(parcel("[1,2]", Compress::None), parcel("[1]", Compress::None));
         let key = parcel("[1,2]", Compress::Gzip);
         assert!(key.len() == 66 && key.starts_with('"') && key.ends_with('"'), "{key}");
-    }
-
-    #[test]
-    fn the_token_is_read_again_and_never_shown() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let file = dir.path().join("token");
-        let mut config = Config::to("http://127.0.0.1:9/".parse().expect("an address"));
-        config.token_file = Some(file.clone());
-        let mut client = Client::new(&config).expect("a client");
-        assert!(!client.reread_token(&config), "no file yet");
-        std::fs::write(&file, "first\n").expect("written");
-        assert!(client.reread_token(&config));
-        assert!(!client.reread_token(&config));
-        std::fs::write(&file, "").expect("written");
-        assert!(!client.reread_token(&config), "half-written files are not a token");
-        assert_eq!(client.token.as_ref().and_then(|t| t.to_str().ok()), Some("Bearer first"));
-        assert!(!format!("{:?}", client.token).contains("first"));
     }
 
     #[test]

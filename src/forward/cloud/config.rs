@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use reqwest::Url;
 
+use super::auth::Auth;
 use crate::forward::inference;
-use crate::forward::privacy::{Privacy, Pseudonyms};
-use crate::settings::{Secret, Section};
+use crate::forward::privacy::Privacy;
+use crate::settings::Section;
 use crate::tls::Tls;
 
 /// Where records go and how.
@@ -17,14 +17,14 @@ use crate::tls::Tls;
 pub struct Config {
     /// Where to POST.
     pub url: Address,
-    /// The bearer token, as it was when the config was read.
-    pub token: Option<Secret>,
-    /// Where the token came from: read again when it is no longer good.
-    pub token_file: Option<PathBuf>,
+    /// Who we say we are.
+    pub auth: Auth,
     /// For `https`.
     pub tls: Tls,
     /// The most events in a request; 1 sends single events and not arrays.
     pub batch_events: usize,
+    /// The most requests under way at once; how many there are is found out by trying.
+    pub max_requests: usize,
     /// The most bytes in a request, before compression. A larger event goes alone.
     pub max_batch_bytes: usize,
     /// How bodies are compressed.
@@ -92,10 +92,10 @@ impl Config {
     pub fn to(url: Url) -> Config {
         Config {
             url: Address(url),
-            token: None,
-            token_file: None,
+            auth: Auth::None,
             tls: Tls::default(),
             batch_events: 500,
+            max_requests: 8,
             max_batch_bytes: 1 << 20,
             compress: Compress::Zstd,
             privacy: Privacy::default(),
@@ -107,18 +107,18 @@ impl Config {
 
     /// Reads the section; what is wrong is reported there and replaced by its default.
     pub fn read(s: &Section<'_>) -> Config {
-        let token = token(s);
-        let default = Config::to(url(s));
+        let insecure = s.boolean("insecure").unwrap_or(false);
+        let default = Config::to(url_at(s, "url", insecure));
         Config {
-            token,
-            token_file: s.path_of("token_file"),
+            auth: Auth::read(s, |s, key| Address(url_at(s, key, insecure))),
             tls: Tls::read(s),
             batch_events: count(s, "batch_events", 1..=10_000).unwrap_or(default.batch_events),
+            max_requests: count(s, "max_requests", 1..=64).unwrap_or(default.max_requests),
             max_batch_bytes: max_batch_bytes(s).unwrap_or(default.max_batch_bytes),
             compress: s
                 .choice("compress", &[("none", Compress::None), ("gzip", Compress::Gzip), ("zstd", Compress::Zstd)])
                 .unwrap_or(default.compress),
-            privacy: privacy(s),
+            privacy: Privacy::read(s, "cloud"),
             timeout: timeout(s).unwrap_or(default.timeout),
             inference: s.section("inference").map(|s| inference::Config::read(&s)),
             ..default
@@ -126,48 +126,35 @@ impl Config {
     }
 }
 
-/// `token` or `token_file`, if it is one.
-pub(in crate::forward) fn token(s: &Section<'_>) -> Option<Secret> {
-    let token = s.secret("token");
-    if token.as_ref().is_some_and(|t| t.reveal().is_empty() || !t.reveal().bytes().all(|b| b.is_ascii_graphic())) {
-        s.problem(
-            if s.has("token") { "token" } else { "token_file" },
-            "is not a token: one line of printable characters without spaces is",
-        );
-    }
-    token
-}
-
 fn count(s: &Section<'_>, key: &str, bounds: std::ops::RangeInclusive<i64>) -> Option<usize> {
     s.integer(key, bounds).and_then(|n| usize::try_from(n).ok())
 }
 
-/// An address to speak HTTP with: plain only to this machine, unless the section says `insecure`.
-pub(in crate::forward) fn url(s: &Section<'_>) -> Url {
+/// The address at `key`, to speak HTTP with: plain only to this machine, unless `insecure`.
+pub(in crate::forward) fn url_at(s: &Section<'_>, key: &str, insecure: bool) -> Url {
     // Stands in only where a problem was reported; nothing listens there.
     let nowhere = || Url::parse("http://127.0.0.1:9/").unwrap_or_else(|_| unreachable!("a constant that parses"));
-    let insecure = s.boolean("insecure").unwrap_or(false);
-    let text = s.required_string("url");
+    let text = s.required_string(key);
     if text.is_empty() {
         return nowhere();
     }
     let url = match Url::parse(&text) {
         Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => url,
         Ok(_) => {
-            s.problem("url", "is not an http:// or https:// address");
+            s.problem(key, "is not an http:// or https:// address");
             return nowhere();
         }
         Err(e) => {
-            s.problem("url", format_args!("is not an address: {e}"));
+            s.problem(key, format_args!("is not an address: {e}"));
             return nowhere();
         }
     };
     if !url.username().is_empty() || url.password().is_some() {
-        s.problem("url", "holds a user or password; use `token_file`");
+        s.problem(key, "holds a user or password; give those by themselves");
     }
     if url.scheme() == "http" && !is_loopback(&url) && !insecure {
         s.problem(
-            "url",
+            key,
             "sends records and token over the network in the clear; use https://, or set `insecure = true` if you must",
         );
     }
@@ -198,21 +185,6 @@ pub(in crate::forward) fn timeout(s: &Section<'_>) -> Option<Duration> {
         return None;
     }
     Some(timeout)
-}
-
-fn privacy(s: &Section<'_>) -> Privacy {
-    let fields = s.strings("fields").filter(|f| !f.iter().any(|name| name == "*"));
-    let key = s.secret("pseudonym_key");
-    let wanted = s.boolean("pseudonymise").unwrap_or(false);
-    let key_name = if s.has("pseudonym_key") { "pseudonym_key" } else { "pseudonym_key_file" };
-    if wanted && !s.has("pseudonym_key") && !s.has("pseudonym_key_file") {
-        s.problem("pseudonymise", "needs `pseudonym_key_file`, a file with a key of at least 16 characters");
-    }
-    if key.as_ref().is_some_and(|k| k.reveal().len() < 16) {
-        s.problem(key_name, "holds fewer than 16 characters: names could be guessed");
-    }
-    let pseudonyms = key.filter(|_| wanted).map(|k| Pseudonyms::new(k.reveal().as_bytes()));
-    Privacy { fields: fields.map(|f| f.into_iter().collect()), pseudonyms }
 }
 
 #[cfg(test)]

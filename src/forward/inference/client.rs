@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, Request, Response, Url};
 use tokio::time::{Instant, sleep};
 
 use super::wire::{self, Found, LENGTH_HEADER, Metadata, Wrong};
 use super::{Config, Tempo};
-use crate::forward::cloud::client::{Failure, bearer, failure, http};
+use crate::forward::cloud::auth::{self, Credentials};
+use crate::forward::cloud::client::{self as cloud, Failure, failure, http};
 use crate::forward::retry::{Pace, http_date, retry_after};
 use crate::metrics::lock;
 use crate::types::{Answer, Ask, Outcome, Time};
@@ -29,7 +30,8 @@ pub struct Client {
     tempo: Tempo,
     /// `None` until it could be built, and when certificates are to be read again.
     http: Mutex<Option<reqwest::Client>>,
-    token: Mutex<Option<HeaderValue>>,
+    /// Waits for a token server where one gives them out: all questions wait for the same.
+    credentials: tokio::sync::Mutex<Credentials>,
     /// What was learnt of the model; asked anew after anything went wrong.
     metadata: Mutex<Option<Arc<Metadata>>>,
     /// The server does not want to be asked before this.
@@ -70,11 +72,9 @@ struct Got {
 impl Client {
     /// Nothing is dialled yet.
     pub fn new(config: Config, tempo: Tempo) -> Client {
-        let token = config.token.as_ref().and_then(|t| bearer(t.reveal()));
+        let credentials = tokio::sync::Mutex::new(Credentials::new(&config.auth));
         let (http, metadata, not_before) = Default::default();
-        let client = Client { config, tempo, http, token: Mutex::new(token), metadata, not_before };
-        client.reread_token();
-        client
+        Client { config, tempo, http, credentials, metadata, not_before }
     }
 
     /// Asks, a few times if need be. Never fails: how it ended is in the answer.
@@ -195,21 +195,16 @@ impl Client {
     /// Sends, and reads the answer within bounds; one that is not 200 is a trouble.
     async fn send(&self, request: Request) -> Result<Got, Trouble> {
         let spare = request.try_clone();
-        match (self.exchange(request).await, spare) {
-            (Err(t), Some(again))
-                if t.outcome == Outcome::Refused && is_forbidden(&t.detail) && self.reread_token() =>
-            {
-                self.exchange(again).await
-            }
-            (end, _) => end,
-        }
+        let first = self.exchange(request).await;
+        let Some(again) = spare.filter(|_| first.as_ref().is_err_and(is_forbidden)) else { return first };
+        if self.credentials.lock().await.refused() { self.exchange(again).await } else { first }
     }
 
     async fn exchange(&self, mut request: Request) -> Result<Got, Trouble> {
-        if let Some(token) = &*lock(&self.token) {
-            request.headers_mut().insert(AUTHORIZATION, token.clone());
-        }
         let http = self.http()?;
+        if let Some((name, value)) = self.log_in(&http).await? {
+            request.headers_mut().insert(name, value);
+        }
         let got = match http.execute(request).await {
             Ok(response) => read(response).await,
             Err(e) => Err(failure(e)),
@@ -223,6 +218,21 @@ impl Client {
             200..=299 => Ok(got),
             status => Err(self.refused(status, &got)),
         }
+    }
+
+    /// The header that says who we are, with a token that is still good.
+    async fn log_in(&self, http: &reqwest::Client) -> Result<Option<(HeaderName, HeaderValue)>, Trouble> {
+        let mut credentials = self.credentials.lock().await;
+        let done = credentials.prepare(&cloud::Client::over(http.clone())).await;
+        done.map_err(|e| match e {
+            auth::Trouble::Passing(detail) => {
+                Trouble { outcome: Outcome::Unreachable, detail, again: Some(None), reached: false }
+            }
+            auth::Trouble::Refused(detail) => {
+                Trouble { outcome: Outcome::Refused, detail, again: None, reached: false }
+            }
+        })?;
+        Ok(credentials.header())
     }
 
     fn http(&self) -> Result<reqwest::Client, Trouble> {
@@ -259,7 +269,8 @@ impl Client {
         let said = said.as_ref().and_then(|v| v["error"].as_str()).unwrap_or_else(|| text.trim());
         let detail = if said.is_empty() { status.to_string() } else { format!("{status}: {said}") };
         match status {
-            408 | 425 | 429 | 502 | 503 | 504 => {
+            // 409: the same question, asked before a restart, is still being answered.
+            408 | 409 | 425 | 429 | 502 | 503 | 504 => {
                 let text = |name| got.headers.get(name).and_then(|v| v.to_str().ok());
                 let theirs = text(DATE).and_then(http_date).unwrap_or_else(Time::now);
                 let wait = text(RETRY_AFTER).and_then(|v| retry_after(v, theirs));
@@ -272,20 +283,10 @@ impl Client {
             _ => Trouble { outcome: Outcome::Refused, detail, again: None, reached: true },
         }
     }
-
-    /// Reads the token file again; `true` when it holds another token than before.
-    fn reread_token(&self) -> bool {
-        let read = self.config.token_file.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
-        let Some(token) = read.and_then(|text| bearer(text.trim_end_matches(['\r', '\n']))) else { return false };
-        let mut known = lock(&self.token);
-        let changed = known.as_ref() != Some(&token);
-        *known = Some(token);
-        changed
-    }
 }
 
-fn is_forbidden(detail: &str) -> bool {
-    detail.starts_with("401") || detail.starts_with("403")
+fn is_forbidden(trouble: &Trouble) -> bool {
+    trouble.outcome == Outcome::Refused && ["401", "403"].iter().any(|s| trouble.detail.starts_with(s))
 }
 
 async fn read(mut response: Response) -> Result<Got, Failure> {

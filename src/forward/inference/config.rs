@@ -1,12 +1,11 @@
 //! The `[cloud.inference]` section: where the larger model is, when it is asked, what that may cost,
 //! and what its answers may do.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::forward::budget::{MICRO, Prices, Rules};
-use crate::forward::cloud::{Address, config as cloud};
-use crate::settings::{Secret, Section, parse_rate};
+use crate::forward::cloud::{Address, Auth, config as cloud};
+use crate::settings::{Section, parse_rate};
 use crate::tls::Tls;
 use crate::types::{May, Name};
 
@@ -24,10 +23,8 @@ pub struct Config {
     pub version: Option<String>,
     /// The output to read; `None`: `score`, or the only one.
     pub output: Option<String>,
-    /// The bearer token, as it was when the config was read.
-    pub token: Option<Secret>,
-    /// Where it came from: read again when it is refused.
-    pub token_file: Option<PathBuf>,
+    /// Who we say we are.
+    pub auth: Auth,
     /// For `https`.
     pub tls: Tls,
     /// For each request, the answer included.
@@ -62,22 +59,22 @@ impl Config {
         if !(0.0 <= escalate[0] && escalate[0] < escalate[1] && escalate[1] <= 1.0) {
             s.problem("escalate", "is not two p-values in rising order, such as [0.001, 0.05]");
         }
-        let prices = prices(s);
+        let insecure = s.boolean("insecure").unwrap_or(false);
+        let address = |s: &Section<'_>, key: &str| Address(cloud::url_at(s, key, insecure));
         let policy = Policy {
             model: s.required_string("model").into(),
             escalate,
             audit_fraction: fraction(s, "audit_fraction").unwrap_or(0.0),
             threshold: s.float("threshold").unwrap_or(0.5),
             budget: budget(s),
-            prices,
+            prices: prices(s),
             may: may(s),
         };
         Config {
-            url: Address(cloud::url(s)),
+            url: address(s, "url"),
             version: s.string("version"),
             output: s.string("output"),
-            token: cloud::token(s),
-            token_file: s.path_of("token_file"),
+            auth: Auth::read(s, address),
             tls: Tls::read(s),
             timeout: cloud::timeout(s).unwrap_or(Duration::from_secs(10)),
             policy,

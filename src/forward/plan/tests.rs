@@ -4,8 +4,19 @@ use proptest::prelude::*;
 
 use super::*;
 
+impl Plan {
+    /// The first that is to be sent or answered.
+    fn piece(&self) -> Option<&[usize]> {
+        self.pieces.front().map(|p| p.records.as_slice())
+    }
+
+    fn first(&self) -> Key {
+        self.pieces.front().map_or(0, |p| p.key)
+    }
+}
+
 fn pieces(plan: &Plan) -> Vec<Vec<usize>> {
-    plan.pieces.iter().cloned().collect()
+    plan.pieces.iter().map(|p| p.records.clone()).collect()
 }
 
 fn settle_all(plan: &mut Plan) -> Vec<Settled> {
@@ -17,7 +28,7 @@ fn an_accepted_batch_settles_at_once() {
     let mut plan = Plan::new(vec![10; 4], 500, 1000);
     assert_eq!(plan.piece(), Some([0, 1, 2, 3].as_slice()));
     assert_eq!(plan.settle(), None);
-    plan.accepted();
+    plan.accepted(plan.first());
     assert_eq!(plan.piece(), None);
     assert_eq!(settle_all(&mut plan), [Settled::Delivered(0..4)]);
 }
@@ -37,9 +48,9 @@ fn bisecting_finds_the_one_poison_record() {
     while let Some(piece) = plan.piece() {
         requests += 1;
         if piece.contains(&321) {
-            plan.refused("422")
+            plan.refused(plan.first(), "422")
         } else {
-            plan.accepted()
+            plan.accepted(plan.first())
         }
         settled.extend(settle_all(&mut plan));
     }
@@ -54,20 +65,20 @@ fn bisecting_finds_the_one_poison_record() {
 fn too_large_cuts_everything_that_follows() {
     let mut plan = Plan::new(vec![99; 9], 3, 1000);
     assert_eq!(plan.pieces.len(), 3);
-    plan.too_large(201, "413");
+    plan.too_large(plan.first(), 201, "413");
     assert_eq!(pieces(&plan), [vec![0, 1], vec![2], vec![3, 4], vec![5], vec![6, 7], vec![8]]);
     let mut single = Plan::new(vec![99], 3, 1000);
-    single.too_large(50, "413");
+    single.too_large(single.first(), 50, "413");
     assert_eq!(settle_all(&mut single), [Settled::Dead(0, "413".into())]);
 }
 
 #[test]
 fn records_with_their_own_fate_wait_for_those_before_them() {
     let mut plan = Plan::new(vec![10; 4], 500, 1000);
-    plan.each(vec![Fate::Accepted, Fate::Later, Fate::Refused("422".into()), Fate::Accepted]);
+    plan.each(plan.first(), vec![Fate::Accepted, Fate::Later, Fate::Refused("422".into()), Fate::Accepted]);
     assert_eq!(settle_all(&mut plan), [Settled::Delivered(0..1)]);
     assert_eq!(plan.piece(), Some([1].as_slice()));
-    plan.accepted();
+    plan.accepted(plan.first());
     let rest = [Settled::Delivered(1..2), Settled::Dead(2, "422".into()), Settled::Delivered(3..4)];
     assert_eq!(settle_all(&mut plan), rest);
 }
@@ -113,35 +124,46 @@ proptest! {
         max_records in 1usize..60,
         max_bytes in 10usize..20_000,
         script in outcomes(),
+        (width, seed) in (1usize..4, any::<u64>()),
     ) {
         let count = sizes.len();
         let mut plan = Plan::new(sizes.clone(), max_records, max_bytes);
         let (mut taken, mut refused) = (vec![false; count], vec![false; count]);
         let (mut next, mut limit) = (0, max_bytes);
-        let mut script = script.into_iter();
-        while let Some(piece) = plan.piece().map(<[usize]>::to_vec) {
-            prop_assert!(!piece.is_empty() && piece.len() <= max_records);
-            prop_assert!(piece.is_sorted());
-            prop_assert!(piece.len() == 1 || plan.bytes(&piece) <= limit, "{} above {limit}", plan.bytes(&piece));
-            prop_assert!(piece.iter().all(|&i| !taken[i]), "nothing taken is sent again");
+        let (mut script, mut random) = (script.into_iter(), fastrand::Rng::with_seed(seed));
+        let mut flying: Vec<(Key, Vec<usize>)> = Vec::new();
+        loop {
+            while let Some((key, piece)) = (flying.len() < width).then(|| plan.take()).flatten() {
+                prop_assert!(!piece.is_empty() && piece.len() <= max_records);
+                prop_assert!(piece.is_sorted());
+                prop_assert!(piece.len() == 1 || plan.bytes(&piece) <= limit, "{} above {limit}", plan.bytes(&piece));
+                prop_assert!(piece.iter().all(|&i| !taken[i]), "nothing taken is sent again");
+                prop_assert!(flying.iter().all(|(k, p)| *k != key && p.iter().all(|i| !piece.contains(i))));
+                flying.push((key, piece));
+            }
+            if flying.is_empty() {
+                break;
+            }
+            // Answers come in any order.
+            let (key, piece) = flying.swap_remove(random.usize(0..flying.len()));
             match script.next().unwrap_or(Outcome::Accepted) {
                 Outcome::Accepted => {
                     piece.iter().for_each(|&i| taken[i] = true);
-                    plan.accepted();
+                    plan.accepted(key);
                 }
                 Outcome::Later => {
-                    prop_assert_eq!(plan.piece(), Some(piece.as_slice()), "the same again");
+                    plan.later(key);
                 }
                 Outcome::TooLarge => {
                     refused[piece[0]] |= piece.len() == 1;
                     if piece.len() > 1 {
-                        limit = plan.bytes(&piece) / 2;
+                        limit = limit.min(plan.bytes(&piece) / 2);
                     }
-                    plan.too_large(plan.bytes(&piece) / 2, "413");
+                    plan.too_large(key, plan.bytes(&piece) / 2, "413");
                 }
                 Outcome::Refused => {
                     refused[piece[0]] |= piece.len() == 1;
-                    plan.refused("422");
+                    plan.refused(key, "422");
                 }
                 Outcome::Each(fates) => {
                     let fates: Vec<Fate> = fates.iter().take(piece.len()).map(|f| match f {
@@ -153,7 +175,7 @@ proptest! {
                         taken[i] |= *fate == Fate::Accepted;
                         refused[i] |= matches!(fate, Fate::Refused(_));
                     }
-                    plan.each(fates);
+                    plan.each(key, fates);
                 }
             }
             for settled in settle_all(&mut plan) {
@@ -171,6 +193,7 @@ proptest! {
                 }
             }
         }
+        prop_assert!(plan.is_done());
         prop_assert_eq!(next, count, "all are settled");
     }
 }

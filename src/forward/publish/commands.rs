@@ -105,6 +105,15 @@ impl Commands {
     }
 }
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) fn any_bytes(bytes: &[u8]) {
+    let commands = Commands::new(Secret::new("t".into()), mpsc::channel(1).0);
+    match commands.read(bytes) {
+        Ok((_, command)) => assert!(command.who.chars().count() <= MAX_WHO_CHARS + " (MQTT)".len()),
+        Err(why) => assert!(!why.is_empty()),
+    }
+}
+
 /// Compares in constant time.
 fn same(token: &str, given: &str) -> bool {
     let key = hmac::Key::new(hmac::HMAC_SHA256, token.as_bytes());

@@ -146,3 +146,26 @@ fn without_sinks_records_are_history_until_the_limits_come() {
     assert_eq!(store.status().lanes["priority"].records, 0, "so there is no gap");
     store.close().unwrap();
 }
+
+#[test]
+fn a_removed_sink_is_forgotten_and_a_new_one_begins_with_the_oldest_still_there() {
+    let dir = fast_dir();
+    let open = |sinks: &[&str]| Store::open(&small(), dir.path(), sinks, Shared::new()).unwrap().0;
+    let store = open(&["cloud", "archive"]);
+    for n in 0..200 {
+        commit_one(&store, Kind::Verdict, n);
+    }
+    assert_eq!(drain(&store.outbox("cloud").unwrap(), 50).len(), 200);
+    assert_eq!(store.status().lanes["routine"].records, 200, "kept for the other one");
+    let oldest = |store: &Store| store.status().lanes["routine"].oldest;
+    let before = oldest(&store);
+    store.close().unwrap();
+    let store = open(&["cloud"]);
+    wait_for("what waited for it alone goes", || oldest(&store) != before);
+    assert_eq!(store.status().lanes["routine"].dropped, 0, "nobody misses it");
+    store.close().unwrap();
+    let store = open(&["cloud", "archive"]);
+    let again = numbers(&drain(&store.outbox("archive").unwrap(), 50));
+    assert!(again.len() < 200 && again.last() == Some(&199), "{again:?}");
+    store.close().unwrap();
+}

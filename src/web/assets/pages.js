@@ -35,17 +35,18 @@ function lastGood(c) {
 
 function drawPath() {
   if ($("path-page").hidden || !status.components) return;
-  const parts = Object.entries(status.components), of = kind => parts.filter(([n]) => n.startsWith(kind + "/"));
+  const parts = Object.entries(status.components), of = kind => parts.filter(([n]) => n === kind || n.startsWith(kind + "/"));
   const bare = name => name.slice(name.indexOf("/") + 1);
   rows("path-sources", of("source").map(([n, c]) => [bare(n), { health: c.health }, lastGood(c), num(counted("andon_readings_total", { source: bare(n) })), c.detail]));
-  $("no-sinks").hidden = of("cloud").length + of("publish").length > 0;
+  const sinks = [...of("cloud"), ...of("sink"), ...of("publish")];
+  $("no-sinks").hidden = sinks.length > 0;
   $("path-sinks").parentElement.hidden = !$("no-sinks").hidden;
-  rows("path-sinks", [...of("cloud"), ...of("publish")].map(([n, c]) => {
-    const ok = counted("andon_forward_requests_total", { outcome: "200" }) + counted("andon_forward_requests_total", { outcome: "202" });
-    const all = counted("andon_forward_requests_total", {});
-    return [n, { health: c.health }, lastGood(c), n.startsWith("cloud/") ? num(ok) + " / " + num(all) : "", c.detail];
+  rows("path-sinks", sinks.map(([n, c]) => {
+    const of = outcome => counted("andon_forward_requests_total", { sink: bare(n), ...outcome });
+    const ok = ["200", "202", "ok"].reduce((sum, outcome) => sum + of({ outcome }), 0), all = of({});
+    return [n, { health: c.health }, lastGood(c), all > 0 ? num(ok) + " / " + num(all) : "", c.detail];
   }));
-  rows("path-parts", parts.filter(([n]) => !/^(source|cloud|publish)\//.test(n)).map(([n, c]) => [n, { health: c.health }, lastGood(c), c.detail]));
+  rows("path-parts", parts.filter(([n]) => !/^(source|cloud|sink|publish)(\/|$)/.test(n)).map(([n, c]) => [n, { health: c.health }, lastGood(c), c.detail]));
   pairs($("path-store"), [[t("records waiting"), num(status.records_waiting)], [t("records sent"), num(status.records_forwarded_total)],
     ...Object.entries(status.store || {}).filter(([, v]) => typeof v === "number").map(([k, v]) => [t(k.replaceAll("_", " ")), k.endsWith("bytes") ? bytes(v) : num(v)])]);
   rows("path-lanes", Object.entries((status.store || {}).lanes || {}).map(([n, l]) => [t(n), num(l.records), bytes(l.disk_bytes), l.oldest ? clock(l.oldest / 1e6) : "–", num(l.dropped)]));
@@ -62,9 +63,23 @@ function drawModels() {
   rows("models-list", list.map(m => {
     const part = (status.components || {})["model/" + m.name] || { health: "up" }, runs = counted("andon_inference_seconds_count", { model: m.name });
     const each = runs ? num(counted("andon_inference_seconds_sum", { model: m.name }) / runs * 1000) + " ms" : "–";
-    return [m.name, m.version, m.stage || "", { health: part.health }, num(counted("andon_windows_total", { model: m.name })),
+    return [m.name, m.version, m.stage || "", { health: part.health }, onTheWay(m), drifted(m), num(counted("andon_windows_total", { model: m.name })),
       num(counted("andon_inference_errors_total", { model: m.name })), each, num(m.reference_scores), (m.channels || []).join(", "), String(m.digest || "").slice(0, 12)];
   }));
+}
+// The version that is on its way, or what became of the last one.
+function onTheWay(m) {
+  const c = m.candidate, l = m.last_step;
+  if (c) return m.candidate.version + " " + t(c.stage) + " · " + num(c.figures.windows) + " " + t("windows") + " · " + num(c.figures.anomalies) + " : " + num(c.figures.incumbent_anomalies);
+  return l && l.stage !== "active" ? l.version + " " + t(l.stage) + ": " + l.reason : "–";
+}
+// How far the plant has moved from what the model was made from, and alarms beside their budget.
+function drifted(m) {
+  const d = m.drift;
+  if (!d) return "–";
+  const said = [d.warning || (d.worst ? d.worst.name + " PSI " + num(Math.round(d.worst.psi * 100) / 100) : t("no reference"))];
+  if (d.alarms_per_machine_day !== null) said.push(num(Math.round(d.alarms_per_machine_day * 100) / 100) + " / " + num(Math.round(d.false_alarms_promised_per_machine_day * 100) / 100) + " " + t("alarms a day"));
+  return said.join(" · ");
 }
 // Which page is open.
 function turnPage() {

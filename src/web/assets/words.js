@@ -24,7 +24,7 @@ const ZH = {
   "Nothing was lost or left out since the start.": "启动以来没有任何丢失。", "last good": "上次正常", "ago": "前", "just now": "刚刚", "Waiting": "等待中", "Name": "名称",
   "Version": "版本", "Windows judged": "已判定窗口", "Failures": "失败", "Time per batch": "每批耗时", "Reference scores": "参考分数", "Channels": "通道",
   "Digest": "摘要", "Stage": "阶段", "What": "项目", "Reason": "原因", "Count": "数量", "Part": "部分", "Detail": "说明", "Health": "状况", "Readings": "读数",
-  "Requests": "请求", "Lane": "队列", "Records": "记录", "On disk": "磁盘占用", "Oldest": "最早", "Given up": "已放弃", "verdict": "判定", "journal": "日志", "Nothing is sent anywhere.": "没有配置发送端。", "No models are loaded.": "没有加载模型。", "readings not used": "未采用的读数", "payloads set aside": "无法解析而搁置的消息",
+  "Requests": "请求", "Lane": "队列", "Records": "记录", "On disk": "磁盘占用", "Oldest": "最早", "Given up": "已放弃", "verdict": "判定", "journal": "日志", "Nothing is sent anywhere.": "没有配置发送端。", "No models are loaded.": "没有加载模型。", "On its way": "待上线版本", "Drift": "漂移", "shadow": "影子运行", "canary": "金丝雀", "baking": "观察期", "refused": "已拒绝", "rolled_back": "已回退", "no reference": "无参考", "alarms a day": "次报警/天", "readings not used": "未采用的读数", "payloads set aside": "无法解析而搁置的消息",
   "records given up": "放弃的记录", "dead letters": "死信", "dashboard messages left out": "未发布的看板消息", "model runs that failed": "失败的模型运行",
   "announced together": "合并通知", "Language": "语言", "as of": "截至", "connecting": "连接中", "duplicate": "重复", "late": "迟到", "future": "时间超前",
   "no_machine": "无对应设备", "bad": "坏值", "stale": "过期", "uncertain": "不确定", "disk": "磁盘", "waiting": "等待", "sent": "已发送", "ready": "就绪", "running for": "已运行",
@@ -40,7 +40,7 @@ const PATTERNS_ZH = [
   [/^(\d+) in alarm$/, "$1 台报警"], [/^(\d+) to look at$/, "$1 台需注意"], [/^agent (.*)$/, m => "网关" + t(m[1])],
   [/^unchanged for (.*)$/, "$1未变化"], [/^not heard for ([^:]*)$/, "$1未收到"], [/^1 in (.*)$/, "$1 分之一"],
   [/^Flood of alarms: (\d+) so far, the first from (.*)$/, "报警泛滥：至今 $1 个，首个来自 $2"], [/^and (\d+) more; type.*$/, "还有 $1 台；输入名称的一部分来查找"],
-  [/^(\d+) active$/, "$1 个活动"], [/^no anomaly detected$/, "未发现异常"], [/^anomaly detected$/, "发现异常"], [/^machine off$/, "停机"], [/^input bad$/, "输入无效"],
+  [/^(.*) finds an anomaly where it was uncertain here(.*)$/, "$1 发现异常，本机模型不确定$2"], [/^(\d+) active$/, "$1 个活动"], [/^no anomaly detected$/, "未发现异常"], [/^anomaly detected$/, "发现异常"], [/^machine off$/, "停机"], [/^input bad$/, "输入无效"],
 ];
 const EN = [[/^shelved until (\S+) (.*)$/, m => "shelved until " + clock(m[1]) + " " + m[2]], [/^not heard since (\S+)$/, m => "not heard since " + clock(m[1])]];
 

@@ -137,8 +137,36 @@ fn verdicts_in_the_band_say_so() {
 fn questions_without_answers_are_bounded_and_alarms_find_room() {
     let mut engine = asking(policy([0.0, 1.0], 100_000, 0));
     let (asks, _, ends) = run(&mut engine, &course(60, &[]));
-    assert_eq!(asks.iter().filter(|a| a.reason != Asking::Alarm).count(), MAX_ROUTINE);
+    assert_eq!(asks.iter().filter(|a| a.reason != Asking::Alarm).count(), MAX_PENDING / 2);
     assert!(asks.iter().any(|a| a.reason == Asking::Alarm) && ends.contains(&(Asking::Uncertain, "queue")));
+}
+
+#[test]
+fn windows_that_wait_take_no_more_than_their_part_of_memory() {
+    let window = vec![0.0f32; 100_000];
+    let mut desk = Desk::default();
+    let take = |desk: &mut Desk, n: u8, reason| {
+        let room = desk.room(RecordId([n; 16]), reason, &window);
+        if room.is_ok() {
+            let ask = Ask {
+                id: RecordId([n; 16]),
+                machine: "m".into(),
+                at: Time(0),
+                reason,
+                steps: 1,
+                channels: window.len(),
+                window: window.as_slice().into(),
+            };
+            let charge = Purse::default().charge(&policy([0.0, 1.0], 9, 0).budget, Time(0), reason, 1).expect("enough");
+            let (strength, p_value, quality, top_channel) = (1.0, None, Quality::Good, None);
+            desk.pending.push(Pending { ask, charge, anomaly: true, strength, p_value, quality, top_channel });
+        }
+        room.is_ok()
+    };
+    assert_eq!((0..20).filter(|n| take(&mut desk, *n, Asking::Uncertain)).count(), 5);
+    assert_eq!((20..40).filter(|n| take(&mut desk, *n, Asking::Alarm)).count(), 5);
+    assert_eq!(desk.room(RecordId([99; 16]), Asking::Alarm, &vec![0.0; 1 << 20]), Err("too_large"));
+    assert_eq!(desk.room(RecordId([99; 16]), Asking::Alarm, &[f32::NAN]), Err("not_finite"));
 }
 
 #[test]

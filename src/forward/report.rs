@@ -1,21 +1,20 @@
-//! What the cloud sink tells of itself: metrics, the board, and one log line per change.
+//! What a sink tells of itself: metrics, the board, and one log line per change.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 use tracing::{error, info, warn};
 
-use super::client::Failure;
-use crate::forward::reply::Answer;
 use crate::metrics::{Health, Shared};
 use crate::types::{Stored, Time};
 
-/// The sink's name on the board and in metrics.
-const NAME: &str = "cloud";
-
 pub struct Report {
     shared: Shared,
+    /// The sink's name in metrics.
+    sink: String,
+    /// The same on the board.
+    part: String,
     /// Where to, without secrets.
-    pub url: String,
+    pub place: String,
     /// What was last said to be wrong; empty when nothing is.
     trouble: String,
     up: bool,
@@ -26,30 +25,35 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn new(shared: &Shared, url: String) -> Report {
-        let (m, labels) = (&shared.metrics, [("sink", NAME.to_owned())]);
-        shared.board.set(NAME, Health::Starting, "nothing sent yet");
+    /// For a sink that is called `sink` in metrics and `part` on the board, and sends to `place`.
+    pub fn new(shared: &Shared, sink: &str, part: &str, place: String) -> Report {
+        let (m, labels) = (&shared.metrics, [("sink", sink.to_owned())]);
+        shared.board.set(part, Health::Starting, "nothing sent yet");
         Report {
             records: m.forward_records.get_or_create_owned(&labels),
             dead_letters: m.forward_dead_letters.get_or_create_owned(&labels),
             sent: m.forward_sent.get_or_create_owned(&labels),
             delay: m.forward_delay.get_or_create_owned(&labels),
             shared: shared.clone(),
-            url,
+            sink: sink.to_owned(),
+            part: part.to_owned(),
+            place,
             trouble: String::new(),
             up: false,
         }
     }
 
-    /// A request has been made.
-    pub fn request(&self, answer: &Result<Answer, Failure>, bytes: usize) {
-        let outcome = match answer {
-            Ok(answer) => answer.status.to_string(),
-            Err(failure) => failure.as_str().to_owned(),
-        };
-        let labels = [("sink", NAME.to_owned()), ("outcome", outcome)];
+    /// A request, or a batch of messages, has been sent.
+    pub fn request(&self, outcome: &str, bytes: usize) {
+        let labels = [("sink", self.sink.clone()), ("outcome", outcome.to_owned())];
         self.shared.metrics.forward_requests.get_or_create(&labels).inc();
         self.sent.inc_by(bytes as u64);
+    }
+
+    /// So many requests may be under way now.
+    pub fn concurrency(&self, requests: usize) {
+        let labels = [("sink", self.sink.clone())];
+        self.shared.metrics.forward_concurrency.get_or_create(&labels).set(requests as i64);
     }
 
     /// These records were taken.
@@ -64,10 +68,10 @@ impl Report {
     /// All is well, after so many failures.
     pub fn well(&mut self, failures: u32) {
         if self.up {
-            return self.shared.board.good(NAME);
+            return self.shared.board.good(&self.part);
         }
-        info!(url = self.url, failures, "the cloud takes records");
-        self.shared.board.set(NAME, Health::Up, "");
+        info!(to = self.place, failures, "records are taken");
+        self.shared.board.set(&self.part, Health::Up, "");
         self.up = true;
         self.trouble.clear();
     }
@@ -75,14 +79,14 @@ impl Report {
     /// Something is wrong that will pass; nothing is lost.
     pub fn trouble(&mut self, health: Health, detail: &str) {
         if self.changed(health, detail) {
-            warn!(url = self.url, "cannot forward: {detail}; trying again");
+            warn!(to = self.place, "cannot forward: {detail}; trying again");
         }
     }
 
     /// Something is wrong that a person has to mend; nothing is lost.
     pub fn human(&mut self, detail: &str) {
         if self.changed(Health::Down, detail) {
-            error!(url = self.url, "cannot forward: {detail}");
+            error!(to = self.place, "cannot forward: {detail}");
         }
     }
 
@@ -94,7 +98,7 @@ impl Report {
     }
 
     fn changed(&mut self, health: Health, detail: &str) -> bool {
-        self.shared.board.set(NAME, health, detail);
+        self.shared.board.set(&self.part, health, detail);
         self.up = false;
         let changed = self.trouble != detail;
         if changed {
