@@ -84,7 +84,8 @@
 //!
 //! `benches/store.rs` holds the store against a plain append file, `benches/load/` drives the binary
 //! between a real broker and a sink; both print ratios or figures and judge nothing.
-//! `models/train/` made the bundles from the simulator's own CSV (`andon demo --csv`).
+//! `models/train/` made the bundles, from the simulator's own CSV (`andon demo --csv`) and from public
+//! recordings; `tests/models.py --bench` holds each beside onnxruntime.
 
 pub mod types;
 
