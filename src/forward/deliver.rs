@@ -148,7 +148,7 @@ impl<C: Carrier, O: Outbox> Loop<C, O> {
                 }
                 continue;
             }
-            let Some(carried) = self.carry(&records).await else { return None };
+            let carried = self.carry(&records).await?;
             if let Err(trouble) = self.settle(&records, carried).await {
                 return Some(trouble);
             }

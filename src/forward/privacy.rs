@@ -164,7 +164,13 @@ fn rename_in(value: &mut Value, word: &str, by: &str) -> bool {
             *text = renamed;
             changed
         }
-        Value::Array(items) => items.iter_mut().fold(false, |changed, item| rename_in(item, word, by) || changed),
+        Value::Array(items) => {
+            let mut changed = false;
+            for item in items {
+                changed |= rename_in(item, word, by);
+            }
+            changed
+        }
         Value::Object(members) => {
             let mut changed = false;
             let renamed = std::mem::take(members).into_iter().map(|(name, mut value)| {

@@ -67,7 +67,9 @@ fn run(engine: &mut Engine, readings: &[Reading]) -> (Vec<Ask>, Vec<Record>, Vec
             let raised = |r: &&Record| r.kind == Kind::Alarm && r.data.contains("\"transition\":\"raised\"");
             assert!(ask.reason != Asking::Alarm || out.records.iter().any(|r| raised(&r)), "the alarm did not wait");
         }
-        (asks.extend(out.asks), records.extend(out.records), ends.extend(out.tally.escalations));
+        asks.extend(out.asks);
+        records.extend(out.records);
+        ends.extend(out.tally.escalations);
     }
     (asks, records, ends)
 }
