@@ -28,6 +28,7 @@ use crate::types::{Batch, Live, Name, Time};
 use crate::{forward, source, systemd, web};
 
 pub mod audit;
+mod bands;
 pub mod blocks;
 mod delivery;
 pub mod engine;
@@ -41,6 +42,7 @@ mod reload;
 mod rollout;
 mod scribe;
 
+use bands::Bands;
 use delivery::Delivery;
 use engine::Engine;
 use engine::second::MAX_PENDING;
@@ -119,7 +121,7 @@ impl Agent {
         let found = load_library(&config, &models, &library).await?;
         let delivery = Delivery::new(&config, library.clone(), orders_tx.clone(), shared.clone());
         let (rollouts, steps, versions) = Rollouts::new(shared.clone());
-        let reloader = Reloader::new(&config, models, versions, orders_tx);
+        let reloader = Reloader::new(&config, models, Bands::of(&blocks), versions, orders_tx);
         let policy = config.cloud.as_ref().and_then(|c| c.inference.as_ref()).map(|i| i.policy.clone());
         let mut engine = Engine::new(recorder, blocks, config.agent.max_machines).with_second_opinions(policy);
         engine.report_every(config.report_every);
@@ -143,7 +145,8 @@ impl Agent {
         agent.outlets.spawn("the library of models", rollout::keep(agent.library.clone(), steps));
         agent.wire(config, engine, recovered, (rollouts, found), orders).await?;
         if let Some(delivery) = delivery {
-            agent.sources.spawn("the delivery of models", delivery.run());
+            let shared = agent.shared.clone();
+            agent.sources.spawn_stage("the delivery of models", "models", &shared, |_| delivery.run());
         }
         Ok(agent)
     }
@@ -188,7 +191,8 @@ impl Agent {
             let (light, lines, shared, batches) =
                 (light.clone(), self.lines.clone(), self.shared.clone(), batches.clone());
             let (stand, tell) = (stand.clone(), tell.clone());
-            self.sources.spawn(format!("stack light {}", light.device), async move {
+            let (name, part) = (format!("stack light {}", light.device), format!("light/{}", light.device));
+            self.sources.spawn_stage(name, &part, &shared, |shared| async move {
                 light::run(light, device, lines, shared, stand, tell).await;
                 drop(batches);
             });
@@ -199,12 +203,15 @@ impl Agent {
     fn start_sources(&mut self, config: source::Config, data_dir: &Path, batches: &mpsc::Sender<Batch>) {
         for mqtt in config.mqtt {
             let (shared, batches) = (self.shared.clone(), batches.clone());
-            self.sources.spawn(format!("source {}", mqtt.name), source::mqtt::run(mqtt, shared, batches));
+            let (name, part) = (format!("source {}", mqtt.name), format!("source/{}", mqtt.name));
+            self.sources.spawn_stage(name, &part, &shared, |shared| source::mqtt::run(mqtt, shared, batches));
         }
         for mut modbus in config.modbus {
             modbus.learnt = Some(data_dir.join("modbus"));
             let (lines, shared, batches) = (self.lines.clone(), self.shared.clone(), batches.clone());
-            self.sources.spawn(format!("source {}", modbus.name), source::modbus::run(modbus, lines, shared, batches));
+            let (name, part) = (format!("source {}", modbus.name), format!("source/{}", modbus.name));
+            self.sources
+                .spawn_stage(name, &part, &shared, |shared| source::modbus::run(modbus, lines, shared, batches));
         }
     }
 
@@ -266,10 +273,12 @@ impl Agent {
         let (site, id, shared) = (config.agent.site.clone(), config.agent.id.clone(), self.last_shared());
         let name = "the cloud sink";
         match self.summed_up(&outbox, forward::cloud::NAME, &cloud.privacy, config)? {
-            Some(sums) => {
-                self.outlets.spawn(name, forward::cloud::run(cloud, site, id, sums, FORWARD_GRACE, shared));
-            }
-            None => self.outlets.spawn(name, forward::cloud::run(cloud, site, id, outbox, FORWARD_GRACE, shared)),
+            Some(sums) => self.outlets.spawn_stage(name, forward::cloud::NAME, &shared, |shared| {
+                forward::cloud::run(cloud, site, id, sums, FORWARD_GRACE, shared)
+            }),
+            None => self.outlets.spawn_stage(name, forward::cloud::NAME, &shared, |shared| {
+                forward::cloud::run(cloud, site, id, outbox, FORWARD_GRACE, shared)
+            }),
         }
         Ok(())
     }
@@ -279,11 +288,14 @@ impl Agent {
             let Some(outbox) = self.store.outbox(&sink.name).map(outbox::Adapter::new) else { continue };
             let who = (config.agent.site.clone(), config.agent.id.clone());
             let (name, shared) = (format!("the sink {}", sink.name), self.last_shared());
+            let part = format!("sink/{}", sink.name);
             match self.summed_up(&outbox, &sink.name, &sink.privacy, config)? {
-                Some(sums) => {
-                    self.outlets.spawn(name, forward::sinks::run(sink.clone(), who, sums, FORWARD_GRACE, shared));
-                }
-                None => self.outlets.spawn(name, forward::sinks::run(sink.clone(), who, outbox, FORWARD_GRACE, shared)),
+                Some(sums) => self.outlets.spawn_stage(name, &part, &shared, |shared| {
+                    forward::sinks::run(sink.clone(), who, sums, FORWARD_GRACE, shared)
+                }),
+                None => self.outlets.spawn_stage(name, &part, &shared, |shared| {
+                    forward::sinks::run(sink.clone(), who, outbox, FORWARD_GRACE, shared)
+                }),
             }
         }
         Ok(())
@@ -309,8 +321,10 @@ impl Agent {
         let (asks_tx, asks) = mpsc::channel(MAX_PENDING);
         let (answers_tx, answers) = mpsc::channel(N_QUEUED_ANSWERS);
         let tempo = forward::inference::Tempo::default();
-        let run = forward::inference::run(inference, tempo, asks, answers_tx, self.shared.clone());
-        self.sources.spawn("asking a larger model", run);
+        let shared = self.shared.clone();
+        self.sources.spawn_stage("asking a larger model", "inference", &shared, |shared| {
+            forward::inference::run(inference, tempo, asks, answers_tx, shared)
+        });
         Some(feed::Opinions { asks: asks_tx, answers })
     }
 
@@ -321,16 +335,14 @@ impl Agent {
         let (site, id) = (config.agent.site.clone(), config.agent.id.clone());
         if publish.format == forward::publish::Format::SparkplugB {
             let Some(outbox) = self.store.outbox(forward::sparkplug::SINK).map(outbox::Adapter::new) else { return };
-            self.outlets.spawn(
-                "publishing as a Sparkplug node",
-                forward::sparkplug::run(publish, connection, id, outbox, events, FORWARD_GRACE, shared),
-            );
+            self.outlets.spawn_stage("publishing as a Sparkplug node", "publish", &shared, |shared| {
+                forward::sparkplug::run(publish, connection, id, outbox, events, FORWARD_GRACE, shared)
+            });
             return;
         }
-        self.outlets.spawn(
-            "publishing to MQTT",
-            forward::publish::run_with(publish, connection, (site, id), shared, events, Some(commands)),
-        );
+        self.outlets.spawn_stage("publishing to MQTT", "publish", &shared, |shared| {
+            forward::publish::run_with(publish, connection, (site, id), shared, events, Some(commands))
+        });
     }
 
     async fn start_web(
@@ -362,13 +374,15 @@ impl Agent {
             },
             store_status: Arc::new(store_status),
             models: self.reloader.describe_models(),
+            bands: self.reloader.bands(),
             inference: self.reloader.serve_models(),
             commands: Some(commands),
             model_commands: Some(model_commands),
             settings: Some(self.reloader.web_settings()),
         };
         let (settings, shared) = (config.web.clone(), self.last_shared());
-        self.outlets.spawn("the dashboard", web::run(listener, settings, state, shared));
+        self.outlets
+            .spawn_stage("the dashboard", "dashboard", &shared, |shared| web::run(listener, settings, state, shared));
         Ok(())
     }
 
@@ -458,6 +472,25 @@ impl Tasks {
         self.names.insert(id, name.into());
     }
 
+    /// A task with a pulse of its own under `part`: the watchdog waits for its beat until it has ended. It
+    /// beats whenever it can be polled; one that blocks its thread, or panics, goes silent. What it waits for
+    /// has time limits of its own.
+    fn spawn_stage<T: Future<Output = ()> + Send + 'static>(
+        &mut self,
+        name: impl Into<String>,
+        part: &str,
+        shared: &Shared,
+        task: impl FnOnce(Shared) -> T,
+    ) {
+        let (board, part) = (shared.board.clone(), part.to_owned());
+        let shared = shared.for_stage(&part);
+        let (pulse, task) = (shared.pulse.clone(), task(shared));
+        self.spawn(name, async move {
+            pulse.during(task).await;
+            board.ended(&part);
+        });
+    }
+
     /// Waits for all of them; names those that had to be left.
     async fn join(&mut self, limit: Duration) -> Vec<String> {
         let (set, names) = (&mut self.set, &mut self.names);
@@ -495,5 +528,14 @@ mod tests {
         tasks.spawn("the cloud sink", async { panic!("for the test") });
         assert_eq!(tasks.join(Duration::from_millis(200)).await, ["the source shop"]);
         assert!(tasks.join(Duration::from_secs(1)).await.is_empty(), "all have gone");
+    }
+
+    #[tokio::test]
+    async fn a_stage_that_ends_is_waited_for_no_more_and_one_that_panics_is() {
+        let (mut tasks, shared) = (Tasks::default(), Shared::new());
+        tasks.spawn_stage("the dashboard", "dashboard", &shared, |_| async {});
+        tasks.spawn_stage("the cloud sink", "cloud", &shared, |_| async { panic!("for the test") });
+        assert!(tasks.join(Duration::from_secs(5)).await.is_empty());
+        assert_eq!(shared.board.stages(), ["cloud"]);
     }
 }

@@ -19,7 +19,7 @@
 //! | [`model`] | bundles, their signatures and the library of them, the ONNX graph in tract, calibration, contributions | [`model::Model`], [`model::signature`] |
 //! | [`alarm`] | from verdicts to ISA-18.2 alarms; pure | [`alarm::Tracker`] |
 //! | [`store`] | journal, outgoing lanes, dead letters on sled; its docs hold format and recovery | [`store::Store`] |
-//! | [`forward`] | records to the cloud over HTTP, results to MQTT dashboards, as a Sparkplug node; asks a larger model under a budget; fetches new models | [`forward::cloud::run`], [`forward::publish::run_with`], [`forward::sparkplug::run`], [`forward::inference::run`] |
+//! | [`forward`] | records to the cloud over HTTP, to other brokers, files and streams; results to MQTT dashboards, as a Sparkplug node; asks a larger model under a budget; fetches new models | [`forward::cloud::run`], [`forward::sinks::run`], [`forward::publish::run_with`], [`forward::sparkplug::run`], [`forward::inference::run`] |
 //! | [`web`] | dashboard, API, `/metrics`, models for guests | [`web::run`], [`web::inference`] |
 //! | [`agent`] | builds, wires, runs, reloads and drains all of that, keeps the audit log; the only one that sees every stage | [`agent::Agent`], [`agent::engine::Engine`] |
 //! | [`config`] | the whole config file, with the line of every mistake | [`config::Config`] |
@@ -61,9 +61,10 @@
 //!   [`config`] and the knock in `command/check.rs`. If the other side can redeliver, send a
 //!   [`types::Receipt`] with each batch and acknowledge when it is completed.
 //! * *A payload format*: `source/payload.rs`, a variant of its format and a `decode`.
-//! * *A sink*: something that reads a [`forward::Outbox`] and advances only past what was taken or set
-//!   aside; name it among the sinks given to [`store::Store::open`] and spawn it in `agent.rs`. Each
-//!   sink has its own cursor.
+//! * *A sink*: a [`forward::deliver::Carrier`] and a way in [`forward::sinks::Way`], where records go one by
+//!   one; else something that reads a [`forward::Outbox`] and advances only past what was taken or set
+//!   aside, named among the sinks given to [`store::Store::open`] and spawned in `agent.rs`. Each sink has its
+//!   own cursor.
 //! * *A model task*: [`model::Task`], its output in `model/explain.rs` (`needed_output`, `check_shape`,
 //!   `read`), a bundle in `models/` with golden cases, and its line in the README.
 //! * *Something the engine asks the outside*: as second opinions do: decided and charged in the engine, kept
@@ -76,14 +77,15 @@
 //!
 //! Unit and property tests stand in the modules, in a sibling `tests.rs` where they are long. `tests/`
 //! uses the crate or the binary from outside, against real things where there are any: mosquitto,
-//! pymodbus, Chromium, onnxruntime, MLServer. `tests/support/` holds how those are started. `tests/run` installs
+//! nats-server, pymodbus, Chromium, onnxruntime, MLServer. `tests/support/` holds how those are started. `tests/run` installs
 //! what is missing and runs everything; a test waits for a state, never for a time. `tests/crash/` takes
 //! seeds and can run for hours: kills, power cuts, failing disks, brokers that die. `tests/quality/` judges
 //! learnt models on recordings that are not part of this repository, where `ANDON_DATA` names them.
 //!
 //! `benches/store.rs` holds the store against a plain append file, `benches/load/` drives the binary
 //! between a real broker and a sink; both print ratios or figures and judge nothing.
-//! `models/train/` made the bundles from the simulator's own CSV (`andon demo --csv`).
+//! `models/train/` made the bundles, from the simulator's own CSV (`andon demo --csv`) and from public
+//! recordings; `tests/models.py --bench` holds each beside onnxruntime.
 
 pub mod types;
 

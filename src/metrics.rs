@@ -2,6 +2,7 @@
 //! Names and units follow prometheus.io's conventions: `andon_` prefix, base units.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,6 +17,9 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::types::Time;
+
+/// How often a stage that waits for others says that it lives.
+const BEAT_EVERY: Duration = Duration::from_secs(1);
 
 /// Label names and values; the names are fixed for each metric.
 pub type Labels<const N: usize> = [(&'static str, String); N];
@@ -215,7 +219,7 @@ pub struct Component {
 #[derive(Default)]
 pub struct Board {
     components: Mutex<BTreeMap<String, Component>>,
-    beats: Mutex<BTreeMap<&'static str, Arc<AtomicI64>>>,
+    beats: Mutex<BTreeMap<String, Arc<AtomicI64>>>,
 }
 
 impl Board {
@@ -247,34 +251,53 @@ impl Board {
     }
 
     /// A stage's pulse: the stage beats while it makes progress, the watchdog looks.
-    pub fn pulse(&self, stage: &'static str) -> Pulse {
-        let cell = lock(&self.beats).entry(stage).or_default().clone();
+    pub fn pulse(&self, stage: &str) -> Pulse {
+        let cell = lock(&self.beats).entry(stage.to_owned()).or_default().clone();
         let pulse = Pulse(cell);
         pulse.beat();
         pulse
     }
 
+    /// The stage has ended as it should: nobody waits for its beat any more. One that panicked has not.
+    pub fn ended(&self, stage: &str) {
+        lock(&self.beats).remove(stage);
+    }
+
     /// Stages that have taken a pulse.
-    pub fn stages(&self) -> Vec<&'static str> {
-        lock(&self.beats).keys().copied().collect()
+    pub fn stages(&self) -> Vec<String> {
+        lock(&self.beats).keys().cloned().collect()
     }
 
     /// Stages that have not beaten for longer than `limit`.
-    pub fn silent(&self, limit: Duration) -> Vec<&'static str> {
+    pub fn silent(&self, limit: Duration) -> Vec<String> {
         let now = Time::now();
         let late = |b: &AtomicI64| now.since(Time(b.load(Ordering::Relaxed))) > limit;
-        lock(&self.beats).iter().filter(|(_, b)| late(b)).map(|(stage, _)| *stage).collect()
+        lock(&self.beats).iter().filter(|(_, b)| late(b)).map(|(stage, _)| stage.clone()).collect()
     }
 }
 
-/// See [`Board::pulse`].
-#[derive(Clone)]
+/// See [`Board::pulse`]. The default one is nobody's.
+#[derive(Clone, Default)]
 pub struct Pulse(Arc<AtomicI64>);
 
 impl Pulse {
     /// Still making progress, or idle and well.
     pub fn beat(&self) {
         self.0.store(Time::now().0, Ordering::Relaxed);
+    }
+
+    /// Waits for what may rightly take long, because somebody outside is waited for or because it has a
+    /// time limit of its own, and beats meanwhile. Not for work of one's own: that has to show by itself
+    /// that it goes on. What blocks the thread is noticed here too.
+    pub async fn during<T>(&self, wait: impl Future<Output = T>) -> T {
+        let mut wait = pin!(wait);
+        loop {
+            self.beat();
+            if let Ok(done) = tokio::time::timeout(BEAT_EVERY, wait.as_mut()).await {
+                self.beat();
+                return done;
+            }
+        }
     }
 }
 
@@ -288,12 +311,19 @@ pub struct Shared {
     /// Cancelled when the agent stops. Only sources, forwarders and web listen to it; everything
     /// between ends when its input closes.
     pub stop: CancellationToken,
+    /// The stage's own pulse; nobody's unless the agent gave it one.
+    pub pulse: Pulse,
 }
 
 impl Shared {
     /// A fresh set.
     pub fn new() -> Shared {
-        Shared { metrics: Metrics::new(), board: Board::new(), stop: CancellationToken::new() }
+        Shared { metrics: Metrics::new(), board: Board::new(), stop: CancellationToken::new(), pulse: Pulse::default() }
+    }
+
+    /// The same with a pulse for this stage; [`Board::ended`] takes it back.
+    pub fn for_stage(&self, stage: &str) -> Shared {
+        Shared { pulse: self.board.pulse(stage), ..self.clone() }
     }
 }
 
@@ -348,5 +378,21 @@ mod tests {
         assert!(board.silent(Duration::from_secs(5)).is_empty());
         pulse.0.store(0, Ordering::Relaxed);
         assert_eq!(board.silent(Duration::from_secs(5)), ["engine"]);
+        board.ended("engine");
+        assert!(board.silent(Duration::from_secs(5)).is_empty(), "what has ended is waited for no more");
+    }
+
+    #[tokio::test]
+    async fn waiting_for_others_is_no_silence_and_blocking_is() {
+        let board = Board::new();
+        let pulse = board.pulse("source/shop");
+        pulse.0.store(0, Ordering::Relaxed);
+        pulse.during(tokio::time::sleep(Duration::from_millis(20))).await;
+        assert!(board.silent(Duration::from_secs(5)).is_empty());
+        let blocking = async {
+            pulse.0.store(0, Ordering::Relaxed);
+            board.silent(Duration::from_secs(5))
+        };
+        assert_eq!(pulse.during(blocking).await, ["source/shop"], "nothing beats while the thread is held");
     }
 }

@@ -1,7 +1,8 @@
 //! Telling systemd how we are: ready, stopping, status, and the watchdog, which is fed only while
 //! every stage makes progress. Without systemd all of this does nothing.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -39,21 +40,32 @@ pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
-/// Feeds the watchdog, if systemd asked for it, until `stop`.
+/// Feeds the watchdog, if systemd asked for it, until `stop`. From a thread of its own: a stage that
+/// blocks the runtime must not keep it from being named.
 pub async fn watchdog(board: Arc<Board>, stop: CancellationToken) {
     let Some(period) = sd_notify::watchdog_enabled() else { return };
+    let (running, end) = mpsc::channel::<()>();
+    let feeding = thread::Builder::new().name("watchdog".into()).spawn(move || feed(&board, period, &end));
+    if let Err(error) = feeding {
+        tracing::error!(%error, "the watchdog's thread cannot be started; the watchdog is not fed");
+    }
+    stop.cancelled().await;
+    drop(running);
+}
+
+/// Until the other end of `end` has gone.
+fn feed(board: &Board, period: Duration, end: &mpsc::Receiver<()>) {
     let limit = period.min(LONGEST_SILENCE);
-    let mut every = tokio::time::interval((period / 4).max(Duration::from_millis(50)));
+    let every = (period / 4).max(Duration::from_millis(50));
     loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = every.tick() => {}
-        }
         let silent = board.silent(limit);
         if silent.is_empty() {
             tell(&[NotifyState::Watchdog]);
         } else {
             tracing::error!(stages = silent.join(", "), "stages make no progress; the watchdog is not fed");
+        }
+        if end.recv_timeout(every) != Err(mpsc::RecvTimeoutError::Timeout) {
+            return;
         }
     }
 }

@@ -2,23 +2,27 @@
 //! and `andon status`. It only watches: the picture in [`View`] may lag or lose events without
 //! the pipeline ever waiting for it.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::metrics::{Shared, lock};
 use crate::settings::{Secret, Section};
-use crate::types::Time;
+use crate::types::{Name, Time};
 
 pub use crate::types::{Action, Command, ModelCommand, Refusal};
 
 mod actions;
 mod api;
+mod assets;
+mod course;
 mod events;
 mod guard;
 pub mod inference;
@@ -100,6 +104,18 @@ fn parse_listen(text: &str) -> Option<SocketAddr> {
 /// on an async thread: it must be quick and must not block.
 pub type StatusFn = Arc<dyn Fn() -> Value + Send + Sync>;
 
+/// A signal's unit, and where it is while the machine is healthy.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Band {
+    /// As the model's manifest has it; may be empty.
+    pub unit: String,
+    /// Least and greatest.
+    pub normal: Option<[f64; 2]>,
+}
+
+/// Answers with the bands of a machine's signals, as far as they are known. Quick, and never blocks.
+pub type BandsFn = Arc<dyn Fn(&str) -> BTreeMap<Name, Band> + Send + Sync>;
+
 /// Who this agent is.
 #[derive(Clone, Debug)]
 pub struct About {
@@ -126,6 +142,8 @@ pub struct State {
     pub store_status: StatusFn,
     /// The models loaded.
     pub models: StatusFn,
+    /// Where signals are while their machine is healthy.
+    pub bands: BandsFn,
     /// The same, for guests who want to use them.
     pub inference: inference::Models,
     /// Where to send what people do to alarms; `None` refuses.

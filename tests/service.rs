@@ -6,7 +6,9 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use andon::settings::Secret;
 use andon::simulator::cloud::{Cloud, Options};
+use support::certificates;
 use support::daemon::{Daemon, binary, repository, until};
 use support::mosquitto::Mosquitto;
 use support::publisher::publish;
@@ -76,8 +78,9 @@ async fn a_stage_that_hangs_is_not_covered_for() {
     until("the watchdog is fed", || daemon.times_told("WATCHDOG=1") >= 3);
     let message = |n: i64| ("plant/m1/count".to_owned(), format!("{{\"value\":1,\"ts\":{}}}", EPOCH_MS + n * 100));
     publish(&broker.url(), (0..20).map(message)).await;
-    until("the hanging stage is named", || daemon.log().contains("stages make no progress"));
-    assert!(daemon.log().contains("stages=engine") || daemon.log().contains("stages=\"engine\""), "{}", daemon.log());
+    // On a busy machine a slow disk may be named with it.
+    let named = |l: &str| l.contains("stages make no progress") && l.contains("engine");
+    until("the hanging stage is named", || daemon.log().lines().any(named));
     let fed = daemon.times_told("WATCHDOG=1");
     // Twice the period: systemd would have killed it by now.
     let begun = Instant::now();
@@ -85,6 +88,94 @@ async fn a_stage_that_hangs_is_not_covered_for() {
     assert_eq!(daemon.times_told("WATCHDOG=1"), fed, "the watchdog is fed although a stage hangs");
     // Everybody else is well, and says what is not.
     let (code, body) = daemon.get("/health/live").expect("an answer");
+    assert_eq!(code, 200, "{body}");
+    daemon.kill9();
+}
+
+/// What is read from this path hangs from now on, as it does on a network drive that is gone.
+fn hang(path: &std::path::Path) {
+    let pipe = path.with_extension("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
+    fs::rename(&pipe, path).expect("a pipe in its place");
+}
+
+/// A daemon whose watchdog wants to be fed every three seconds, on a machine with four cores.
+fn watched(config: &str) -> Daemon {
+    let mut daemon = Daemon::new(config);
+    daemon.watchdog(Duration::from_secs(3));
+    daemon.environment([("TOKIO_WORKER_THREADS", "4")]);
+    daemon
+}
+
+fn starves(daemon: &mut Daemon, stage: &str) {
+    until("the hanging stage is named", || {
+        daemon.log().lines().any(|l| l.contains("stages make no progress") && l.contains(stage))
+    });
+    let fed = daemon.times_told("WATCHDOG=1");
+    let begun = Instant::now();
+    until("twice the watchdog's period is over", || begun.elapsed() > Duration::from_secs(6));
+    assert_eq!(daemon.times_told("WATCHDOG=1"), fed, "the watchdog is fed although {stage} hangs");
+    daemon.kill9();
+}
+
+#[test]
+fn a_device_whose_file_hangs_is_not_covered_for() {
+    let device = "[[source.modbus]]\nname = \"plc\"\nurl = \"tcp://127.0.0.1:1\"\nmachine = \"m1\"\n\
+                  signal = [{ name = \"count\", at = \"holding:1\", type = \"u16\" }]\n";
+    let mut daemon =
+        watched(&CONFIG.replace("@BROKER@", NOBODY).replace("[[machine]]", &format!("{device}[[machine]]")));
+    // What was learnt of a device is read when its source starts.
+    let learnt = daemon.dir().join("data/modbus");
+    fs::create_dir_all(&learnt).expect("a directory");
+    hang(&learnt.join(format!("plc-{:08x}.json", crc32fast::hash(b"plc"))));
+    daemon.start_ready();
+    starves(&mut daemon, "source/plc");
+}
+
+#[test]
+fn a_broker_whose_certificate_hangs_is_not_covered_for() {
+    let broker = "mqtts://127.0.0.1:1\"\ntls = { ca = \"@DIR@/ca.pem\" }\n#\"";
+    let mut daemon = watched(&CONFIG.replace("@BROKER@\"", broker));
+    certificates::certificates(daemon.dir());
+    daemon.start_ready();
+    until("the watchdog is fed though the broker is away", || daemon.times_told("WATCHDOG=1") >= 3);
+    hang(&daemon.dir().join("ca.pem"));
+    starves(&mut daemon, "source/shop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cloud_whose_token_hangs_is_not_covered_for() {
+    let options = Options { token: Some(Secret::new("the-right-one".into())), ..Options::default() };
+    let cloud = Cloud::start(([127, 0, 0, 1], 0).into(), options).await.expect("a port");
+    let section = format!("[cloud]\nurl = \"{}\"\ntoken_file = \"@DIR@/token\"\n", cloud.url());
+    let mut daemon = watched(&(CONFIG.replace("@BROKER@", NOBODY) + &section));
+    fs::write(daemon.dir().join("token"), "the-wrong-one").expect("written");
+    daemon.start_ready();
+    until("the token is refused", || daemon.component("cloud").0 == "down" || cloud.stats().requests > 0);
+    until("the watchdog is fed though the cloud refuses", || daemon.times_told("WATCHDOG=1") >= 3);
+    // A refused token is read again before the next try.
+    hang(&daemon.dir().join("token"));
+    starves(&mut daemon, "cloud");
+}
+
+#[test]
+fn who_only_waits_for_others_is_well() {
+    // They take connections and never say a word.
+    let silent = [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0").expect("a port"));
+    let [broker, plc, cloud] = [0, 1, 2].map(|i| silent[i].local_addr().expect("an address"));
+    let more = format!(
+        "[[source.modbus]]\nname = \"plc\"\nurl = \"tcp://{plc}\"\nmachine = \"m1\"\ntimeout = \"30s\"\n\
+         signal = [{{ name = \"count\", at = \"holding:1\", type = \"u16\" }}]\n\
+         [[write]]\ndevice = \"plc\"\nwho = \"alarms\"\nred = \"coil:1\"\n\
+         [cloud]\nurl = \"http://{cloud}\"\n[publish]\nsource = \"shop\"\n"
+    );
+    let mut daemon = watched(&(CONFIG.replace("@BROKER@", &format!("mqtt://{broker}")) + &more));
+    daemon.watchdog(Duration::from_secs(10));
+    daemon.start_ready();
+    // A quarter of the period each: longer than anybody may be silent.
+    until("the watchdog is fed again and again", || daemon.times_told("WATCHDOG=1") >= 6);
+    assert!(!daemon.log().contains("stages make no progress"), "{}", daemon.log());
+    let (code, body) = daemon.get("/health/ready").expect("an answer");
     assert_eq!(code, 200, "{body}");
     daemon.kill9();
 }

@@ -169,6 +169,7 @@ async fn a_shift_leader_sees_understands_and_acts() {
     browser.until(&format!("{card}.dataset.light === 'red'")).await;
 
     // The pages beside it.
+    assert_eq!(alarm(&daemon)["explained"], json!(true));
     browser.run("location.hash = '#path';").await;
     browser.until("document.querySelector('#path-sources td')?.innerText === 'shop'").await;
     browser.until("document.querySelector('#path-sources')?.innerText.includes('just now')").await;
@@ -239,6 +240,124 @@ async fn what_people_did_survives_the_plug() {
     let whole = andon::agent::audit::verify(lines.clone()).expect("the chain is whole through every kill");
     assert!(lines.iter().filter(|l| l.contains("\"subject\":\"pump-2\"")).count() == 6, "{log}");
     assert_eq!(whole.entries, lines.len() as u64);
+}
+
+/// A machine whose one value is its score, beside a switch that suppresses its alarms; several times a second.
+struct Bench {
+    count: Arc<AtomicBool>,
+    service: Arc<AtomicBool>,
+    running: JoinHandle<()>,
+}
+
+impl Bench {
+    fn start(url: &str) -> Bench {
+        let (count, service, url) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default(), url.to_owned());
+        let (high, quiet) = (count.clone(), service.clone());
+        let running = tokio::spawn(async move {
+            let mut tick = tokio::time::interval(Duration::from_millis(300));
+            loop {
+                tick.tick().await;
+                let number = |on: &AtomicBool| u8::from(on.load(Ordering::Relaxed));
+                let payload = json!({"count": number(&high), "service": number(&quiet)}).to_string();
+                publish(&url, [("plant/pump-2".to_owned(), payload)]).await;
+            }
+        });
+        Bench { count, service, running }
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.running.abort();
+    }
+}
+
+/// How the alarm stands for people; all that is normal is alike.
+fn standing(daemon: &Daemon) -> Value {
+    let a = alarm(daemon);
+    if a.is_null() || (a["state"] == "normal" && a["shown_state"] == "normal") {
+        return json!("normal");
+    }
+    json!([a["id"], a["state"], a["shown_state"], a["acknowledged_by"], a["severity"], a["since"], a["repeats"]])
+}
+
+/// Every transition of ISA-18.2 that this agent has, each with the plug pulled after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_transition_survives_the_plug() {
+    let broker = Mosquitto::start();
+    let config = CONFIG
+        .replace("@BROKER@", &broker.url())
+        .replace("@MODELS@", "@DATA@")
+        .replace("time = \"/ts\"\ntime_format = \"unix_ms\"\n", "")
+        .replace("model = \"pump-anomaly\"\n", "model = \"one-step\"\nsuppress_alarms = \"service > 0.5\"\n")
+        .replace(
+            "severity = 700\n",
+            "severity = 700\ninput_severity = 0\nthreshold = 0.5\noff_delay = \"0s\"\nlatch = true\n",
+        );
+    let mut daemon = Daemon::new(&config).ready();
+    let bench = Bench::start(&broker.url());
+    until("the machine is heard", || daemon.get("/api/v1/machines/pump-2").is_ok_and(|(code, _)| code == 200));
+    let act = |daemon: &Daemon, action: &str, body: Value| {
+        let id = alarm(daemon)["id"].as_str().unwrap().to_owned();
+        let (code, answer) = daemon.post(&format!("/api/v1/alarms/{id}/{action}"), &body.to_string());
+        assert_eq!(code, 200, "{action}: {answer}");
+    };
+    type Deed<'a> = Box<dyn Fn(&Daemon) + 'a>;
+    let (counted, serviced) = (&bench.count, &bench.service);
+    let count = |on: bool| -> Deed<'_> { Box::new(move |_| counted.store(on, Ordering::Relaxed)) };
+    let service = |on: bool| -> Deed<'_> { Box::new(move |_| serviced.store(on, Ordering::Relaxed)) };
+    let deed = |action: &'static str, body: Value| -> Deed<'_> { Box::new(move |d| act(d, action, body.clone())) };
+    let ana = json!({"by": "Ana"});
+    let transitions: Vec<(&str, Deed<'_>, &str, &str)> = vec![
+        ("A to B: raised", count(true), "unacknowledged", "unacknowledged"),
+        ("B to C: acknowledged", deed("ack", ana.clone()), "acknowledged", "acknowledged"),
+        ("C to F: its condition goes", count(false), "latched_acknowledged", "latched_acknowledged"),
+        ("F to B: it returns", count(true), "unacknowledged", "unacknowledged"),
+        ("B to E: its condition goes", count(false), "latched_unacknowledged", "latched_unacknowledged"),
+        ("E to F: acknowledged", deed("ack", ana.clone()), "latched_acknowledged", "latched_acknowledged"),
+        ("F to A: reset", deed("reset", ana.clone()), "normal", "normal"),
+        ("suppressed by design", service(true), "normal", "normal"),
+        ("A to B: raised, and not announced", count(true), "unacknowledged", "suppressed"),
+        ("unsuppressed", service(false), "unacknowledged", "unacknowledged"),
+        ("shelved", deed("shelve", json!({"by": "Ana", "seconds": 3600})), "unacknowledged", "shelved"),
+        ("out of service", deed("out_of_service", ana.clone()), "unacknowledged", "out_of_service"),
+        ("in service", deed("in_service", ana.clone()), "unacknowledged", "shelved"),
+        ("unshelved", deed("unshelve", ana.clone()), "unacknowledged", "unacknowledged"),
+        ("shelved and back by itself", deed("shelve", json!({"seconds": 1})), "unacknowledged", "unacknowledged"),
+    ];
+    for (what, deed, state, shown) in transitions {
+        deed(&daemon);
+        survives(&mut daemon, what, state, shown);
+    }
+
+    // Without a latch: over and not seen, then normal.
+    daemon.configure(&config.replace("latch = true", "latch = false"));
+    daemon.kill9();
+    daemon.start_ready();
+    count(false)(&daemon);
+    survives(&mut daemon, "B to D: over, not acknowledged", "returned_unacknowledged", "returned_unacknowledged");
+    act(&daemon, "ack", ana.clone());
+    survives(&mut daemon, "D to A: acknowledged", "normal", "normal");
+    count(true)(&daemon);
+    survives(&mut daemon, "A to B: raised", "unacknowledged", "unacknowledged");
+    act(&daemon, "ack", ana);
+    count(false)(&daemon);
+    survives(&mut daemon, "C to A: over", "normal", "normal");
+    let told = andon(["audit".as_ref(), "verify".as_ref(), daemon.dir().join("data").as_os_str()]);
+    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+}
+
+/// Waits until the alarm stands so, pulls the plug, and finds it as it was.
+fn survives(daemon: &mut Daemon, what: &str, state: &str, shown: &str) {
+    let wanted = |d: &Daemon| {
+        let a = alarm(d);
+        (state == "normal" && standing(d) == "normal") || (a["state"] == state && a["shown_state"] == shown)
+    };
+    until(&format!("{what}: {state}"), || wanted(daemon));
+    let before = standing(daemon);
+    daemon.kill9();
+    daemon.start_ready();
+    until(&format!("{what} survives"), || standing(daemon) == before);
 }
 
 #[tokio::test(flavor = "multi_thread")]

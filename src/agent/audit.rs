@@ -100,6 +100,10 @@ impl Ledger {
 pub struct Verified {
     /// Entries.
     pub entries: u64,
+    /// The number of the first; above 1 where older ones have been given up.
+    pub first_number: u64,
+    /// The number of the last.
+    pub last_number: u64,
     /// When the first was written.
     pub first: String,
     /// When the last was written.
@@ -113,6 +117,14 @@ pub struct Verified {
 /// # Errors
 /// The number of the first line that does not fit, from 1, and why.
 pub fn verify(lines: impl IntoIterator<Item = String>) -> Result<Verified, (usize, String)> {
+    verify_from(lines, false)
+}
+
+/// The same; with `anywhere` from whatever entry is there first, because older ones have been given up.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_from(lines: impl IntoIterator<Item = String>, anywhere: bool) -> Result<Verified, (usize, String)> {
     let mut out = Verified { head: BEGINNING.into(), ..Verified::default() };
     for (i, text) in lines.into_iter().enumerate() {
         let wrong = |why: String| Err((i + 1, why));
@@ -120,8 +132,14 @@ pub fn verify(lines: impl IntoIterator<Item = String>) -> Result<Verified, (usiz
             Ok(line) => line,
             Err(e) => return wrong(format!("this is no entry of an audit log: {e}")),
         };
-        if line.number != out.entries + 1 {
-            return wrong(format!("entry {} follows entry {}", line.number, out.entries));
+        if i == 0 && anywhere && line.number > 1 {
+            (out.last_number, out.head) = (line.number - 1, line.previous.clone());
+        }
+        if out.last_number.checked_add(1) != Some(line.number) {
+            return wrong(match i {
+                0 => format!("it begins with entry {}: those before it are missing", line.number),
+                _ => format!("entry {} follows entry {}", line.number, out.last_number),
+            });
         }
         if line.previous != out.head {
             return wrong("the entry before it is not the one it was written after".into());
@@ -129,10 +147,12 @@ pub fn verify(lines: impl IntoIterator<Item = String>) -> Result<Verified, (usiz
         if line.hash != line.hashed() {
             return wrong("it was changed after it was written".into());
         }
-        if out.entries == 0 {
+        if i == 0 {
             out.first.clone_from(&line.timestamp);
+            out.first_number = line.number;
         }
-        (out.entries, out.last, out.head) = (line.number, line.timestamp, line.hash);
+        out.entries += 1;
+        (out.last_number, out.last, out.head) = (line.number, line.timestamp, line.hash);
     }
     Ok(out)
 }

@@ -253,11 +253,11 @@ impl Delivery {
 
     async fn fetch(&mut self, wanted: &Wanted) -> Result<(PathBuf, u64), Trouble> {
         let library = self.library.clone();
-        let used = blocking(move || library.bytes().map_err(disk)).await?;
+        let used = blocking(move || library.tidy().and_then(|()| library.bytes()).map_err(disk)).await?;
         let room = self.config.quota.saturating_sub(used);
         if room == 0 {
             let why = format!("the library is full: {used} bytes (`quota`)");
-            return Err(Trouble::Final(why));
+            return Err(Trouble::Passing(why));
         }
         let (path, bytes) = match &wanted.at {
             Where::Url(url) => {

@@ -11,6 +11,7 @@ use anyhow::{Result, anyhow};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::bands::Bands;
 use super::blocks::{self, Models};
 use super::engine::Versions;
 use super::feed::Order;
@@ -57,6 +58,7 @@ pub struct Reloader {
     /// The file as it was last taken over.
     applied: Keys,
     models: Arc<Mutex<Models>>,
+    bands: Arc<Mutex<Bands>>,
     /// Loaded for guests only.
     guests: Arc<Guests>,
     digest: String,
@@ -71,6 +73,7 @@ impl Reloader {
     pub fn new(
         config: &Config,
         models: Models,
+        bands: Bands,
         versions: watch::Receiver<Vec<Versions>>,
         orders: mpsc::Sender<Order>,
     ) -> Reloader {
@@ -80,6 +83,7 @@ impl Reloader {
             started: keys.clone(),
             applied: keys,
             models: Arc::new(Mutex::new(models)),
+            bands: Arc::new(Mutex::new(bands)),
             guests: Arc::new(Guests::new(config)),
             digest: digest(config),
             web: watch::channel(config.web.clone()).0,
@@ -114,6 +118,12 @@ impl Reloader {
             let of = |m: &Arc<Model>| versions.iter().find(|v| v.name == *m.name()).map_or(m, |v| &v.model).clone();
             lock(&models).values().map(of).collect()
         }
+    }
+
+    /// Where signals are while their machine is healthy, by the models in force.
+    pub fn bands(&self) -> web::BandsFn {
+        let bands = self.bands.clone();
+        Arc::new(move |machine| lock(&bands).get(machine))
     }
 
     /// Lets guests use the models in force, and those that an admin loads for them.
@@ -172,6 +182,7 @@ impl Reloader {
         };
         let digest = digest(&config);
         let running = self.running(who, &digest, &models);
+        let bands = Bands::of(&blocks);
         let (done_tx, done) = oneshot::channel();
         let gone = || anyhow!("the engine has ended");
         self.orders.send(Order::Reconfigure(blocks, running, done_tx)).await.map_err(|_| gone())?;
@@ -179,6 +190,7 @@ impl Reloader {
         logging::set(&config.log);
         self.web.send_replace(config.web.clone());
         *lock(&self.models) = models;
+        *lock(&self.bands) = bands;
         (self.applied, self.digest) = (keys, digest);
         Ok(reloaded)
     }

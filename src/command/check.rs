@@ -143,6 +143,15 @@ fn log_in(config: &Config) -> Result<usize> {
             }
         }
     }
+    for sink in &config.sinks {
+        match runtime.block_on(forward::sinks::probe(sink, &config.agent.id)) {
+            Ok(said) => println!("  sink {}: {said}", sink.name),
+            Err(e) => {
+                shut += 1;
+                println!("  sink {}: cannot be used: {e}", sink.name);
+            }
+        }
+    }
     if let Some(cloud) = &config.cloud {
         let url = format!("{:?}", cloud.url);
         match runtime.block_on(forward::cloud::probe(cloud)) {

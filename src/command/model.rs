@@ -1,5 +1,5 @@
-//! `andon model`: what is in a bundle, and whether it does what its golden cases say. The test runs
-//! in a process of its own with limits, since a bundle from elsewhere may be broken in any way.
+//! `andon model`: what is in a bundle, whether it does what its golden cases say, what it costs, and who
+//! signed it. Test and bench run in a process of their own, since a bundle may be broken in any way.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use crate::model::judge::{self, Findings, Limits};
 use crate::model::{Bundle, ModelError, signature};
 use crate::settings::{parse_duration, parse_size};
 
+mod bench;
 mod ship;
 
 /// What to do with the bundle.
@@ -20,6 +21,8 @@ pub enum Action {
     Inspect(Inspect),
     /// Load a bundle and run its golden cases, in a process with limits
     Test(Test),
+    /// Measure time, memory and agreement with the golden cases
+    Bench(bench::Options),
     /// Sign a bundle (OpenSSF Model Signing, key method)
     Sign(ship::Sign),
     /// Whether a bundle is as it was signed, and by whom
@@ -60,6 +63,7 @@ pub fn run(action: &Action) -> Result<()> {
         Action::Inspect(options) => inspect(&options.path),
         Action::Test(options) if options.here => test_here(options),
         Action::Test(options) => test(options),
+        Action::Bench(options) => bench::run(options),
         Action::Sign(options) => ship::sign(options),
         Action::Verify(options) => ship::verify(options),
         Action::Install(options) => ship::install(options),

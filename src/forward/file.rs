@@ -53,6 +53,28 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Whether it could be written, without making it; for a person.
+    pub fn probe(&self) -> Result<String, String> {
+        let opened = match std::fs::File::options().append(true).open(&self.path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => self.room(),
+            other => other.map(|_| ()),
+        };
+        let place = self.path.display();
+        opened.map(|()| format!("{place} can be written")).map_err(|e| format!("{place}: {e}"))
+    }
+
+    /// Whether the directory that is there, or will be made in, takes a file.
+    fn room(&self) -> std::io::Result<()> {
+        let mut dir = self.path.parent().unwrap_or(&self.path);
+        while let Some(above) = dir.parent().filter(|_| !dir.as_os_str().is_empty() && !dir.exists()) {
+            dir = above;
+        }
+        let dir = if dir.as_os_str().is_empty() { std::path::Path::new(".") } else { dir };
+        tempfile::tempfile_in(dir).map(|_| ())
+    }
+}
+
 /// Writes to one file.
 pub struct Writer {
     config: Config,

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use async_nats::connection::State;
 use async_nats::header::{HeaderMap, NATS_EXPECTED_STREAM, NATS_MESSAGE_ID};
 use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErrorKind};
 use async_nats::jetstream::{self, Context};
@@ -26,6 +27,9 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long dialling one server may take, and how long the whole cluster.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const OPEN_PATIENCE: Duration = Duration::from_secs(15);
+/// How often an idle connection is looked at, and how often in a row it may be away.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOST_AFTER: u32 = 5;
 /// Commands that may wait for the socket.
 const CLIENT_CAPACITY: usize = 256;
 
@@ -242,8 +246,14 @@ impl Carrier for Publisher {
     }
 
     async fn lost(&mut self) -> String {
-        // The client goes on to another server of the cluster by itself.
-        std::future::pending().await
+        let Some((client, _)) = &self.open else { return std::future::pending().await };
+        let mut away = 0;
+        // The client goes on to another server of the cluster by itself; only where there is none is it lost.
+        while away < LOST_AFTER {
+            tokio::time::sleep(LOOK_EVERY).await;
+            away = if client.connection_state() == State::Connected { 0 } else { away + 1 };
+        }
+        "no server of the cluster answers".into()
     }
 
     async fn carry(&mut self, records: &[Stored]) -> Carried {

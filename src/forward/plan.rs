@@ -103,6 +103,8 @@ impl Plan {
             let half = self.named(half);
             self.pieces.insert(at, half);
         }
+        // What was under way may be larger than what has been learnt meanwhile.
+        self.cut(usize::MAX);
     }
 
     /// The piece was too large: nothing that is sent from now on is larger than `max_bytes`, which is
@@ -167,6 +169,7 @@ impl Plan {
         }
         let rest = if piece.records.len() == before { piece } else { self.named(piece.records) };
         self.pieces.insert(at, rest);
+        self.cut(usize::MAX);
     }
 
     /// Cuts what is not under way.

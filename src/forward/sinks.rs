@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::cloud_events::Encoder;
+use super::deliver::Carrier;
 use super::privacy::Privacy;
 use super::report::Report;
 use super::{Outbox, bridge, deliver, file, nats};
@@ -73,6 +74,33 @@ fn name(s: &Section<'_>, others: &[Config]) -> String {
         s.problem("name", format_args!("{name:?} is taken: its place in the store is kept under it"));
     }
     name
+}
+
+/// Knocks without sending a record, for `andon check --connect`: what to say of it, or why it cannot be used.
+///
+/// # Errors
+/// For a person.
+pub async fn probe(config: &Config, agent_id: &str) -> Result<String, String> {
+    match &config.way {
+        Way::Mqtt(bridge) => {
+            let mut why = String::new();
+            for address in &bridge.connection.urls {
+                match crate::mqtt::probe(&bridge.connection, address, &[]).await {
+                    Ok(_) => return Ok(format!("{address} answers and lets us in")),
+                    Err(e) => why = format!("{address}: {e:#}"),
+                }
+            }
+            Err(why)
+        }
+        Way::File(file) => file.probe(),
+        Way::Nats(nats) => {
+            let encoder = Encoder::new("", "", Privacy::default());
+            let mut publisher = nats::Publisher::new(nats.clone(), encoder, agent_id);
+            publisher.open().await.map_err(|trouble| format!("{}: {}", publisher.place(), trouble.detail))?;
+            publisher.close().await;
+            Ok(format!("{} answers and lets us in", publisher.place()))
+        }
+    }
 }
 
 /// Sends what waits in `outbox` until the agent stops and then, for at most `grace`, what is left.

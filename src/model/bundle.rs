@@ -67,6 +67,16 @@ pub struct Channel {
     pub max: Option<f64>,
 }
 
+impl Channel {
+    /// Where it is while the machine is healthy: least and greatest in training, else three deviations
+    /// about the mean. `None` where that says nothing.
+    pub fn normal(&self) -> Option<[f64; 2]> {
+        let low = self.min.unwrap_or(self.mean - 3.0 * self.std);
+        let high = self.max.unwrap_or(self.mean + 3.0 * self.std);
+        (low < high).then_some([low, high])
+    }
+}
+
 fn one() -> f64 {
     1.0
 }

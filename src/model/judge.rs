@@ -57,8 +57,7 @@ pub struct Findings {
 /// # Errors
 /// Why it cannot be used here, its own budget included.
 pub fn here(dir: &Path, memory: u64) -> Result<Findings, ModelError> {
-    let limit = Rlimit { current: Some(memory), maximum: Some(memory) };
-    setrlimit(Resource::As, limit).map_err(|e| ModelError::Test(format!("limiting the address space: {e}")))?;
+    hold(memory)?;
     let before = peak();
     let bundle = Bundle::read(dir)?;
     let (cases, window) = (bundle.golden.len(), sample(&bundle));
@@ -77,6 +76,15 @@ pub fn here(dir: &Path, memory: u64) -> Result<Findings, ModelError> {
     over("p99 of a window in ms", p99_ms, most_ms)?;
     over("memory in MiB", ram_mb, m.compat.max_ram_mb)?;
     Ok(Findings { name: m.name.clone(), version: m.version.clone(), cases, p99_ms, ram_mb })
+}
+
+/// Holds this process to so many bytes of address space, for good.
+///
+/// # Errors
+/// The system does not allow it.
+pub fn hold(memory: u64) -> Result<(), ModelError> {
+    let limit = Rlimit { current: Some(memory), maximum: Some(memory) };
+    setrlimit(Resource::As, limit).map_err(|e| ModelError::Test(format!("limiting the address space: {e}")))
 }
 
 /// A window to time: of the first golden case, else the channels' means.
@@ -118,9 +126,24 @@ fn peak() -> f64 {
 /// [`ModelError::Test`] says why the bundle cannot be used; also when it hung, or died of its limits.
 /// [`ModelError::Read`]: it could not be judged.
 pub fn apart(program: &Path, dir: &Path, limits: &Limits, stop: &dyn Fn() -> bool) -> Result<Findings, ModelError> {
+    let out = told(program, &["test", "--json"], dir, limits, stop)?;
+    serde_json::from_str(&out).map_err(|e| ModelError::Test(format!("the test said {out:?}: {e}")))
+}
+
+/// What `andon model WORDS --here DIR` prints in a process of its own, up to 16 KiB.
+///
+/// # Errors
+/// As [`apart`].
+pub fn told(
+    program: &Path,
+    words: &[&str],
+    dir: &Path,
+    limits: &Limits,
+    stop: &dyn Fn() -> bool,
+) -> Result<String, ModelError> {
     let unable = |what: &str, source| ModelError::Read { path: what.to_owned(), source };
     let mut child = Command::new(program);
-    child.args(["model", "test", "--here", "--json", "--memory", &limits.memory.to_string(), "--"]).arg(dir);
+    child.arg("model").args(words).args(["--here", "--memory", &limits.memory.to_string(), "--"]).arg(dir);
     child.env_remove("RUST_BACKTRACE").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = child.spawn().map_err(|e| unable("the process for the test", e))?;
     let (out, err) = (follow(child.stdout.take()), follow(child.stderr.take()));
@@ -143,7 +166,7 @@ pub fn apart(program: &Path, dir: &Path, limits: &Limits, stop: &dyn Fn() -> boo
     let (out, err) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
     let said = reason(&err, limits.memory);
     match (status.code(), status.signal()) {
-        (Some(0), _) => serde_json::from_str(&out).map_err(|e| ModelError::Test(format!("the test said {out:?}: {e}"))),
+        (Some(0), _) => Ok(out),
         (_, Some(signal)) => {
             let limit = limits.memory;
             let what = format!("the test died of signal {signal}, maybe of the limit of {limit} bytes");

@@ -29,6 +29,7 @@ pub struct Session {
     initial: Vec<f32>,
     steps: usize,
     channels: usize,
+    batch: usize,
 }
 
 /// What a run gave: each output flat, row-major, with the length of one window's part.
@@ -55,6 +56,13 @@ impl Outputs {
 impl Session {
     /// Builds the plan. Errors name what is missing.
     pub fn build(onnx: &[u8], manifest: &Manifest) -> Result<Session, ModelError> {
+        Session::bound(onnx, manifest, BATCH)
+    }
+
+    /// The same for batches of another size, which is for measuring: the agent has but one, since an
+    /// answer's last bits depend on it.
+    pub fn bound(onnx: &[u8], manifest: &Manifest, batch: usize) -> Result<Session, ModelError> {
+        let batch = batch.max(1);
         let mut graph = tract_onnx::onnx()
             .with_ignore_value_info(true)
             .model_for_read(&mut Cursor::new(onnx))
@@ -67,7 +75,7 @@ impl Session {
         let outputs = names(graph.output_outlets().map_err(|e| graph_error("it has no outputs", &e))?);
         let inputs = names(graph.input_outlets().map_err(|e| graph_error("it has no inputs", &e))?);
         let (steps, channels) = (manifest.steps, manifest.channels.len());
-        let inputs = bind_inputs(&mut graph, &inputs, manifest)?;
+        let inputs = bind_inputs(&mut graph, &inputs, manifest, batch)?;
         for i in 0..outputs.len() {
             graph.set_output_fact(i, InferenceFact::default()).map_err(|e| graph_error("its outputs", &e))?;
         }
@@ -77,14 +85,14 @@ impl Session {
             .map_err(|e| graph_error(&format!("it does not fit a window of [{steps}, {channels}]"), &e))?;
         let states = manifest.states.clone();
         let initial = state::initial(&states);
-        let session = Session { plan, outputs, inputs, states, initial, steps, channels };
+        let session = Session { plan, outputs, inputs, states, initial, steps, channels, batch };
         session.check_outputs(manifest)?;
         Ok(session)
     }
 
     /// Windows in a batch.
     pub fn batch(&self) -> usize {
-        BATCH
+        self.batch
     }
 
     /// All states at the start; empty for a model without.
@@ -97,7 +105,7 @@ impl Session {
     pub fn run(&self, windows: &[&[f32]], states: &[&[f32]]) -> Result<Outputs, ModelError> {
         let len = self.steps * self.channels;
         let fits = windows.iter().all(|w| w.len() == len) && states.iter().all(|s| s.len() == self.initial.len());
-        if windows.len() > BATCH || states.len() != windows.len() || !fits {
+        if windows.len() > self.batch || states.len() != windows.len() || !fits {
             return Err(ModelError::Graph(format!("a batch of {} windows does not fit", windows.len())));
         }
         let run = || -> TractResult<Outputs> {
@@ -107,7 +115,7 @@ impl Session {
             for (name, value) in self.outputs.iter().zip(results) {
                 let value = value.cast_to::<f32>()?.into_owned();
                 let flat = value.try_as_plain_ram()?.as_slice::<f32>()?.to_vec();
-                parts.insert(name.clone(), (flat.len() / BATCH, flat));
+                parts.insert(name.clone(), (flat.len() / self.batch, flat));
             }
             Ok(Outputs { parts })
         };
@@ -125,33 +133,45 @@ impl Session {
 
     /// The graph's inputs, padded to a whole batch.
     fn tensors(&self, windows: &[&[f32]], states: &[&[f32]]) -> TractResult<TVec<TValue>> {
-        let padding = BATCH - windows.len();
+        let padding = self.batch - windows.len();
         let places: Vec<_> = state::places(&self.states).collect();
         let tensor = |input: &Option<usize>| -> TractResult<TValue> {
             let mut flat: Vec<f32> = Vec::new();
             let Some(state) = input else {
                 windows.iter().for_each(|w| flat.extend_from_slice(w));
-                flat.resize(BATCH * self.steps * self.channels, 0.0);
-                return Ok(Tensor::from_shape(&[BATCH, self.steps, self.channels], &flat)?.into());
+                flat.resize(self.batch * self.steps * self.channels, 0.0);
+                return Ok(Tensor::from_shape(&[self.batch, self.steps, self.channels], &flat)?.into());
             };
             let (spec, place) = &places[*state];
             states.iter().for_each(|s| flat.extend_from_slice(&s[place.clone()]));
             (0..padding).for_each(|_| flat.extend_from_slice(&spec.initial));
-            let shape: Vec<usize> = [BATCH].iter().chain(&spec.shape).copied().collect();
+            let shape: Vec<usize> = [self.batch].iter().chain(&spec.shape).copied().collect();
             Ok(Tensor::from_shape(&shape, &flat)?.into())
         };
         self.inputs.iter().map(tensor).collect()
     }
 
-    /// Replays the golden cases.
+    /// Replays the golden cases; the first value that is off is an error.
     pub fn self_test(&self, cases: &[Golden]) -> Result<(), ModelError> {
         for (n, case) in cases.iter().enumerate() {
-            self.replay(case).map_err(|e| ModelError::Golden(format!("case {}: {e}", n + 1)))?;
+            self.replay(case, &mut |name, found, want| {
+                let off = (f64::from(found) - f64::from(want)).abs();
+                let allowed = case.atol + case.rtol * f64::from(want).abs();
+                // Not `off > allowed`: what is not a number is off too.
+                if off <= allowed { Ok(()) } else { Err(format!("output `{name}` gave {found} where {want} is right")) }
+            })
+            .map_err(|e| ModelError::Golden(format!("case {}: {e}", n + 1)))?;
         }
         Ok(())
     }
 
-    fn replay(&self, case: &Golden) -> Result<(), String> {
+    /// Shows `each` every value that the golden cases ask for: the output's name, what it is here and
+    /// what is right.
+    pub fn replay(
+        &self,
+        case: &Golden,
+        each: &mut dyn FnMut(&str, f32, f32) -> Result<(), String>,
+    ) -> Result<(), String> {
         let input = case.request.inputs.iter().find(|t| t.name == "window").ok_or("has no input `window`")?;
         let flat = input.flat();
         let len = self.steps * self.channels;
@@ -161,10 +181,10 @@ impl Session {
         let rows: Vec<&[f32]> = flat.chunks(len).collect();
         let states = self.golden_states(case, rows.len())?;
         let states: Vec<&[f32]> = states.iter().map(Vec::as_slice).collect();
-        for (b, batch) in rows.chunks(BATCH).enumerate() {
-            let got = self.run(batch, &states[b * BATCH..][..batch.len()]).map_err(|e| e.to_string())?;
+        for (b, batch) in rows.chunks(self.batch).enumerate() {
+            let got = self.run(batch, &states[b * self.batch..][..batch.len()]).map_err(|e| e.to_string())?;
             for expected in &case.response.outputs {
-                self.compare(expected, &got, b * BATCH, batch.len(), rows.len(), case)?;
+                compare(expected, &got, b * self.batch..b * self.batch + batch.len(), rows.len(), each)?;
             }
         }
         Ok(())
@@ -185,34 +205,6 @@ impl Session {
             }
         }
         Ok(rows)
-    }
-
-    fn compare(
-        &self,
-        expected: &TensorData,
-        got: &Outputs,
-        first: usize,
-        n: usize,
-        total: usize,
-        case: &Golden,
-    ) -> Result<(), String> {
-        let want = expected.flat();
-        let part = want.len() / total.max(1);
-        for i in 0..n {
-            let found = got.of(&expected.name, i).ok_or_else(|| format!("has no output `{}`", expected.name))?;
-            let want = &want[(first + i) * part..(first + i + 1) * part];
-            if found.len() != want.len() {
-                return Err(format!("output `{}` has {} values, not {}", expected.name, found.len(), want.len()));
-            }
-            let off = |(f, w): (&f32, &f32)| {
-                let (f, w) = (f64::from(*f), f64::from(*w));
-                f.is_nan() || (f - w).abs() > case.atol + case.rtol * w.abs()
-            };
-            if let Some(at) = found.iter().zip(want).position(off) {
-                return Err(format!("output `{}` gave {} where {} is right", expected.name, found[at], want[at]));
-            }
-        }
-        Ok(())
     }
 
     fn check_outputs(&self, manifest: &Manifest) -> Result<(), ModelError> {
@@ -236,6 +228,28 @@ impl Session {
     }
 }
 
+/// Shows `each` the values of one output for the windows `range` of a case that has `total`.
+fn compare(
+    expected: &TensorData,
+    got: &Outputs,
+    range: std::ops::Range<usize>,
+    total: usize,
+    each: &mut dyn FnMut(&str, f32, f32) -> Result<(), String>,
+) -> Result<(), String> {
+    let want = expected.flat();
+    let part = want.len() / total.max(1);
+    for (i, window) in range.enumerate() {
+        let name = &expected.name;
+        let found = got.of(name, i).ok_or_else(|| format!("has no output `{name}`"))?;
+        let want = &want[window * part..(window + 1) * part];
+        if found.len() != want.len() {
+            return Err(format!("output `{name}` has {} values, not {}", found.len(), want.len()));
+        }
+        found.iter().zip(want).try_for_each(|(f, w)| each(name, *f, *w))?;
+    }
+    Ok(())
+}
+
 fn refuse_unknown_operators(graph: &InferenceModel) -> Result<(), ModelError> {
     let unknown = graph.nodes().iter().filter(|n| n.op_is::<UnimplementedOp>());
     // tract keeps the operator's own name within "Unimplemented(NAME)".
@@ -252,6 +266,7 @@ fn bind_inputs(
     graph: &mut InferenceModel,
     names: &[String],
     manifest: &Manifest,
+    batch: usize,
 ) -> Result<Vec<Option<usize>>, ModelError> {
     let (steps, channels) = (manifest.steps, manifest.channels.len());
     let mut kinds = Vec::new();
@@ -266,7 +281,7 @@ fn bind_inputs(
             }
         };
         refuse_other_shape(graph, i, name, &shape)?;
-        let shape: TVec<usize> = [BATCH].into_iter().chain(shape).collect();
+        let shape: TVec<usize> = [batch].into_iter().chain(shape).collect();
         let fact = InferenceFact::dt_shape(f32::datum_type(), shape);
         graph.set_input_fact(i, fact).map_err(|e| graph_error("its input cannot be bound", &e))?;
         kinds.push(state);

@@ -7,6 +7,8 @@ use proptest::prelude::*;
 use super::*;
 use std::time::Duration;
 
+mod sequence;
+
 use crate::types::Time;
 
 fn bundle(name: &str) -> PathBuf {
@@ -39,16 +41,17 @@ fn refusal(dir: &Path) -> String {
 
 #[test]
 fn shipped_bundles_load_and_pass_their_self_test() {
-    for name in ["pump-anomaly", "motor-health", "press-anomaly"] {
+    for name in ["pump-anomaly", "motor-health", "press-anomaly", "turbofan-rul", "bearing-class"] {
         let model = Model::load(&bundle(name)).expect(name);
-        assert!(model.calibration().len() >= 2000, "{name}");
+        assert!(model.calibration().len() >= 2000 || model.manifest().task == Task::Class, "{name}");
         let window = Window {
             machine: "m".into(),
             end: Time(0),
             data: mean_window(&model),
             quality: vec![Quality::Good; model.channel_names().len()],
         };
-        let opinion = model.judge(&[&window], &[&[]]).expect("judged")[0].clone().expect("an opinion");
+        let opinion =
+            model.judge(&[&window], &[model.initial_state()]).expect("judged")[0].clone().expect("an opinion");
         assert!((opinion.shares.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{name}");
     }
 }

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::guard::{self, COOKIE, Problem, problem};
 use super::json as render;
 use super::picture::Machine;
-use super::{App, actions, events, inference, plot};
+use super::{App, actions, assets, events, inference, plot};
 use crate::metrics::{Component, Health};
 use crate::types::{Light, Time};
 
@@ -37,29 +37,23 @@ pub type Shared = State<Arc<App>>;
 
 /// All routes, guarded.
 pub fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/", get(|| async { asset("text/html; charset=utf-8", include_str!("assets/index.html")) }))
-        .route("/app.css", get(|| async { asset("text/css; charset=utf-8", include_str!("assets/app.css")) }))
-        .route("/app.js", get(|| async { asset("text/javascript; charset=utf-8", include_str!("assets/app.js")) }))
-        .route("/words.js", get(|| async { asset("text/javascript; charset=utf-8", include_str!("assets/words.js")) }))
-        .route(
-            "/alarms.js",
-            get(|| async { asset("text/javascript; charset=utf-8", include_str!("assets/alarms.js")) }),
-        )
-        .route("/pages.js", get(|| async { asset("text/javascript; charset=utf-8", include_str!("assets/pages.js")) }))
-        .route("/icon.svg", get(|| async { asset("image/svg+xml", include_str!("assets/icon.svg")) }))
-        .route("/api/v1/session", post(sign_in))
+    let page = assets::ALL.iter().fold(Router::new(), |router, asset| router.route(asset.path, asset.route()));
+    page.route("/api/v1/session", post(sign_in))
         .route("/api/v1/status", get(status))
         .route("/api/v1/machines", get(machines))
         .route("/api/v1/machines/{id}", get(machine))
+        .route("/api/v1/lights", get(lights))
         .route("/api/v1/models", get(models))
         .route("/api/v1/models/{name}/{action}", post(actions::model))
         .route("/api/v1/alarms", get(alarms))
+        .route("/api/v1/alarms/{id}", get(alarm))
         .route("/api/v1/alarms/{id}/{action}", post(actions::alarm))
         .route("/api/v1/machines/{id}/{action}", post(actions::machine))
         .route("/api/v1/events", get(events::open))
+        .route("/api/v1/events/{stream}", post(events::watch))
         .route("/plot/machines/{id}/signals.svg", get(plot::signals))
         .route("/plot/machines/{id}/score.svg", get(plot::score))
+        .route("/plot/machines/{id}/health.svg", get(plot::health))
         .route("/plot/buffer.svg", get(plot::buffer))
         .route("/metrics", get(metrics))
         .route("/health/live", get(|| async { Json(json!({"status": "live"})) }))
@@ -72,10 +66,6 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(middleware::from_fn_with_state(app.clone(), guard::guard))
         .with_state(app)
-}
-
-fn asset(kind: &'static str, text: &'static str) -> Response {
-    ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
 async fn status(State(app): Shared) -> Json<Value> {
@@ -139,7 +129,7 @@ fn missing(app: &App, components: &BTreeMap<String, Component>) -> Vec<String> {
         Some(c) => missing.push(format!("the store is not up: {}", c.detail)),
         None => missing.push("the store has not started".into()),
     }
-    if app.shared.board.stages().is_empty() {
+    if !app.shared.board.stages().iter().any(|s| s == "engine") {
         missing.push("the engine has not started".into());
     }
     let silent = app.shared.board.silent(SILENT_LIMIT);
@@ -197,16 +187,44 @@ fn urgency(light: Light) -> u8 {
 
 async fn machine(State(app): Shared, Path(id): Path<String>) -> Answer {
     match app.state.view.machine(&id, Time::now()) {
-        Some(found) => Ok(Json(found)),
+        Some(mut found) => {
+            found["bands"] = json!((app.state.bands)(&id));
+            Ok(Json(found))
+        }
         None => problem(StatusCode::NOT_FOUND, "no such machine has been heard"),
     }
 }
 
-async fn alarms(State(app): Shared) -> Json<Value> {
-    let (list, flood): (Vec<Value>, Value) = app.state.view.read(|p| {
-        (render::newest_first(p.alarms()).map(|a| render::alarm(a)).collect(), render::flood(p.flood.as_ref()))
-    });
-    Json(json!({"alarms": list, "flood": flood}))
+/// Every machine's light, by name, each `["pump-1", "green"]`: the whole plant at a glance.
+async fn lights(State(app): Shared) -> Json<Value> {
+    let list: Vec<Value> = app.state.view.read(|p| p.machines().iter().map(|(n, m)| json!([n, m.light])).collect());
+    Json(json!({"total": list.len(), "lights": list}))
+}
+
+#[derive(Deserialize)]
+struct Length {
+    #[serde(default)]
+    brief: bool,
+}
+
+/// All alarms; `?brief=true` leaves out why they were raised, which is most of it.
+async fn alarms(State(app): Shared, length: Result<Query<Length>, QueryRejection>) -> Answer {
+    let Query(length) = length.map_err(|e| Problem(StatusCode::BAD_REQUEST, e.body_text()))?;
+    let render = if length.brief { render::alarm_in_brief } else { render::alarm };
+    let (list, flood): (Vec<Value>, Value) = app
+        .state
+        .view
+        .read(|p| (render::newest_first(p.alarms()).map(|a| render(a)).collect(), render::flood(p.flood.as_ref())));
+    Ok(Json(json!({"alarms": list, "flood": flood})))
+}
+
+async fn alarm(State(app): Shared, Path(id): Path<String>) -> Answer {
+    let found =
+        |p: &super::picture::Picture| p.alarms().iter().find(|a| a.id.to_string() == id).map(|a| render::alarm(a));
+    match app.state.view.read(found) {
+        Some(alarm) => Ok(Json(alarm)),
+        None => problem(StatusCode::NOT_FOUND, "no such alarm is listed"),
+    }
 }
 
 async fn models(State(app): Shared) -> Json<Value> {

@@ -1,44 +1,65 @@
 //! `/api/v1/events`: server-sent events of types `step`, `verdict`, `opinion`, `alarm`, `flood`,
 //! `state` and `status`.
 //! A reader that falls behind is cut off; browsers come back by themselves and fetch the whole again.
+//! With `?watch=true` a stream says which machines it shows, and hears nothing of the steps of others.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
+use serde::Deserialize;
+use serde_json::json;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::sync::{OwnedSemaphorePermit, TryAcquireError};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::App;
+use super::api::{self, Answer};
 use super::guard::{Problem, problem};
-use super::{App, api};
+use super::view::{Frame, MAX_WATCHED, Watch};
+use crate::types::Name;
 
 /// A comment is sent when nothing else was, so that both sides notice a dead connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 struct Stream {
     first: Option<Bytes>,
-    frames: Receiver<Bytes>,
+    frames: Receiver<Frame>,
+    watch: Option<Arc<Watch>>,
     stop: CancellationToken,
     _slot: OwnedSemaphorePermit,
 }
 
 /// Opens a stream; the first event is `status`. Too many streams are refused with 503.
-pub async fn open(State(app): State<Arc<App>>) -> Result<Response, Problem> {
+pub async fn open(
+    State(app): State<Arc<App>>,
+    options: Result<Query<Options>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let Query(options) = options.map_err(|e| Problem(StatusCode::BAD_REQUEST, e.body_text()))?;
     let slot = match app.streams.clone().try_acquire_owned() {
         Ok(slot) => slot,
         Err(TryAcquireError::NoPermits | TryAcquireError::Closed) => {
             return problem(StatusCode::SERVICE_UNAVAILABLE, "too many event streams are open");
         }
     };
-    let frames = app.state.view.subscribe();
-    let first = format!("retry: 1000\nevent: status\ndata: {}\n\n", api::status_of(&app));
+    let (frames, watch) = if options.watch {
+        let (frames, watch) = app.state.view.subscribe_watching();
+        (frames, Some(watch))
+    } else {
+        (app.state.view.subscribe(), None)
+    };
+    let name = watch.as_ref().map(|w| format!("event: stream\ndata: {{\"id\":\"{:016x}\"}}\n\n", w.id));
+    let first = format!("retry: 1000\n{}event: status\ndata: {}\n\n", name.unwrap_or_default(), api::status_of(&app));
     let stop = app.shared.stop.clone();
-    let stream = Stream { first: Some(first.into()), frames, stop, _slot: slot };
+    let stream = Stream { first: Some(first.into()), frames, watch, stop, _slot: slot };
     let body = Body::from_stream(stream::unfold(stream, next));
     Ok(([(header::CONTENT_TYPE, "text/event-stream")], body).into_response())
 }
@@ -47,13 +68,51 @@ async fn next(mut s: Stream) -> Option<(Result<Bytes, std::convert::Infallible>,
     if let Some(first) = s.first.take() {
         return Some((Ok(first), s));
     }
-    let frame = tokio::select! {
-        () = s.stop.cancelled() => return None,
-        frame = tokio::time::timeout(KEEP_ALIVE, s.frames.recv()) => frame,
-    };
-    match frame {
-        Ok(Ok(frame)) => Some((Ok(frame), s)),
-        Ok(Err(RecvError::Lagged(_) | RecvError::Closed)) => None,
-        Err(_) => Some((Ok(Bytes::from_static(b": still here\n\n")), s)),
+    let until = Instant::now() + KEEP_ALIVE;
+    loop {
+        let frame = tokio::select! {
+            () = s.stop.cancelled() => return None,
+            frame = tokio::time::timeout_at(until, s.frames.recv()) => frame,
+        };
+        match frame {
+            Ok(Ok(frame)) => {
+                if let Some(text) = frame.text_for(s.watch.as_deref()) {
+                    return Some((Ok(text), s));
+                }
+            }
+            Ok(Err(RecvError::Lagged(_) | RecvError::Closed)) => return None,
+            Err(_) => return Some((Ok(Bytes::from_static(b": still here\n\n")), s)),
+        }
     }
+}
+
+/// What a stream is asked for with.
+#[derive(Deserialize)]
+pub struct Options {
+    #[serde(default)]
+    watch: bool,
+}
+
+/// Which machines a browser shows.
+#[derive(Deserialize)]
+struct Shown {
+    machines: HashSet<Name>,
+}
+
+/// `POST /api/v1/events/{stream}`: the stream hears of these machines from now on.
+pub async fn watch(
+    State(app): State<Arc<App>>,
+    Path(stream): Path<String>,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer {
+    let Shown { machines } = api::parse(body)?;
+    let watched = machines.len();
+    if watched > MAX_WATCHED {
+        return problem(StatusCode::BAD_REQUEST, format!("a stream watches {MAX_WATCHED} machines at most"));
+    }
+    let known = u64::from_str_radix(&stream, 16).is_ok_and(|id| app.state.view.watch(id, machines));
+    if !known {
+        return problem(StatusCode::NOT_FOUND, "there is no such stream; it may have ended");
+    }
+    Ok(Json(json!({"watched": watched})))
 }

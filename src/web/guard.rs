@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use ring::hmac;
 use serde_json::json;
 
-use super::App;
+use super::{App, assets};
 use crate::settings::Secret;
 
 /// The session cookie's name.
@@ -106,8 +106,7 @@ fn check(app: &App, request: &Request) -> Result<(), Problem> {
 
 /// What anybody may fetch: it tells nothing of the plant.
 fn is_open(path: &str) -> bool {
-    const PAGE: [&str; 7] = ["/", "/app.css", "/app.js", "/alarms.js", "/pages.js", "/words.js", "/icon.svg"];
-    PAGE.contains(&path) || path == "/api/v1/session" || path.starts_with("/health/")
+    assets::ALL.iter().any(|a| a.path == path) || path == "/api/v1/session" || path.starts_with("/health/")
 }
 
 fn authorised(key: &Key, headers: &HeaderMap) -> bool {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::picture::{Held, Machine, Signal};
-use crate::types::{Alarm, CRITICAL_SEVERITY, Flood, SecondOpinion, Time, Verdict, priority};
+use crate::types::{Alarm, CRITICAL_SEVERITY, Care, Flood, SecondOpinion, Time, Verdict, priority};
 
 /// Data older than this by its own time is said to be behind: it is being caught up.
 const BEHIND_SECONDS: f64 = 60.0;
@@ -25,7 +25,7 @@ pub fn alarm(a: &Alarm) -> Value {
         "shelved_comment": shelf.and_then(|s| s.comment.as_ref()), "can_shelve": a.severity < CRITICAL_SEVERITY,
         "suppressed": c.suppressed, "out_of_service_by": c.out_of_service, "announced": a.is_announced(),
         "first_out": c.first_out, "chattering": c.chattering, "grouped": c.grouped, "repeats": c.repeats,
-        "explanation": c.explanation, "second_opinion": c.opinion.as_ref().map(opinion),
+        "explained": c.explanation.is_some(), "explanation": c.explanation, "second_opinion": c.opinion.as_ref().map(opinion),
     })
 }
 
@@ -35,6 +35,14 @@ pub fn opinion(o: &SecondOpinion) -> Value {
         "model": o.model, "version": o.version, "at": o.at.to_string(), "anomaly": o.anomaly, "score": o.score,
         "threshold": o.threshold, "record": o.record.to_string(),
     })
+}
+
+/// The same without its explanation, which is most of it.
+pub fn alarm_in_brief(a: &Alarm) -> Value {
+    let brief = Alarm { care: Care { explanation: None, ..a.care.clone() }, ..a.clone() };
+    let mut out = alarm(&brief);
+    out["explained"] = json!(a.care.explanation.is_some());
+    out
 }
 
 /// A flood of alarms, or null.
@@ -62,6 +70,11 @@ pub fn step(name: &str, m: &Machine, now: Time) -> Value {
 /// A machine's last verdict: in short, and as its record has it.
 pub fn verdict_event(name: &str, m: &Machine) -> Value {
     json!({"machine": name, "verdict": verdict(m), "data": raw(m.data.as_deref())})
+}
+
+/// In short only.
+pub fn verdict_in_brief(name: &str, m: &Machine) -> Value {
+    json!({"machine": name, "verdict": verdict(m)})
 }
 
 /// All of a machine that its card shows.

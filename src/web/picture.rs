@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use super::course::Course;
 use crate::types::{
     Alarm, AlarmState, Care, Cause, Condition, Flood, Light, Live, Name, Quality, Reason, SecondOpinion, Time, Verdict,
 };
@@ -19,6 +20,8 @@ pub const POINTS: usize = 600;
 /// Plots that can be kept at a time, over all machines: at most 2,048 × 600 × 40 bytes = 49 MB.
 /// First come, first served; opening a machine's page takes the plots of the one looked at longest ago.
 pub const MAX_RINGS: usize = 2_048;
+/// Courses of health and useful life that can be kept at a time: at most 2,048 × 360 × 40 bytes = 30 MB.
+pub const MAX_COURSES: usize = 2_048;
 /// Alarms listed. Those that are over make room first.
 pub const MAX_ALARMS: usize = 500;
 /// Longer names are not shown: topics may carry names of 64 KiB.
@@ -134,6 +137,8 @@ pub struct Machine {
     pub opinion: Option<Arc<SecondOpinion>>,
     /// The score plot; it is there exactly when the machine has plots at all.
     pub scores: Option<Ring<ScorePoint>>,
+    /// Health and useful life, where its model speaks of them and there is room.
+    pub course: Option<Course>,
     wanted: u64,
     fresh_step: bool,
     fresh_verdict: bool,
@@ -152,6 +157,7 @@ impl Machine {
             held: Held::PValue,
             opinion: None,
             scores: None,
+            course: None,
             wanted: 0,
             fresh_step: false,
             fresh_verdict: false,
@@ -184,6 +190,7 @@ pub struct Picture {
     fresh: VecDeque<Name>,
     signals: usize,
     rings: usize,
+    courses: usize,
     looks: u64,
     /// The flood of alarms, while there is one.
     pub flood: Option<Flood>,
@@ -258,6 +265,19 @@ impl Picture {
         }
         if let Some(m) = self.machines.get_mut(name) {
             self.rings += give_plots(m, MAX_RINGS - self.rings);
+        }
+        self.make_room_for_course(name);
+    }
+
+    /// Where all courses are given away, the machine looked at longest ago gives its own up.
+    fn make_room_for_course(&mut self, name: &str) {
+        if self.courses < MAX_COURSES || self.machines.get(name).is_none_or(|m| m.course.is_some()) {
+            return;
+        }
+        let with_course = self.machines.values_mut().filter(|m| m.course.is_some());
+        if let Some(oldest) = with_course.min_by_key(|m| m.wanted) {
+            oldest.course = None;
+            self.courses -= 1;
         }
     }
 
@@ -339,6 +359,13 @@ impl Picture {
                 threshold: verdict.threshold,
                 anomaly: verdict.reason == Reason::AnomalyDetected,
             });
+        }
+        if m.course.is_none() && self.courses < MAX_COURSES && (verdict.health.is_some() || verdict.rul.is_some()) {
+            m.course = Some(Course::default());
+            self.courses += 1;
+        }
+        if let Some(course) = &mut m.course {
+            course.push(verdict.at, verdict.health, verdict.rul);
         }
         m.verdict = Some(verdict.clone());
         m.data = (data.len() <= MAX_VERDICT_BYTES).then(|| data.clone());

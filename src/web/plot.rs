@@ -1,6 +1,8 @@
 //! Plots as SVG, drawn here so that the page needs no plotting library: `?w=` is the width in CSS
-//! pixels, `?theme=light|dark` chooses colours; the default ones do on either background.
+//! pixels, `?theme=light|dark` chooses colours; the default ones do on either background. `?lang=zh`
+//! labels them in Chinese.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::rejection::QueryRejection;
@@ -9,14 +11,17 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
-use super::App;
+use super::course::Stretch;
 use super::guard::{Problem, problem};
 use super::picture::{Held, ScorePoint};
 use super::view::Trends;
-use crate::types::{Quality, Time};
-use panel::{Axis, Dot, Panel, Shade, Theme};
+use super::{App, Band};
+use crate::types::{Name, Quality, Time};
+use panel::{Axis, Dot, Panel, Shade, Span, Theme};
+use words::Language;
 
 mod panel;
+mod words;
 
 /// Signals drawn for one machine.
 const MAX_PANELS: usize = 16;
@@ -29,6 +34,8 @@ pub struct Options {
     w: u32,
     #[serde(default)]
     theme: Theme,
+    #[serde(default)]
+    lang: Language,
 }
 
 fn default_width() -> u32 {
@@ -37,16 +44,24 @@ fn default_width() -> u32 {
 
 type Asked = Result<Query<Options>, QueryRejection>;
 
-/// `/plot/machines/{id}/signals.svg`: a panel for each signal, with what was not good shaded.
+/// `/plot/machines/{id}/signals.svg`: a panel for each signal with its normal band, and with what was not
+/// good shaded.
 pub async fn signals(State(app): State<Arc<App>>, Path(id): Path<String>, asked: Asked) -> Result<Response, Problem> {
     let Some(trends) = app.state.view.trends(&id) else { return unknown() };
-    drawn(&app, asked, move || signal_panels(&trends)).await
+    let bands = (app.state.bands)(&id);
+    drawn(&app, asked, move || signal_panels(&trends, &bands)).await
 }
 
 /// `/plot/machines/{id}/score.svg`: the score, and how unlikely it is, with the limit.
 pub async fn score(State(app): State<Arc<App>>, Path(id): Path<String>, asked: Asked) -> Result<Response, Problem> {
     let Some(trends) = app.state.view.trends(&id) else { return unknown() };
     drawn(&app, asked, move || score_panels(&trends.scores, trends.held)).await
+}
+
+/// `/plot/machines/{id}/health.svg`: health, and useful life with its interval, since it is watched.
+pub async fn health(State(app): State<Arc<App>>, Path(id): Path<String>, asked: Asked) -> Result<Response, Problem> {
+    let Some(trends) = app.state.view.trends(&id) else { return unknown() };
+    drawn(&app, asked, move || health_panels(&trends.course)).await
 }
 
 /// `/plot/buffer.svg`: the data path over the last ten minutes.
@@ -76,23 +91,24 @@ async fn drawn(
     let Query(options) = asked.map_err(|e| Problem(StatusCode::BAD_REQUEST, e.body_text()))?;
     let failed = |e: String| Problem(StatusCode::INTERNAL_SERVER_ERROR, format!("the plot could not be drawn: {e}"));
     let _turn = app.plotting.acquire().await.map_err(|e| failed(e.to_string()))?;
-    let work = move || panel::draw(&panels(), options.w, options.theme);
+    let work = move || panel::draw(&panels(), options.w, options.theme, options.lang);
     let svg = tokio::task::spawn_blocking(work).await.map_err(|e| failed(e.to_string()))?.map_err(failed)?;
     Ok(([(header::CONTENT_TYPE, "image/svg+xml")], svg).into_response())
 }
 
-fn signal_panels(trends: &Trends) -> Vec<Panel> {
-    let panel = |(name, points): &(crate::types::Name, Vec<super::picture::Point>)| {
+fn signal_panels(trends: &Trends, bands: &BTreeMap<Name, Band>) -> Vec<Panel> {
+    let panel = |(name, points): &(Name, Vec<super::picture::Point>)| {
         let dots: Vec<Dot> = points.iter().map(|p| Dot { at: p.at, value: p.value }).collect();
         let shades = shaded(points, |p| p.at, |p| (p.quality != Quality::Good).then_some(p.quality));
         let note = points.last().filter(|p| p.quality != Quality::Good).map(|p| p.quality.as_str().to_owned());
-        Panel { shades, note, ..Panel::of(name, dots) }
+        let normal = bands.get(name).and_then(|b| b.normal);
+        Panel { shades, note, normal, ..Panel::of(name, dots) }
     };
     let mut panels: Vec<Panel> = trends.signals.iter().take(MAX_PANELS).map(panel).collect();
     if trends.signals.len() > MAX_PANELS
         && let Some(last) = panels.last_mut()
     {
-        last.note = Some(format!("and {} more signals", trends.signals.len() - MAX_PANELS));
+        last.note = Some(format!("+ {}", trends.signals.len() - MAX_PANELS));
     }
     panels
 }
@@ -132,6 +148,23 @@ fn score_panels(scores: &[ScorePoint], held: Held) -> Vec<Panel> {
         ..Panel::of("how rare this is when healthy", dots(&|s| s.p_value.map(surprise)))
     };
     vec![rarity, score]
+}
+
+/// Only what the model speaks of.
+fn health_panels(course: &[Stretch]) -> Vec<Panel> {
+    let line = |value: &dyn Fn(&Stretch) -> Option<f64>| -> Vec<Dot> {
+        course.iter().map(|s| Dot { at: s.at, value: value(s) }).collect()
+    };
+    let mut panels = Vec::new();
+    if course.iter().any(|s| s.health.is_some()) {
+        panels.push(Panel { axis: Axis::Share, tall: true, ..Panel::of("health", line(&|s| s.health)) });
+    }
+    if course.iter().any(|s| s.rul.is_some()) {
+        let band = course.iter().filter_map(|s| s.rul.map(|[low, _, high]| Span { at: s.at, low, high })).collect();
+        let median = line(&|s| s.rul.map(|[_, median, _]| median));
+        panels.push(Panel { axis: Axis::FromZero, tall: true, band, ..Panel::of("useful life left", median) });
+    }
+    panels
 }
 
 #[cfg(test)]

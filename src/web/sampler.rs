@@ -43,6 +43,7 @@ const COUNTED: &[&str] = &[
     "andon_readings_dropped_total",
     "andon_rejected_payloads_total",
     "andon_modbus_requests_total",
+    "andon_modbus_request_seconds_sum",
     "andon_source_connects_total",
     "andon_windows_total",
     "andon_inference_errors_total",

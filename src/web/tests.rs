@@ -54,6 +54,7 @@ impl Server {
             about,
             store_status: Arc::new(|| json!({"records": 7})),
             models: Arc::new(|| json!([{"name": "ae"}])),
+            bands: Arc::new(|_| [("temp".into(), Band { unit: "degC".into(), normal: Some([20.0, 60.0]) })].into()),
             inference: inference::Models::new(
                 Arc::new(|| vec![json!({"name": "ae", "versions": ["1"], "inputs": [{"shape": [-1, 2, 1]}]})]),
                 Arc::new(|_, window| Ok(vec![inference::Tensor { name: "score".into(), ..window }])),
@@ -142,8 +143,6 @@ impl Server {
     }
 }
 
-use crate::types::Name;
-
 fn client() -> Client {
     Client::builder().timeout(Duration::from_secs(20)).build().unwrap()
 }
@@ -164,6 +163,7 @@ async fn machines_and_alarms_are_told_as_they_are() {
     assert_eq!(m["signals"][1]["heard_seconds"], Value::Null);
     assert_eq!(m["at"], "2026-11-22T10:15:30.250Z");
     assert_eq!(m["alarms"][0]["message"], "vib_x is unusual");
+    assert_eq!(m["bands"], json!({"temp": {"unit": "degC", "normal": [20.0, 60.0]}}));
     let none = server.get("/api/v1/machines?light=green").await.1;
     assert_eq!((&none["found"], &none["total"]), (&json!(0), &json!(1)));
     assert_eq!(server.get("/api/v1/machines/nobody").await.0, StatusCode::NOT_FOUND);
@@ -432,6 +432,49 @@ async fn requests_that_never_end_do_not_hold_up_the_stop() {
 }
 
 #[tokio::test]
+async fn a_browser_says_which_machines_it_shows() {
+    let server = Server::start(None).await;
+    let mut events = client().get(server.url("/api/v1/events?watch=true")).send().await.unwrap();
+    let mut heard = String::new();
+    let stream = loop {
+        heard.push_str(&String::from_utf8_lossy(&events.chunk().await.unwrap().unwrap()));
+        if let Some((_, rest)) = heard.split_once("\"id\":\"") {
+            break rest[..16].to_owned();
+        }
+    };
+    let path = format!("/api/v1/events/{stream}");
+    assert_eq!(server.post(&path, r#"{"machines":["press-04"]}"#).await, (StatusCode::OK, json!({"watched": 1})));
+    let many: Vec<String> = (0..=view::MAX_WATCHED).map(|n| format!("m{n}")).collect();
+    assert_eq!(server.post(&path, &json!({"machines": many}).to_string()).await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(server.post("/api/v1/events/0", r#"{"machines":[]}"#).await.0, StatusCode::NOT_FOUND);
+    assert_eq!(server.post("/api/v1/events/zz", r#"{"machines":[]}"#).await.0, StatusCode::NOT_FOUND);
+    let id = server.feed();
+    while !heard.contains("event: verdict") {
+        heard.push_str(&String::from_utf8_lossy(&events.chunk().await.unwrap().unwrap()));
+    }
+    assert!(heard.contains("event: step\ndata: {\"machine\":\"press-04\"") || heard.contains("event: step"), "{heard}");
+    let lights = server.get("/api/v1/lights").await.1;
+    assert_eq!(lights, json!({"total": 1, "lights": [["press-04", "red"]]}));
+    let brief = server.get("/api/v1/alarms?brief=true").await.1;
+    assert_eq!((&brief["alarms"][0]["explained"], &brief["alarms"][0]["explanation"]), (&json!(false), &Value::Null));
+    assert_eq!(server.get(&format!("/api/v1/alarms/{id}")).await.1["message"], "vib_x is unusual");
+    assert_eq!(server.get("/api/v1/alarms/00").await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn the_page_is_packed_for_those_who_can_unpack() {
+    let server = Server::start(None).await;
+    let page = client().get(server.url("/app.js")).header("accept-encoding", "br, gzip").send().await.unwrap();
+    assert_eq!(page.headers()["content-encoding"], "gzip");
+    let mut text = String::new();
+    let packed = page.bytes().await.unwrap();
+    std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&packed[..]), &mut text).unwrap();
+    let plain = client().get(server.url("/app.js")).send().await.unwrap();
+    assert!(plain.headers().get("content-encoding").is_none());
+    assert_eq!(plain.text().await.unwrap(), text);
+}
+
+#[tokio::test]
 async fn plots_are_svg() {
     let server = Server::start(None).await;
     server.feed();
@@ -439,6 +482,7 @@ async fn plots_are_svg() {
     for path in [
         "/plot/machines/press-04/signals.svg?w=300&theme=dark",
         "/plot/machines/press-04/score.svg",
+        "/plot/machines/press-04/health.svg?lang=zh",
         "/plot/buffer.svg",
     ] {
         let reply = client().get(server.url(path)).send().await.unwrap();
@@ -451,16 +495,13 @@ async fn plots_are_svg() {
 
 #[test]
 fn the_page_is_small_and_asks_nobody_else() {
-    let parts = [
-        include_str!("assets/index.html"),
-        include_str!("assets/app.css"),
-        include_str!("assets/app.js"),
-        include_str!("assets/alarms.js"),
-        include_str!("assets/pages.js"),
-        include_str!("assets/words.js"),
-    ];
+    // The icon names SVG's namespace, which nobody fetches.
+    let parts = super::assets::ALL.iter().filter(|a| a.path != "/icon.svg").map(|a| a.text);
     // README says so: over a slow line too it is there at once.
-    assert!(parts.iter().map(|p| p.len()).sum::<usize>() < 64 * 1024);
+    let packed: usize = super::assets::ALL.iter().map(|a| a.packed().unwrap().len()).sum();
+    let plain: usize = parts.clone().map(str::len).sum();
+    assert!(packed < 28 * 1024 && plain < 80 * 1024, "{packed} and {plain} bytes");
+    println!("the page: {packed} bytes compressed, {plain} as it is");
     for part in parts {
         for word in ["http:", "https:", "//cdn", "@import", "innerHTML", "outerHTML", "insertAdjacentHTML", "eval("] {
             assert!(!part.contains(word), "{word}");

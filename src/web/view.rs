@@ -1,6 +1,7 @@
 //! The picture behind its lock, the task that feeds it, and the frames that browsers are sent.
 
-use std::sync::{Arc, Mutex};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -9,6 +10,7 @@ use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio_util::sync::CancellationToken;
 
+use super::course::{Course, Stretch};
 use super::json as render;
 use super::picture::{Picture, Point, ScorePoint};
 use crate::metrics::lock;
@@ -22,13 +24,65 @@ pub const EVENTS_QUEUED: usize = 4_096;
 const FLUSH_EVERY: Duration = Duration::from_millis(250);
 /// Machines whose news is sent at each flush; the others' turn comes with the next.
 const MACHINES_PER_FLUSH: usize = 200;
+/// Machines that one browser may watch: more than fit on any screen.
+pub(super) const MAX_WATCHED: usize = 200;
 /// Events taken under one lock.
 const BATCH: usize = 1_024;
 
 /// An in-memory picture of all machines and alarms for the dashboard. Cheap to share.
 pub struct View {
     picture: Mutex<Picture>,
-    frames: broadcast::Sender<Bytes>,
+    frames: broadcast::Sender<Frame>,
+    watches: Mutex<Vec<Weak<Watch>>>,
+}
+
+/// One event, as browsers are sent it.
+#[derive(Clone, Debug)]
+pub(super) struct Frame {
+    /// Only for those who watch this machine.
+    machine: Option<Name>,
+    /// In full.
+    pub text: Bytes,
+    /// For those who fetch the rest when they want it.
+    brief: Option<Bytes>,
+}
+
+impl Frame {
+    fn new(kind: &str, data: &Value) -> Frame {
+        Frame { machine: None, text: Bytes::from(format!("event: {kind}\ndata: {data}\n\n")), brief: None }
+    }
+
+    /// What a stream with this watch is sent of it; without one, everything in full.
+    pub fn text_for(self, watch: Option<&Watch>) -> Option<Bytes> {
+        let Some(watch) = watch else { return Some(self.text) };
+        match &self.machine {
+            Some(machine) if !lock(&watch.machines).contains(machine) => None,
+            _ => Some(self.brief.unwrap_or(self.text)),
+        }
+    }
+}
+
+/// The machines that one browser shows: it is sent no steps and verdicts of others.
+#[derive(Debug)]
+pub(super) struct Watch {
+    /// By which it is told apart from others.
+    pub id: u64,
+    machines: Mutex<HashSet<Name>>,
+}
+
+/// Which machines anybody wants to hear of.
+enum Wanted {
+    All,
+    These(HashSet<Name>),
+}
+
+impl Wanted {
+    fn holds(&self, machine: &Name) -> bool {
+        match self {
+            Wanted::All => true,
+            Wanted::These(names) => names.contains(machine),
+        }
+    }
 }
 
 /// What the plots of one machine are drawn from.
@@ -39,12 +93,18 @@ pub(super) struct Trends {
     pub scores: Vec<ScorePoint>,
     /// What the threshold is held against.
     pub held: Held,
+    /// Health and useful life, oldest first.
+    pub course: Vec<Stretch>,
 }
 
 impl View {
     /// Knows nothing yet.
     pub fn new() -> Arc<View> {
-        Arc::new(View { picture: Mutex::default(), frames: broadcast::channel(EVENTS_QUEUED).0 })
+        Arc::new(View {
+            picture: Mutex::default(),
+            frames: broadcast::channel(EVENTS_QUEUED).0,
+            watches: Mutex::default(),
+        })
     }
 
     /// Feeds the picture until the sender has gone or `stop` is cancelled. Falling behind loses
@@ -101,7 +161,7 @@ impl View {
             return;
         }
         match event {
-            Live::Alarm(alarm, _) => self.send("alarm", &render::alarm(alarm)),
+            Live::Alarm(alarm, _) => self.announce_alarm(alarm),
             Live::State { machine, .. } => {
                 if let Some(m) = picture.machines().get(machine) {
                     self.send("state", &render::state(machine, m));
@@ -111,7 +171,7 @@ impl View {
                 self.send("opinion", &json!({"machine": machine, "second_opinion": render::opinion(opinion)}));
                 let about = |a: &&Arc<Alarm>| a.care.opinion.as_ref() == Some(&**opinion);
                 if let Some(alarm) = picture.alarms().iter().find(about) {
-                    self.send("alarm", &render::alarm(alarm));
+                    self.announce_alarm(alarm);
                 }
             }
             Live::Flood(flood) => self.send("flood", &render::flood(flood.as_ref())),
@@ -119,27 +179,55 @@ impl View {
         }
     }
 
-    /// Sends the newest step and verdict of machines that have news.
+    fn announce_alarm(&self, alarm: &Alarm) {
+        let brief = Frame::new("alarm", &render::alarm_in_brief(alarm)).text;
+        self.put(Frame { brief: Some(brief), ..Frame::new("alarm", &render::alarm(alarm)) });
+    }
+
+    /// Sends the newest step and verdict of machines that have news and that somebody watches.
     fn flush(&self, now: Time) {
+        let wanted = self.wanted();
         let mut picture = lock(&self.picture);
-        let heard = self.frames.receiver_count() > 0;
-        let turn = if heard { MACHINES_PER_FLUSH } else { usize::MAX };
-        for _ in 0..turn {
+        let mut sent = 0;
+        while sent < MACHINES_PER_FLUSH {
             let Some((name, step, verdict)) = picture.take_fresh() else { break };
-            let Some(m) = picture.machines().get(&name).filter(|_| heard) else { continue };
+            if !wanted.holds(&name) {
+                continue;
+            }
+            let Some(m) = picture.machines().get(&name) else { continue };
+            sent += 1;
+            let machine = Some(name.clone());
             if step {
-                self.send("step", &render::step(&name, m, now));
+                self.put(Frame { machine: machine.clone(), ..Frame::new("step", &render::step(&name, m, now)) });
             }
             if verdict {
-                self.send("verdict", &render::verdict_event(&name, m));
+                let brief = Some(Frame::new("verdict", &render::verdict_in_brief(&name, m)).text);
+                self.put(Frame { machine, brief, ..Frame::new("verdict", &render::verdict_event(&name, m)) });
             }
         }
     }
 
+    fn wanted(&self) -> Wanted {
+        let mut watches = lock(&self.watches);
+        watches.retain(|w| w.strong_count() > 0);
+        if self.frames.receiver_count() > watches.len() {
+            return Wanted::All;
+        }
+        let mut names = HashSet::new();
+        for watch in watches.iter().filter_map(Weak::upgrade) {
+            names.extend(lock(&watch.machines).iter().cloned());
+        }
+        Wanted::These(names)
+    }
+
     /// Sends one event to all browsers; without any it costs nothing.
     pub(super) fn send(&self, kind: &str, data: &Value) {
+        self.put(Frame::new(kind, data));
+    }
+
+    fn put(&self, frame: Frame) {
         // An error says that nobody listens.
-        let _ = self.frames.send(Bytes::from(format!("event: {kind}\ndata: {data}\n\n")));
+        let _ = self.frames.send(frame);
     }
 
     /// Browsers listening now.
@@ -147,8 +235,24 @@ impl View {
         self.frames.receiver_count()
     }
 
-    pub(super) fn subscribe(&self) -> broadcast::Receiver<Bytes> {
+    pub(super) fn subscribe(&self) -> broadcast::Receiver<Frame> {
         self.frames.subscribe()
+    }
+
+    /// A stream that says which machines it wants to hear of: none yet.
+    pub(super) fn subscribe_watching(&self) -> (broadcast::Receiver<Frame>, Arc<Watch>) {
+        let mut watches = lock(&self.watches);
+        let watch = Arc::new(Watch { id: fastrand::u64(..), machines: Mutex::default() });
+        watches.push(Arc::downgrade(&watch));
+        (self.frames.subscribe(), watch)
+    }
+
+    /// The stream of that id watches these machines from now on; `false` when there is none.
+    pub(super) fn watch(&self, id: u64, machines: HashSet<Name>) -> bool {
+        let watches = lock(&self.watches);
+        let Some(watch) = watches.iter().filter_map(Weak::upgrade).find(|w| w.id == id) else { return false };
+        *lock(&watch.machines) = machines;
+        true
     }
 
     /// Reads the picture; keep it short, the feed waits.
@@ -166,6 +270,7 @@ impl View {
             render::newest_first(picture.alarms()).filter(|a| a.machine == *name).map(|a| render::alarm(a)).collect();
         out["alarms"] = json!(mine);
         out["plots"] = json!(m.scores.is_some());
+        out["course"] = json!(m.course.is_some());
         out["data"] = render::raw(m.data.as_deref());
         Some(out)
     }
@@ -180,6 +285,7 @@ impl View {
             signals: m.signals.iter().map(|(n, s)| (n.clone(), points(s))).collect(),
             scores: m.scores.as_ref().map(|r| r.to_vec()).unwrap_or_default(),
             held: m.held,
+            course: m.course.as_ref().map(Course::to_vec).unwrap_or_default(),
         })
     }
 }

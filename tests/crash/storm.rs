@@ -19,6 +19,8 @@ use super::support::mosquitto::Mosquitto;
 use super::support::publisher::publish;
 
 const KILLS: u64 = 10;
+/// Requests of each life that the cloud sees at least.
+const REQUESTS: u64 = 3;
 /// Messages a second.
 const RATE: u64 = 300;
 
@@ -93,10 +95,14 @@ async fn ten_kills_in_a_storm_of_all_answers_lose_nothing_and_repeat_no_id() {
         }
         publish(&url, all.collect::<Vec<_>>()).await;
     });
+    let mut heard = 0;
     for kill in 1..=KILLS {
         let due = begun + Duration::from_millis(seconds * 1_000 * kill / (KILLS + 1));
         tokio::time::sleep_until(due.into()).await;
+        // In the middle of something: this life has met the storm.
+        until("the cloud has heard of it", || cloud.stats().requests >= heard + REQUESTS);
         daemon.kill9();
+        heard = cloud.stats().requests;
         daemon.start_ready();
     }
     publishing.await.expect("all is published");
@@ -122,6 +128,7 @@ async fn ten_kills_in_a_storm_of_all_answers_lose_nothing_and_repeat_no_id() {
         in_storm.distinct,
         archived.len(),
     );
+    assert!(in_storm.distinct > 0, "something came through");
     assert_eq!(letters, 0.0, "nothing was set aside");
     assert_eq!(archived.values().max(), Some(&1), "no line stands in the files twice");
     let (at_cloud, in_files): (BTreeSet<_>, BTreeSet<_>) = (arrived.keys().collect(), archived.keys().collect());

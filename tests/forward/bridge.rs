@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use andon::forward::memory::MemoryOutbox;
+use andon::forward::sinks;
 use andon::metrics::Health;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use crate::rig::{fill, id, record, run_sink, until};
+use crate::rig::{fill, id, record, run_sink, sink as sink_of, until};
 use crate::support::mosquitto::Mosquitto;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -102,7 +103,10 @@ async fn a_broker_that_dies_is_waited_for() {
     until("all is delivered", || outbox.waiting() == 0).await;
     let health = || shared.board.components().get("sink/iot").map(|c| c.health);
     assert_eq!(health(), Some(Health::Up));
+    let itself = sink_of(&config(&broker.url(), ""));
+    assert!(sinks::probe(&itself, "gw-07").await.expect("it answers").contains("lets us in"));
     broker.kill();
+    assert!(sinks::probe(&itself, "gw-07").await.is_err());
     until("it notices, with nothing to send", || health() == Some(Health::Down)).await;
     fill(&outbox, 100..200);
     broker.restart();

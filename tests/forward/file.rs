@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use andon::forward::memory::MemoryOutbox;
+use andon::forward::sinks;
 use andon::metrics::Health;
 
-use crate::rig::{fill, id, run_sink, until};
+use crate::rig::{fill, id, run_sink, sink, until};
 
 fn config(path: &Path, more: &str) -> String {
     format!("[[sink.file]]\nname = \"archive\"\npath = {:?}\n{more}", path.display().to_string())
@@ -120,13 +121,16 @@ async fn a_full_disk_is_waited_for_and_tears_no_line() {
 async fn what_may_not_leave_is_not_in_the_file() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("events.ndjson");
+    let elsewhere = sink(&config(Path::new("/proc/no/such/place.ndjson"), ""));
+    assert!(sinks::probe(&elsewhere, "gw-07").await.is_err());
+    assert!(sinks::probe(&sink(&config(&path, "")), "gw-07").await.is_ok() && !path.exists());
     let outbox = Arc::new(MemoryOutbox::new(10));
     fill(&outbox, 0..3);
     let more = "fields = [\"score\"]\npseudonymise = true\npseudonym_key = \"a key that nobody guesses\"\npseudonym_epoch = 2\n";
-    let (shared, sink) = run_sink(&config(&path, more), &outbox);
+    let (shared, running) = run_sink(&config(&path, more), &outbox);
     until("all is written", || outbox.waiting() == 0).await;
     shared.stop.cancel();
-    tokio::time::timeout(Duration::from_secs(10), sink).await.expect("in time").expect("it ends");
+    tokio::time::timeout(Duration::from_secs(10), running).await.expect("in time").expect("it ends");
     let text = std::fs::read_to_string(path).expect("the file");
     assert_eq!(text.lines().count(), 3);
     assert!(!text.contains("press-04") && !text.contains("\"n\""), "{text}");

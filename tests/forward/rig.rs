@@ -34,11 +34,17 @@ pub fn config(url: &str, more: &str) -> Config {
     config
 }
 
-/// Runs the first sink of a config file's text on this outbox.
-pub fn run_sink(text: &str, outbox: &Arc<MemoryOutbox>) -> (Shared, JoinHandle<()>) {
+/// The first sink of a config file's text.
+pub fn sink(text: &str) -> sinks::Config {
     let document = Document::parse(text, Surroundings::default());
     let config = sinks::Config::read_all(&document.root(), "lyon/line3", "gw-07").remove(0);
     assert_eq!(document.into_problems(), []);
+    config
+}
+
+/// Runs the first sink of a config file's text on this outbox.
+pub fn run_sink(text: &str, outbox: &Arc<MemoryOutbox>) -> (Shared, JoinHandle<()>) {
+    let config = sink(text);
     let shared = Shared::new();
     let who = ("lyon/line3".to_owned(), "gw-07".to_owned());
     let sink = sinks::run(config, who, outbox.clone(), Duration::from_secs(5), shared.clone());

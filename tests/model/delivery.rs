@@ -154,6 +154,8 @@ fn a_good_bundle_arrives_over_a_broken_line_and_bad_ones_are_refused_with_a_reco
         assert!(n <= 1, "{version} was fetched {n} times");
     }
     // After a restart none of them comes again.
+    let settled = |daemon: &Daemon| state(daemon)["settled"].as_array().map_or(0, Vec::len);
+    until("all are done with", || settled(&daemon) == expected.len() + 1);
     let before = depot.log().iter().filter(|l| l.starts_with("GET /bundles/")).count();
     daemon.terminate();
     daemon.start_ready();
@@ -276,4 +278,16 @@ fn a_bundle_put_into_the_folder_is_taken_and_a_bad_one_marked() {
     until("and its record", || stages(&depot, "3").contains(&"selftest".to_owned()));
     assert_eq!(daemon.component("models").0, "up");
     assert!(daemon.metric("andon_model_steps_total", "stage=\"selftest\"") >= 2.0);
+    // Killed before it said that it is done with the third: that comes again, and is no downgrade of itself.
+    until("it is marked", || inbox.join("third.tar.accepted").is_file());
+    daemon.kill9();
+    let path = daemon.dir().join("data/library/state.json");
+    let mut kept = state(&daemon);
+    kept["settled"] = json!([]);
+    fs::write(&path, kept.to_string()).unwrap();
+    fs::rename(inbox.join("third.tar.accepted"), inbox.join("third.tar")).unwrap();
+    daemon.start_ready();
+    until("it is marked again", || inbox.join("third.tar.accepted").is_file());
+    assert_eq!(refusal(&depot, "3"), "");
+    assert_eq!(state(&daemon)["models"]["pump-anomaly"]["candidate"]["release"]["version"], "3");
 }

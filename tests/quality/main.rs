@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+mod bearing;
+mod explain;
 mod figures;
+mod turbofan;
 use figures::{Figures, changepoint_score};
 
 /// Rows of each recording that are learnt from, as its protocol has it.

@@ -104,6 +104,16 @@ impl Chromium {
         self.post("/goog/cdp/execute", command).await;
     }
 
+    /// A figure of the browser's own about the page: `Nodes`, `JSHeapUsedSize`, `JSEventListeners` and so on.
+    pub async fn figure(&self, name: &str) -> f64 {
+        let cdp = |cmd: &str| json!({"cmd": cmd, "params": {}});
+        self.post("/goog/cdp/execute", cdp("HeapProfiler.collectGarbage")).await;
+        self.post("/goog/cdp/execute", cdp("Performance.enable")).await;
+        let all = self.post("/goog/cdp/execute", cdp("Performance.getMetrics")).await;
+        let metric = all["metrics"].as_array().and_then(|m| m.iter().find(|m| m["name"] == name));
+        metric.and_then(|m| m["value"].as_f64()).unwrap_or_else(|| panic!("no figure {name} in {all}"))
+    }
+
     /// Saves what is seen under `target/`, for people to look at.
     pub async fn screenshot(&self, name: &str) {
         let shot = self.http.get(format!("{}/screenshot", self.session)).send().await.unwrap();

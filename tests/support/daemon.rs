@@ -278,6 +278,14 @@ impl Daemon {
         (head.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0), body.to_owned())
     }
 
+    /// Its resident memory in KiB.
+    pub fn memory(&self) -> u64 {
+        let id = self.child.as_ref().expect("it runs").id();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or_default();
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
     /// Where its dashboard listens.
     pub fn web_port(&self) -> u16 {
         self.web

@@ -221,14 +221,12 @@ pub(super) fn explain(verdict: &Verdict, window: &Window, model: &Model, signals
         // From the end, so that the last value is always among them.
         let mut trace: Vec<f32> = course.iter().rev().step_by(every).copied().collect();
         trace.reverse();
-        let spread = [channel.mean - 3.0 * channel.std, channel.mean + 3.0 * channel.std];
-        let normal = [channel.min.unwrap_or(spread[0]), channel.max.unwrap_or(spread[1])];
         Ranked {
             name: name.clone(),
             share,
             unit: channel.unit.clone(),
             value: course.last().map(|v| f64::from(*v)).filter(|v| v.is_finite()),
-            normal: (normal[0] < normal[1]).then_some(normal),
+            normal: channel.normal(),
             trace,
         }
     };

@@ -18,8 +18,9 @@ function byUrgency(a, b) {
 
 function drawAlarms() {
   const all = [...alarms.values()].sort(byUrgency), stands = a => a.state !== "normal" || shelfOf(a) === "aside";
-  let room = Math.max(MOST_ALARMS - all.filter(stands).length, 0);
-  const list = all.filter(a => stands(a) || room-- > 0);
+  const standing = all.filter(stands), list = [...standing, ...all.filter(a => !stands(a))].slice(0, MOST_ALARMS);
+  $("alarms-more").hidden = standing.length <= MOST_ALARMS;
+  put($("alarms-more"), t("and " + (standing.length - MOST_ALARMS) + " more alarms"));
   for (const place of ["alarms", "grouped", "aside"]) {
     const mine = list.filter(a => shelfOf(a) === place), box = $(place);
     const rows = new Map([...box.children].map(r => [r.dataset.alarm, r]));
@@ -72,7 +73,7 @@ function makeAlarm(id) {
     button("shelve", "Shelve", () => askShelf(id)), button("unshelve", "Take back", act("unshelve")),
     button("in-service", "Back in service", act("in_service")));
   why.append(summary, el("div", "explanation"));
-  why.addEventListener("toggle", () => { const a = alarms.get(id); if (a) explain(row, a); });
+  why.addEventListener("toggle", () => { const a = alarms.get(id); watchOpen(); if (a) explain(row, a); });
   row.append(what, el("span", "message"), el("span", "second"), el("span", "when"), el("span", "aside-until"), deeds, why, el("span", "problem not-good"));
   row.querySelector(".problem").setAttribute("role", "alert");
   return row;
@@ -110,21 +111,39 @@ function fillAlarm(row, a) {
   show("shelve", a.can_shelve && !a.shelved_until && (a.active || a.owed));
   show("unshelve", Boolean(a.shelved_until));
   show("in-service", Boolean(a.out_of_service_by));
-  show("why-so", Boolean(a.explanation));
+  show("why-so", a.explained);
   for (const b of row.querySelectorAll(".deeds button")) {
     b.setAttribute("aria-label", b.textContent + ": " + a.machine);
   }
   if (row.querySelector(".why-so").open) explain(row, a);
 }
 
+// Why alarms were raised, fetched when somebody wants to know.
+const explanations = new Map();
+function fetchExplanation(id) {
+  if (explanations.has(id)) return;
+  if (explanations.size >= 50) explanations.clear();
+  explanations.set(id, null);
+  ask("/api/v1/alarms/" + id).then(a => { explanations.set(id, a.explanation); stale.alarms = stale.detail = true; }, () => explanations.delete(id));
+}
+// The machines whose present values stand in an explanation.
+function watchOpen() {
+  watchedFor.clear();
+  for (const row of document.querySelectorAll(".alarms > li")) {
+    const a = alarms.get(row.dataset.alarm);
+    if (a && row.querySelector(".why-so").open && watchedFor.size < 50) watchedFor.add(a.machine);
+  }
+  tellWatched();
+}
+
 // Ranked channels with their share, the present value beside the normal band, their course, and advice.
 function explain(row, a) {
-  const box = row.querySelector(".explanation"), x = a.explanation;
-  const made = a.id + language;
-  if (!x) return;
+  const box = row.querySelector(".explanation"), x = explanations.get(a.id);
+  const made = a.id + a.at + language;
+  if (!x) { fetchExplanation(a.id); return; }
   if (box.dataset.made !== made) { box.dataset.made = made; buildExplanation(box, x); }
   // What it is now stands beside what it was when the alarm was raised.
-  const m = machines.get(a.machine), signals = new Map(m ? m.signals.map(s => [s.name, s.value]) : []);
+  const m = machines.get(a.machine), signals = new Map(m && m.signals ? m.signals.map(s => [s.name, s.value]) : []);
   for (const line of box.querySelectorAll(".ranked > li")) {
     const value = signals.get(line.dataset.channel);
     put(line.querySelector(".live"), value === undefined ? "" : t("now") + " " + num(value));
@@ -145,7 +164,7 @@ function buildExplanation(box, x) {
       const line = el("li"), head = el("span", "rank-head"), share = el("span", "share", Math.round(c.share * 100) + " %");
       line.dataset.channel = c.name;
       head.append(el("span", "", c.name), share);
-      const unit = c.unit ? " " + c.unit : "";
+      const unit = unitOf(c.unit);
       const outside = c.normal && c.value !== null && (c.value < c.normal[0] || c.value > c.normal[1]);
       const value = el("span", outside ? "not-good" : "", t("was") + " " + num(c.value) + unit);
       const figures = el("span", "figures");

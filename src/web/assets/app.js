@@ -2,11 +2,13 @@
 // Names come from the plant's network, so text is only ever set as textContent.
 "use strict";
 
-const MOST_CARDS = 120, MOST_KEPT = 800, MOST_ALARMS = 100, CARD_SIGNALS = 4, PLOT_EVERY = 2000, RESYNC_EVERY = 60000;
+const MOST_ALARMS = 100, PLOT_EVERY = 3000, RESYNC_EVERY = 60000;
 const WORDS = { green: "well", amber: "look", red: "alarm", grey: "off" };
 const ORDER = { red: 0, amber: 1, green: 2, grey: 3 };
-const machines = new Map(), alarms = new Map();
-let status = {}, found = 0, open = null, shown = null, heardAt = 0, dirty = false, opener = null;
+const alarms = new Map();
+let status = {}, open = null, shown = null, heardAt = 0, opener = null;
+// What has to be drawn anew.
+const stale = { alarms: false, detail: false };
 
 const $ = id => document.getElementById(id);
 function el(tag, className, text) {
@@ -34,6 +36,8 @@ function num(v) {
   if (size >= 1000) return v.toLocaleString("en", { maximumFractionDigits: 1 });
   return String(Number(v.toPrecision(4)));
 }
+// Behind a number; what is counted has the unit 1, which is not said.
+const unitOf = unit => unit && unit !== "1" ? " " + unit : "";
 function age(s) {
   if (s < 10) return s.toFixed(1) + " s";
   if (s < 120) return Math.round(s) + " s";
@@ -74,83 +78,6 @@ function signalState(s, since) {
     : { text: s.quality + ": " + why, kind: "not-good" };
 }
 
-function makeCard(id) {
-  const card = el("button", "card");
-  card.type = "button";
-  card.dataset.machine = id;
-  const top = el("span", "top");
-  top.append(el("span", "name", id), el("span", "pill"));
-  const score = el("span", "score");
-  const meter = el("meter");
-  Object.assign(meter, { min: 0, max: 1, low: 0.7, high: 0.999, optimum: 0 });
-  meter.setAttribute("aria-label", "On its way to the alarm limit");
-  score.append(meter, el("span"));
-  card.append(top, el("span", "why"), el("span", "values"), score);
-  card.addEventListener("click", () => { opener = card; location.hash = "machine=" + encodeURIComponent(id); });
-  return card;
-}
-
-function fillCard(card, m) {
-  mark(card, "light", m.light);
-  const pill = card.querySelector(".pill");
-  mark(pill, "light", m.light);
-  put(pill, t(WORDS[m.light]));
-  const late = m.behind_seconds ? " · data is " + age(m.behind_seconds) + " behind" : "";
-  put(card.querySelector(".why"), t(m.why) + late);
-  const values = card.querySelector(".values");
-  const list = loudest(m).slice(0, CARD_SIGNALS);
-  fit(values, list.length, "span", () => [el("span", "signal"), el("span", "value"), el("span", "how")]);
-  list.forEach((s, i) => {
-    const row = values.children[i], state = signalState(s, m.since_seen);
-    mark(row, "signal", s.name);
-    mark(row, "quality", s.quality);
-    const [name, value, how] = row.children;
-    put(name, s.name);
-    value.className = "value " + state.kind;
-    put(value, num(s.value));
-    how.hidden = !state.kind;
-    how.className = "how " + state.kind;
-    put(how, state.kind ? t(state.text) : "");
-  });
-  const v = m.verdict, score = card.querySelector(".score");
-  score.hidden = !v || v.level === null;
-  if (!score.hidden) {
-    score.firstChild.value = v.level;
-    put(score.lastChild, v.level >= 1 ? t("over the limit") : Math.floor(v.level * 100) + " % " + t("of limit"));
-  }
-}
-// The signals that matter most come first on a card, otherwise by name.
-function loudest(m) {
-  if (m.light !== "red" || !m.verdict) return m.signals;
-  const rank = new Map(m.verdict.contributions.map((c, i) => [c.name, i]));
-  const at = s => rank.has(s.name) ? rank.get(s.name) : 999;
-  return [...m.signals].sort((a, b) => at(a) - at(b));
-}
-
-function drawMachines() {
-  const wanted = $("filter").value.toLowerCase();
-  const list = [...machines.values()].filter(m => m.id.toLowerCase().includes(wanted));
-  list.sort((a, b) => ORDER[a.light] - ORDER[b.light] || (a.id < b.id ? -1 : 1));
-  const box = $("machines"), cards = new Map([...box.children].map(c => [c.dataset.machine, c]));
-  const now = list.slice(0, MOST_CARDS);
-  now.forEach((m, i) => {
-    let card = cards.get(m.id);
-    if (card) cards.delete(m.id); else card = makeCard(m.id);
-    fillCard(card, m);
-    if (box.children[i] !== card) {
-      const focused = document.activeElement === card;
-      box.insertBefore(card, box.children[i] || null);
-      if (focused) card.focus();
-    }
-  });
-  cards.forEach(c => c.remove());
-  const total = status.machines ? status.machines.total : machines.size;
-  const rest = (wanted ? Math.max(found, list.length) : Math.max(total, list.length)) - now.length;
-  $("more").hidden = rest <= 0 && list.length > 0;
-  put($("more"), list.length === 0 ? (wanted ? t("No machine of that name.") : t("No machine has been heard yet."))
-    : t("and " + rest + " more; type a part of a name to find one"));
-}
-
 function drawStatus() {
   const s = status, n = s.machines;
   if (!n) return;
@@ -160,8 +87,7 @@ function drawStatus() {
   const light = n.red ? "red" : s.health === "down" ? "red" : n.amber || s.health !== "up" ? "amber" : n.green ? "green" : "grey";
   mark($("overall"), "light", light);
   put($("overall"), t(n.red ? n.red + " in alarm" : s.health !== "up" ? "agent " + s.health : n.amber ? n.amber + " to look at" : n.green ? "all well" : "nothing running"));
-  put($("counts"), [[n.red, "in alarm"], [n.amber, "to look at"], [n.green, "well"], [n.grey, "off"]]
-    .filter(c => c[0]).map(c => c[0] + " " + t(c[1])).join(" · "));
+  drawChips(n);
   put($("path-health"), t(s.health));
   const box = $("components"), names = Object.keys(s.components);
   fit(box, names.length, "li", () => [el("span"), el("span", "dot"), el("span", "detail")]);
@@ -188,135 +114,61 @@ function pairs(box, rows) {
   rows.forEach(([key, value], i) => { put(box.children[i].firstChild, key); put(box.children[i].lastChild, value); });
 }
 
-function drawDetail() {
-  const m = machines.get(open);
-  if (!m) { put($("detail-why"), "This machine has not been heard."); return; }
-  mark($("detail"), "machine", m.id);
-  mark($("detail-light"), "light", m.light);
-  put($("detail-light"), t(WORDS[m.light]));
-  put($("detail-why"), t(m.why) + " · " + t("since") + " " + clock(m.since) + (m.behind_seconds ? " · data is " + age(m.behind_seconds) + " behind" : ""));
-  const v = m.verdict, list = v ? v.contributions.slice(0, 8) : [];
-  const box = $("contributions");
-  fit(box, list.length, "li", () => [el("span"), el("progress"), el("span", "share")]);
-  list.forEach((c, i) => {
-    const [name, bar, share] = box.children[i].children;
-    mark(box.children[i], "channel", c.name);
-    put(name, c.name);
-    bar.max = 1;
-    bar.value = Math.max(0, c.value);
-    bar.setAttribute("aria-label", c.name);
-    put(share, (c.value * 100).toFixed(1) + " %");
-  });
-  pairs($("verdict"), v ? [
-    [t("reason"), t(v.reason.toLowerCase().replaceAll("_", " "))], [t("score"), num(v.score)],
-    [t("how rare"), v.p_value === null ? "–" : t(rare(v.p_value))],
-    [t("limit"), v.held_against === "p_value" ? t(rare(v.threshold)) : num(v.threshold)],
-    [t("health"), v.health === null ? "–" : Math.round(v.health * 100) + " %"],
-    ...(v.rul ? [[t("useful life left"), num(v.rul.median) + " (" + num(v.rul.low) + " to " + num(v.rul.high) + ")"]] : []),
-    ...(v.class ? [[t("class"), v.class]] : []), [t("model"), v.model], [t("window ends"), clock(v.at)],
-    ...(m.second_opinion ? [[t("second opinion"), second(m.second_opinion)]] : []),
-  ] : [["", t("no verdict yet")]]);
-  const body = $("detail-signals");
-  fit(body, m.signals.length, "tr", () => [el("td"), el("td", "value"), el("td")]);
-  m.signals.forEach((s, i) => {
-    const [name, value, how] = body.children[i].children, state = signalState(s, m.since_seen);
-    mark(body.children[i], "signal", s.name);
-    put(name, s.name);
-    put(value, num(s.value));
-    how.className = state.kind;
-    put(how, t(state.text));
-  });
-  const mine = [...alarms.values()].filter(a => a.machine === m.id && a.explanation && a.state !== "normal").sort(byUrgency)[0];
-  $("detail-alarm").hidden = !mine;
-  if (mine) {
-    put($("detail-alarm-state"), t(STATES[mine.shown_state] || mine.shown_state) + " · " + t("since") + " " + clock(mine.since));
-    explain($("detail-alarm"), mine);
-  }
-}
-
 // Loads a plot aside and shows it only when it is whole, so that it never flickers or goes blank.
 function plot(img, path) {
   const next = new Image();
   const dark = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-  const width = Math.round((img.parentElement.clientWidth || 600) - 34);
+  const width = Math.round((img.closest("dialog, .side section").clientWidth || 600) - 34);
   next.onload = () => { img.src = next.src; img.hidden = false; };
-  next.src = path + "?theme=" + dark + "&w=" + width + "&t=" + Date.now();
+  next.src = path + "?theme=" + dark + "&lang=" + language + "&w=" + width + "&t=" + Date.now();
 }
 function drawPlots() {
   if (document.hidden || !heardAt) return;
-  plot($("buffer"), "/plot/buffer.svg");
+  if (!open && !$("overview-page").hidden) plot($("buffer"), "/plot/buffer.svg");
   if (!open || !machines.has(open)) return;
   const at = "/plot/machines/" + encodeURIComponent(open);
+  $("health-part").hidden = !machines.get(open).course;
+  if (machines.get(open).course) plot($("plot-health"), at + "/health.svg");
   plot($("plot-score"), at + "/score.svg");
   plot($("plot-signals"), at + "/signals.svg");
 }
 
-function route() {
-  const id = location.hash.startsWith("#machine=") ? decode(location.hash.slice(9)) : null;
-  const dialog = $("detail");
-  open = id;
-  if (id === null) { if (dialog.open) dialog.close(); shown = null; return; }
-  if (shown !== id) {
-    shown = id;
-    put($("detail-name"), id);
-    for (const img of [$("plot-score"), $("plot-signals")]) { img.hidden = true; img.removeAttribute("src"); }
-    ask("/api/v1/machines/" + encodeURIComponent(id)).then(m => { keep(m); drawDetail(); drawPlots(); }, () => drawDetail());
-  }
-  if (!dialog.open) dialog.showModal();
-  drawDetail();
-}
-function decode(text) { try { return decodeURIComponent(text); } catch { return text; } }
-function keep(m) { machines.set(m.id, { ...machines.get(m.id), ...m, since_seen: performance.now() }); }
-
 function signIn() { if (!$("sign-in").open) $("sign-in").showModal(); }
 
-async function fetchMachines(afresh) {
-  const q = $("filter").value;
-  const answer = await ask("/api/v1/machines?limit=500&q=" + encodeURIComponent(q));
-  if (afresh || machines.size > MOST_KEPT) {
-    const mine = machines.get(open);
-    machines.clear();
-    if (mine) machines.set(open, mine);
-  }
-  answer.machines.forEach(keep);
-  found = answer.found;
-  dirty = true;
-}
 async function fetchAll() {
-  const listed = await ask("/api/v1/alarms");
+  const listed = await ask("/api/v1/alarms?brief=true");
   alarms.clear();
   listed.alarms.forEach(a => alarms.set(a.id, a));
-  await fetchMachines(true);
+  stale.alarms = stale.detail = true;
+  await Promise.all([fetchLights(), fetchPage()]);
   if (open) keep(await ask("/api/v1/machines/" + encodeURIComponent(open)));
 }
 
 const heard = {
-  status: s => { status = s; drawStatus(); },
-  step: s => { const m = machines.get(s.machine); if (m) keep({ id: m.id, at: s.at, behind_seconds: s.behind_seconds, signals: s.signals }); else stranger(false); },
-  verdict: v => { const m = machines.get(v.machine); if (m) m.verdict = v.verdict; },
-  opinion: o => { const m = machines.get(o.machine); if (m) m.second_opinion = o.second_opinion; },
-  state: s => { const m = machines.get(s.machine); if (m) Object.assign(m, { light: s.light, why: s.why, since: s.since }); else stranger(ORDER[s.light] < 2); },
+  stream: s => { stream = s.id; tellWatched(true); },
+  status: s => { status = s; drawStatus(); machinesTold(s); },
+  step: s => stepTold(s),
+  verdict: v => verdictTold(v),
+  state: s => stateTold(s),
+  opinion: o => { const m = machines.get(o.machine); if (m) m.second_opinion = o.second_opinion; stale.detail = true; },
   flood: f => {
     if (f && !status.flood) put($("said"), t("Flood of alarms: " + f.raised + " so far, the first from " + f.first));
     status.flood = f;
+    stale.alarms = true;
   },
   alarm: a => {
     if (a.announced && a.active && (!alarms.has(a.id) || a.change === "repeated")) put($("said"), t("alarm") + ": " + a.machine + ": " + t(a.message));
     alarms.set(a.id, a);
+    explanations.delete(a.id);
     if (alarms.size > 600) alarms.delete(alarms.keys().next().value);
+    stale.alarms = stale.detail = true;
   },
 };
-// A machine that is not on the page: fetched a moment later, many at a time.
-let fetching = 0;
-function stranger(urgent) {
-  if (fetching || (!urgent && ($("filter").value || machines.size >= 500))) return;
-  fetching = setTimeout(() => { fetchMachines().catch(() => {}).finally(() => { fetching = 0; }); }, 300);
-}
 
 let source = null;
 function connect() {
   if (source) source.close();
-  source = new EventSource("/api/v1/events");
+  source = new EventSource("/api/v1/events?watch=true");
   source.onopen = () => { fetchAll().catch(() => {}); };
   source.onerror = () => {
     lost();
@@ -325,7 +177,7 @@ function connect() {
     ask("/api/v1/status").catch(() => {}).then(() => { if (!$("sign-in").open) setTimeout(connect, 3000); });
   };
   for (const kind of Object.keys(heard)) {
-    source.addEventListener(kind, e => { heardAt = Date.now(); $("lost").hidden = true; heard[kind](JSON.parse(e.data)); dirty = true; });
+    source.addEventListener(kind, e => { heardAt = Date.now(); $("lost").hidden = true; heard[kind](JSON.parse(e.data)); });
   }
 }
 function lost() {
@@ -337,13 +189,8 @@ $("detail-close").addEventListener("click", () => $("detail").close());
 $("detail").addEventListener("close", () => {
   if (location.hash.startsWith("#machine=")) history.replaceState(null, "", location.pathname);
   open = shown = null;
+  tellWatched();
   if (opener && opener.isConnected) opener.focus();
-});
-let typing = 0;
-$("filter").addEventListener("input", () => {
-  dirty = true;
-  clearTimeout(typing);
-  typing = setTimeout(() => fetchMachines().catch(() => {}), 250);
 });
 $("sign-in-form").addEventListener("submit", async e => {
   e.preventDefault();
@@ -358,11 +205,10 @@ $("sign-in-form").addEventListener("submit", async e => {
 addEventListener("hashchange", () => { route(); turnPage(); });
 setInterval(() => {
   if (heardAt && Date.now() - heardAt > 5000) lost();
-  if (document.hidden || !dirty) return;
-  dirty = false;
+  if (document.hidden) return;
   drawMachines();
-  drawAlarms();
-  if (open) drawDetail();
+  if (stale.alarms) { stale.alarms = false; drawAlarms(); }
+  if (stale.detail && open) { stale.detail = false; drawDetail(); }
 }, 250);
 setInterval(drawPlots, PLOT_EVERY);
 setInterval(() => { if (!document.hidden && [...alarms.values()].some(a => a.shelved_until)) drawAlarms(); }, 1000);

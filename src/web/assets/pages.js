@@ -5,6 +5,8 @@ const LOSSES = { andon_readings_dropped_total: "readings not used", andon_reject
   andon_store_dropped_total: "records given up", andon_forward_dead_letters_total: "dead letters",
   andon_publish_dropped_messages_total: "dashboard messages left out", andon_inference_errors_total: "model runs that failed" };
 
+const LANES = { journal: "readings", priority: "alarms, audit", routine: "verdicts", dead: "dead letters" };
+
 // The sum of a count over all labels that fit.
 function counted(name, labels) {
   const fits = c => c.name === name && Object.entries(labels).every(([k, v]) => c.labels[k] === v);
@@ -33,22 +35,35 @@ function lastGood(c) {
   return c.last_good_seconds <= 5 ? t("just now") : age(c.last_good_seconds) + (language === "zh" ? t("ago") : " ago");
 }
 
+// How much of the last ten seconds or so a source spent asking its device and waiting for it.
+const busy = new Map();
+function busUse(source) {
+  const now = Date.parse(status.now), sum = counted("andon_modbus_request_seconds_sum", { source });
+  if (!sum) return "–";
+  const past = (busy.get(source) || []).filter(p => p.at <= now && now - p.at < 12000);
+  busy.set(source, past);
+  if (!past.length || past[past.length - 1].at < now) past.push({ at: now, sum });
+  const seconds = (now - past[0].at) / 1000;
+  return seconds < 2 ? "…" : Math.min(Math.round((sum - past[0].sum) / seconds * 100), 100) + " %";
+}
+
 function drawPath() {
   if ($("path-page").hidden || !status.components) return;
-  const parts = Object.entries(status.components), of = kind => parts.filter(([n]) => n.startsWith(kind + "/"));
+  const parts = Object.entries(status.components), of = kind => parts.filter(([n]) => n === kind || n.startsWith(kind + "/"));
   const bare = name => name.slice(name.indexOf("/") + 1);
-  rows("path-sources", of("source").map(([n, c]) => [bare(n), { health: c.health }, lastGood(c), num(counted("andon_readings_total", { source: bare(n) })), c.detail]));
-  $("no-sinks").hidden = of("cloud").length + of("publish").length > 0;
+  rows("path-sources", of("source").map(([n, c]) => [bare(n), { health: c.health }, lastGood(c), num(counted("andon_readings_total", { source: bare(n) })), busUse(bare(n)), c.detail]));
+  const sinks = [...of("cloud"), ...of("sink"), ...of("publish")];
+  $("no-sinks").hidden = sinks.length > 0;
   $("path-sinks").parentElement.hidden = !$("no-sinks").hidden;
-  rows("path-sinks", [...of("cloud"), ...of("publish")].map(([n, c]) => {
-    const ok = counted("andon_forward_requests_total", { outcome: "200" }) + counted("andon_forward_requests_total", { outcome: "202" });
-    const all = counted("andon_forward_requests_total", {});
-    return [n, { health: c.health }, lastGood(c), n.startsWith("cloud/") ? num(ok) + " / " + num(all) : "", c.detail];
+  rows("path-sinks", sinks.map(([n, c]) => {
+    const of = outcome => counted("andon_forward_requests_total", { sink: bare(n), ...outcome });
+    const ok = ["200", "202", "ok"].reduce((sum, outcome) => sum + of({ outcome }), 0), all = of({});
+    return [n, { health: c.health }, lastGood(c), all > 0 ? num(ok) + " / " + num(all) : "", c.detail];
   }));
-  rows("path-parts", parts.filter(([n]) => !/^(source|cloud|publish)\//.test(n)).map(([n, c]) => [n, { health: c.health }, lastGood(c), c.detail]));
+  rows("path-parts", parts.filter(([n]) => !/^(source|cloud|sink|publish)(\/|$)/.test(n)).map(([n, c]) => [n, { health: c.health }, lastGood(c), c.detail]));
   pairs($("path-store"), [[t("records waiting"), num(status.records_waiting)], [t("records sent"), num(status.records_forwarded_total)],
     ...Object.entries(status.store || {}).filter(([, v]) => typeof v === "number").map(([k, v]) => [t(k.replaceAll("_", " ")), k.endsWith("bytes") ? bytes(v) : num(v)])]);
-  rows("path-lanes", Object.entries((status.store || {}).lanes || {}).map(([n, l]) => [t(n), num(l.records), bytes(l.disk_bytes), l.oldest ? clock(l.oldest / 1e6) : "–", num(l.dropped)]));
+  rows("path-lanes", Object.entries((status.store || {}).lanes || {}).map(([n, l]) => [t(LANES[n] || n), num(l.records), bytes(l.disk_bytes), l.oldest ? clock(l.oldest) : "–", num(l.dropped)]));
   const lost = (status.counts || []).filter(c => LOSSES[c.name]);
   $("path-lost").parentElement.hidden = lost.length === 0;
   $("path-nothing-lost").hidden = lost.length > 0;
@@ -90,6 +105,17 @@ function turnPage() {
   }
   drawPath();
   drawModels();
+  stale.alarms = true;
+  sorted = false;
+  tellWatched();
 }
-$("language").addEventListener("change", e => { setLanguage(e.target.value); drawStatus(); dirty = true; drawPath(); drawModels(); });
+$("language").addEventListener("change", e => {
+  setLanguage(e.target.value);
+  drawStatus();
+  sorted = false;
+  stale.alarms = stale.detail = true;
+  drawPath();
+  drawModels();
+  drawPlots();
+});
 $("language").value = language;

@@ -18,7 +18,7 @@ const ZH = {
   "now": "当前", "was": "报警时", "rarer than 1 in a million": "不到百万分之一", "normal": "正常范围", "share": "占比", "model": "模型", "records waiting": "待发送记录", "records sent": "已发送记录",
   "readings per second": "每秒读数", "readings": "读数", "no verdict yet": "尚无判定", "reason": "结论", "score": "分数", "how rare": "罕见程度",
   "limit": "限值", "health": "健康度", "useful life left": "剩余寿命", "class": "类别", "window ends": "窗口结束", "usual": "常见",
-  "over the limit": "超过限值", "of limit": "（占限值）", "good": "良好", "not heard yet": "尚未收到", "up": "正常", "down": "故障", "degraded": "降级",
+  "over the limit": "超过限值", "alarms, audit": "报警、审计", "verdicts": "判定", "What speaks loudest now": "当前贡献最大的信号", "good": "良好", "not heard yet": "尚未收到", "up": "正常", "down": "故障", "degraded": "降级",
   "starting": "启动中", "has not worked yet": "尚未正常工作", "No machine has been heard yet.": "尚未收到任何设备的数据。", "No machine of that name.": "没有此名称的设备。",
   "Sources": "数据源", "Sinks": "发送端", "Store": "存储", "Stages and other parts": "各环节", "What was lost or left out": "丢失或未采用的数据",
   "Nothing was lost or left out since the start.": "启动以来没有任何丢失。", "last good": "上次正常", "ago": "前", "just now": "刚刚", "Waiting": "等待中", "Name": "名称",
@@ -28,7 +28,10 @@ const ZH = {
   "records given up": "放弃的记录", "dead letters": "死信", "dashboard messages left out": "未发布的看板消息", "model runs that failed": "失败的模型运行",
   "announced together": "合并通知", "Language": "语言", "as of": "截至", "connecting": "连接中", "duplicate": "重复", "late": "迟到", "future": "时间超前",
   "no_machine": "无对应设备", "bad": "坏值", "stale": "过期", "uncertain": "不确定", "disk": "磁盘", "waiting": "等待", "sent": "已发送", "ready": "就绪", "running for": "已运行",
-  "The last signals": "当前信号", "Window": "窗口", "and": "和", "second opinion": "云端复核", "none was asked": "未请求", "dashboard": "看板",
+  "Show only": "只显示", "Every machine's light": "所有设备的状态灯", "Pages of machines": "设备分页", "Back": "上一页", "On": "下一页", "Line in use": "总线占用",
+  "Health over time": "健康度变化", "To the alarms": "跳到报警", "This machine has not been heard.": "尚未收到此设备的数据。", "Pages": "页面",
+  "Take out of service": "停用此设备", "Normal": "正常范围",
+  "The last signals": "当前信号", "Window": "窗口", "and": "和", "dashboard": "看板",
 };
 const PATTERNS_ZH = [
   [/^unusual behaviour, mostly (.*)$/, "行为异常，主要为 $1"], [/^(.*): unusual behaviour, mostly (.*)$/, "$1：行为异常，主要为 $2"],
@@ -40,7 +43,7 @@ const PATTERNS_ZH = [
   [/^(\d+) in alarm$/, "$1 台报警"], [/^(\d+) to look at$/, "$1 台需注意"], [/^agent (.*)$/, m => "网关" + t(m[1])],
   [/^unchanged for (.*)$/, "$1未变化"], [/^not heard for ([^:]*)$/, "$1未收到"], [/^1 in (.*)$/, "$1 分之一"],
   [/^Flood of alarms: (\d+) so far, the first from (.*)$/, "报警泛滥：至今 $1 个，首个来自 $2"], [/^and (\d+) more; type.*$/, "还有 $1 台；输入名称的一部分来查找"],
-  [/^(.*) finds an anomaly where it was uncertain here(.*)$/, "$1 发现异常，本机模型不确定$2"], [/^(\d+) active$/, "$1 个活动"], [/^no anomaly detected$/, "未发现异常"], [/^anomaly detected$/, "发现异常"], [/^machine off$/, "停机"], [/^input bad$/, "输入无效"],
+  [/^(\d+) % of limit$/, "限值的 $1 %"], [/^and (\d+) more alarms$/, "还有 $1 个报警"], [/^(.*) finds an anomaly where it was uncertain here(.*)$/, "$1 发现异常，本机模型不确定$2"], [/^(\d+) active$/, "$1 个活动"], [/^no anomaly detected$/, "未发现异常"], [/^anomaly detected$/, "发现异常"], [/^machine off$/, "停机"], [/^input bad$/, "输入无效"],
 ];
 const EN = [[/^shelved until (\S+) (.*)$/, m => "shelved until " + clock(m[1]) + " " + m[2]], [/^not heard since (\S+)$/, m => "not heard since " + clock(m[1])]];
 

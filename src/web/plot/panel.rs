@@ -5,6 +5,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use serde::Deserialize;
 
+use super::words::Language;
 use crate::types::{Quality, Time};
 
 /// Drawn at this scale and shown at 1: plotters works in whole pixels.
@@ -43,17 +44,19 @@ struct Colours {
     line: RGBColor,
     limit: RGBColor,
     warn: RGBColor,
+    normal: RGBColor,
 }
 
 impl Theme {
     fn colours(self) -> Colours {
         let rgb = |hex: u32| RGBColor((hex >> 16) as u8, (hex >> 8) as u8, hex as u8);
-        let [text, grid, line, limit, warn] = match self {
-            Theme::Auto => [0x7d828c, 0x8a8f99, 0x3b82f6, 0xe5484d, 0xd98b0b],
-            Theme::Light => [0x4d545f, 0xb9bec7, 0x1d5fd0, 0xc62a2f, 0xc27803],
-            Theme::Dark => [0xa8b0bc, 0x4a515c, 0x6ea8fe, 0xff6369, 0xf5a524],
-        };
-        Colours { text: rgb(text), grid: rgb(grid), line: rgb(line), limit: rgb(limit), warn: rgb(warn) }
+        let [text, grid, line, limit, warn, normal] = match self {
+            Theme::Auto => [0x7d828c, 0x8a8f99, 0x3b82f6, 0xe5484d, 0xd98b0b, 0x2f9e69],
+            Theme::Light => [0x4d545f, 0xb9bec7, 0x1d5fd0, 0xc62a2f, 0xc27803, 0x18794e],
+            Theme::Dark => [0xa8b0bc, 0x4a515c, 0x6ea8fe, 0xff6369, 0xf5a524, 0x5fd89b],
+        }
+        .map(rgb);
+        Colours { text, grid, line, limit, warn, normal }
     }
 }
 
@@ -62,6 +65,14 @@ impl Theme {
 pub struct Dot {
     pub at: Time,
     pub value: Option<f64>,
+}
+
+/// An interval at a time.
+#[derive(Copy, Clone, Debug, PartialEq)]
+pub struct Span {
+    pub at: Time,
+    pub low: f64,
+    pub high: f64,
 }
 
 /// A stretch of time that is marked.
@@ -79,6 +90,8 @@ pub enum Axis {
     Fit,
     /// From zero.
     FromZero,
+    /// 0 to 1, in percent.
+    Share,
     /// Powers of ten, as "1 in 1000".
     Rarity,
 }
@@ -90,6 +103,10 @@ pub struct Panel {
     pub note: Option<String>,
     pub line: Vec<Dot>,
     pub limit: Option<Vec<Dot>>,
+    /// Drawn behind the line.
+    pub band: Vec<Span>,
+    /// Where it is while all is well: drawn behind everything, always in sight.
+    pub normal: Option<[f64; 2]>,
     pub shades: Vec<Shade>,
     pub axis: Axis,
     pub tall: bool,
@@ -98,7 +115,9 @@ pub struct Panel {
 impl Panel {
     /// A line with its title and nothing else.
     pub fn of(title: &str, line: Vec<Dot>) -> Panel {
-        Panel { title: tidy(title), note: None, line, limit: None, shades: Vec::new(), axis: Axis::Fit, tall: false }
+        let (shades, band) = (Vec::new(), Vec::new());
+        let (note, limit, normal, axis) = (None, None, None, Axis::Fit);
+        Panel { title: tidy(title), note, line, limit, band, normal, shades, axis, tall: false }
     }
 
     fn height(&self) -> i32 {
@@ -119,20 +138,20 @@ fn tidy(name: &str) -> String {
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// Draws the stack as one SVG, `width` CSS pixels wide.
-pub fn draw(panels: &[Panel], width: u32, theme: Theme) -> Result<String, String> {
+pub fn draw(panels: &[Panel], width: u32, theme: Theme, language: Language) -> Result<String, String> {
     let width = width.clamp(*WIDTHS.start(), *WIDTHS.end());
     let height = panels.iter().map(Panel::height).sum::<i32>().max(TITLE) + AXIS_HEIGHT;
-    let (colours, span) = (theme.colours(), Span::of(panels));
+    let (colours, span) = (theme.colours(), Extent::of(panels));
     let mut svg = String::new();
     {
         let size = (width * SCALE as u32, (height * SCALE) as u32);
         let mut rest = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         for panel in panels {
             let (this, below) = rest.split_vertically(panel.height() * SCALE);
-            draw_panel(&this, panel, &span, &colours).map_err(|e| e.to_string())?;
+            draw_panel(&this, panel, &span, &colours, language).map_err(|e| e.to_string())?;
             rest = below;
         }
-        draw_time(&rest, &span, &colours).map_err(|e| e.to_string())?;
+        draw_time(&rest, &span, &colours, language).map_err(|e| e.to_string())?;
         rest.present().map_err(|e| e.to_string())?;
     }
     // The natural size in CSS pixels, while the view box keeps the finer grid.
@@ -144,17 +163,17 @@ pub fn draw(panels: &[Panel], width: u32, theme: Theme) -> Result<String, String
 }
 
 /// The time shown, in seconds before its end.
-struct Span {
+struct Extent {
     end: Time,
     seconds: f64,
 }
 
-impl Span {
-    fn of(panels: &[Panel]) -> Span {
+impl Extent {
+    fn of(panels: &[Panel]) -> Extent {
         let times = || panels.iter().flat_map(|p| p.line.iter()).map(|d| d.at);
         let end = times().max().unwrap_or_default();
         let start = times().min().unwrap_or(end);
-        Span { end, seconds: end.since(start).as_secs_f64().max(10.0) }
+        Extent { end, seconds: end.since(start).as_secs_f64().max(10.0) }
     }
 
     fn x(&self, at: Time) -> f64 {
@@ -164,8 +183,14 @@ impl Span {
 
 type Failed = DrawingAreaErrorKind<std::io::Error>;
 
-fn draw_panel(area: &Area<'_>, panel: &Panel, span: &Span, colours: &Colours) -> Result<(), Failed> {
-    let scale = Scale::of(panel);
+fn draw_panel(
+    area: &Area<'_>,
+    panel: &Panel,
+    span: &Extent,
+    colours: &Colours,
+    language: Language,
+) -> Result<(), Failed> {
+    let scale = Scale::of(panel, language);
     let mut chart = ChartBuilder::on(area)
         .margin_top(TITLE * SCALE)
         .margin_bottom(8 * SCALE)
@@ -183,6 +208,10 @@ fn draw_panel(area: &Area<'_>, panel: &Panel, span: &Span, colours: &Colours) ->
         .bold_line_style(colours.grid.mix(0.5).stroke_width(1))
         .light_line_style(colours.grid.mix(0.0))
         .draw()?;
+    if let Some([low, high]) = panel.normal {
+        let corners = [(-span.seconds, scale.y(low)), (0.0, scale.y(high))];
+        chart.draw_series([Rectangle::new(corners, colours.normal.mix(0.16).filled())])?;
+    }
     for shade in &panel.shades {
         let colour = match shade.quality {
             Quality::Bad => colours.limit.mix(0.22),
@@ -191,6 +220,11 @@ fn draw_panel(area: &Area<'_>, panel: &Panel, span: &Span, colours: &Colours) ->
         };
         let corners = [(span.x(shade.from), 0.0), (span.x(shade.until), 1.0)];
         chart.draw_series([Rectangle::new(corners, colour.filled())])?;
+    }
+    if panel.band.len() > 1 {
+        let edge = |value: fn(&Span) -> f64| panel.band.iter().map(move |s| (span.x(s.at), value(s)));
+        let corners = edge(|s| s.low).chain(edge(|s| s.high).rev()).map(|(x, v)| (x, scale.y(v)));
+        chart.draw_series([Polygon::new(corners.collect::<Vec<_>>(), colours.line.mix(0.2).filled())])?;
     }
     let stroke = colours.line.stroke_width(3);
     for run in runs(&panel.line, span, &scale) {
@@ -203,26 +237,27 @@ fn draw_panel(area: &Area<'_>, panel: &Panel, span: &Span, colours: &Colours) ->
     for run in panel.limit.iter().flat_map(|l| runs(l, span, &scale)) {
         chart.draw_series(DashedLineSeries::new(run, 10, 7, colours.limit.stroke_width(3)))?;
     }
-    draw_titles(area, panel, colours)
+    draw_titles(area, panel, &scale, colours)
 }
 
-fn draw_titles(area: &Area<'_>, panel: &Panel, colours: &Colours) -> Result<(), Failed> {
+fn draw_titles(area: &Area<'_>, panel: &Panel, scale: &Scale, colours: &Colours) -> Result<(), Failed> {
     let width = area.dim_in_pixel().0 as i32;
     let middle = TITLE * SCALE / 2;
-    area.draw(&Text::new(panel.title.clone(), (LEFT * SCALE, middle), text_at(13, &colours.text, HPos::Left)))?;
-    let last = panel.line.iter().rev().find_map(|d| d.value).map(|v| match panel.axis {
-        Axis::Rarity => rarity(v),
-        _ => short(v),
-    });
-    let words: Vec<String> = [last, panel.note.clone()].into_iter().flatten().collect();
+    let title = scale.language.say(&panel.title).to_owned();
+    area.draw(&Text::new(title, (LEFT * SCALE, middle), text_at(13, &colours.text, HPos::Left)))?;
+    let last = panel.line.iter().rev().find_map(|d| d.value).map(|v| scale.value(v));
+    let ends = panel.band.last().map(|s| format!("{} … {}", scale.value(s.low), scale.value(s.high)));
+    let note = panel.note.as_deref().map(|n| scale.language.say(n).to_owned());
+    let words: Vec<String> = [last, ends, note].into_iter().flatten().collect();
     let style = text_at(13, &colours.line, HPos::Right);
     area.draw(&Text::new(words.join(" · "), (width - RIGHT * SCALE, middle), style))
 }
 
-fn draw_time(area: &Area<'_>, span: &Span, colours: &Colours) -> Result<(), Failed> {
+fn draw_time(area: &Area<'_>, span: &Extent, colours: &Colours, language: Language) -> Result<(), Failed> {
     let width = area.dim_in_pixel().0 as i32;
     let (left, right) = (LEFT * SCALE, width - RIGHT * SCALE);
     let y = AXIS_HEIGHT * SCALE / 2;
+    let ago = |seconds: f64| language.ago(seconds);
     let labels = [(left, ago(span.seconds), HPos::Left), ((left + right) / 2, ago(span.seconds / 2.0), HPos::Center)];
     for (x, label, anchor) in labels {
         area.draw(&Text::new(label, (x, y), text_at(11, &colours.text, anchor)))?;
@@ -230,14 +265,6 @@ fn draw_time(area: &Area<'_>, span: &Span, colours: &Colours) -> Result<(), Fail
     let end = jiff::Timestamp::from_nanosecond(i128::from(span.end.0)).unwrap_or_default();
     let clock = if span.end == Time::default() { String::new() } else { end.strftime("%H:%M:%S UTC").to_string() };
     area.draw(&Text::new(clock, (right, y), text_at(11, &colours.text, HPos::Right)))
-}
-
-fn ago(seconds: f64) -> String {
-    match seconds.round() as u64 {
-        s if s < 120 => format!("{s} s earlier"),
-        s if s < 7_200 => format!("{}:{:02} min earlier", s / 60, s % 60),
-        s => format!("{} h earlier", s / 3_600),
-    }
 }
 
 fn text(size: i32, colour: &RGBColor) -> TextStyle<'static> {
@@ -251,7 +278,7 @@ fn text_at(size: i32, colour: &RGBColor, anchor: HPos) -> TextStyle<'static> {
 
 /// Unbroken stretches of the line. It breaks where there is no value, and where time jumps by more
 /// than three usual steps.
-fn runs(dots: &[Dot], span: &Span, scale: &Scale) -> Vec<Vec<(f64, f64)>> {
+fn runs(dots: &[Dot], span: &Extent, scale: &Scale) -> Vec<Vec<(f64, f64)>> {
     let mut steps: Vec<i64> = dots.windows(2).map(|w| w[1].at.since(w[0].at).as_nanos() as i64).collect();
     steps.sort_unstable();
     let usual = steps.get(steps.len() / 2).copied().unwrap_or(0);
@@ -278,11 +305,13 @@ struct Scale {
     low: f64,
     high: f64,
     axis: Axis,
+    language: Language,
 }
 
 impl Scale {
-    fn of(panel: &Panel) -> Scale {
+    fn of(panel: &Panel, language: Language) -> Scale {
         let all = panel.line.iter().chain(panel.limit.iter().flatten()).filter_map(|d| d.value);
+        let all = all.chain(panel.band.iter().flat_map(|s| [s.low, s.high])).chain(panel.normal.into_iter().flatten());
         let (mut low, mut high) =
             all.map(|v| v.clamp(-MOST, MOST)).fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
         if low > high {
@@ -292,9 +321,10 @@ impl Scale {
             // An even number of powers of ten has a whole one in the middle.
             Axis::Rarity => (0.0, ((high / 2.0).ceil() * 2.0).clamp(2.0, 12.0)),
             Axis::FromZero => round_out(0.0, high.max(LEAST_COUNT)),
+            Axis::Share => (0.0, 1.0),
             Axis::Fit => round_out(low, high),
         };
-        Scale { low, high, axis: panel.axis }
+        Scale { low, high, axis: panel.axis, language }
     }
 
     fn y(&self, value: f64) -> f64 {
@@ -302,10 +332,14 @@ impl Scale {
     }
 
     fn label(&self, at: f64) -> String {
-        let value = self.low + at * (self.high - self.low);
+        self.value(self.low + at * (self.high - self.low))
+    }
+
+    fn value(&self, value: f64) -> String {
         match self.axis {
-            Axis::Rarity => rarity(value),
-            _ => short(value),
+            Axis::Rarity => self.language.rarity(value),
+            Axis::Share => format!("{:.0} %", value * 100.0),
+            Axis::Fit | Axis::FromZero => short(value),
         }
     }
 }
@@ -341,19 +375,6 @@ fn short(value: f64) -> String {
     }
 }
 
-/// `-log10 p` as people say it.
-fn rarity(surprise: f64) -> String {
-    let one_in = 10f64.powf(surprise.clamp(0.0, 12.0));
-    match one_in {
-        n if n < 1.05 => "always".into(),
-        n if n < 10.0 => format!("1 in {n:.1}"),
-        n if n < 1e3 => format!("1 in {n:.0}"),
-        n if n < 1e6 => format!("1 in {:.0} k", n / 1e3),
-        n if n < 1e9 => format!("1 in {:.0} M", n / 1e6),
-        n => format!("1 in {:.0} G", n / 1e9),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -377,7 +398,6 @@ mod tests {
         assert_eq!(round_out(0.0, 0.0).0, 0.0);
         let shown: Vec<String> = [0.0, 0.1, 23.4567, 1500.0, 123456.7, 2.5e7, -0.00012].map(short).into();
         assert_eq!(shown, ["0", "0.1", "23.46", "1500", "123457", "2.50e7", "-1.20e-4"]);
-        assert_eq!([0.0, 1.0, 3.0, 6.0].map(rarity), ["always", "1 in 10", "1 in 1 k", "1 in 1 M"]);
     }
 
     #[test]
@@ -393,7 +413,10 @@ mod tests {
         ];
         let panel = Panel::of("x", dots.to_vec());
         let lengths: Vec<usize> =
-            runs(&dots, &Span::of(std::slice::from_ref(&panel)), &Scale::of(&panel)).iter().map(Vec::len).collect();
+            runs(&dots, &Extent::of(std::slice::from_ref(&panel)), &Scale::of(&panel, Language::En))
+                .iter()
+                .map(Vec::len)
+                .collect();
         assert_eq!(lengths, [2, 2, 1]);
     }
 }

@@ -214,7 +214,7 @@ async fn steps_are_thinned_to_the_newest_and_alarms_never_are() {
     let mut kinds = Vec::new();
     let mut last_step = String::new();
     while let Ok(frame) = frames.try_recv() {
-        let text = String::from_utf8(frame.to_vec()).unwrap();
+        let text = String::from_utf8(frame.text.to_vec()).unwrap();
         kinds.push(text.lines().next().unwrap().to_owned());
         if text.starts_with("event: step") {
             last_step = text;
@@ -223,4 +223,54 @@ async fn steps_are_thinned_to_the_newest_and_alarms_never_are() {
     assert_eq!(kinds.iter().filter(|k| *k == "event: alarm").count(), 3);
     assert!(kinds.iter().filter(|k| *k == "event: step").count() < 20, "{kinds:?}");
     assert!(last_step.contains("\"value\":1499.0"), "{last_step}");
+}
+
+#[tokio::test]
+async fn a_browser_hears_of_the_machines_it_shows_and_of_all_alarms() {
+    let view = View::new();
+    let (mut frames, watch) = view.subscribe_watching();
+    assert!(view.watch(watch.id, [Name::from("m7")].into()));
+    assert!(!view.watch(watch.id ^ 1, HashSet::new()), "nobody has that id");
+    let (tx, rx) = broadcast::channel(4_096);
+    for n in 0..1_000 {
+        tx.send(step(&format!("m{n}"), 1, vec![good("a", n as f64)])).unwrap();
+    }
+    tx.send(Live::State { machine: "m3".into(), at: at(2), light: Light::Red, why: "anomaly".into() }).unwrap();
+    tx.send(alarm(3, AlarmState::Unacknowledged, 500)).unwrap();
+    drop(tx);
+    view.clone().follow(rx, CancellationToken::new()).await;
+    let mut told = Vec::new();
+    while let Ok(frame) = frames.try_recv() {
+        if let Some(text) = frame.text_for(Some(&watch)) {
+            let text = String::from_utf8(text.to_vec()).unwrap();
+            told.push(text.lines().next().unwrap().to_owned());
+            assert!(!text.contains("event: step") || text.contains("\"m7\""), "{text}");
+            assert!(!text.contains("event: alarm") || text.contains("\"explanation\":null"), "{text}");
+        }
+    }
+    assert_eq!(told, ["event: state", "event: alarm", "event: step"], "the step of one machine of a thousand");
+    // Nobody listens any more: nothing is rendered, and nothing is kept for later.
+    drop((frames, watch));
+    assert!(matches!(view.wanted(), Wanted::These(names) if names.is_empty()));
+}
+
+#[test]
+fn courses_are_bounded_and_go_to_those_who_are_looked_at() {
+    let mut p = Picture::default();
+    let health = |n: usize| {
+        let Live::Verdict(v, data) = verdict(&format!("m{n:05}"), 1, 0.1, None, Reason::NoAnomalyDetected) else {
+            unreachable!()
+        };
+        Live::Verdict(Arc::new(Verdict { health: Some(0.5), ..Verdict::clone(&v) }), data)
+    };
+    for n in 0..picture::MAX_COURSES + 10 {
+        p.apply(&health(n), at(1));
+    }
+    let with = |p: &Picture| p.machines().values().filter(|m| m.course.is_some()).count();
+    assert_eq!(with(&p), picture::MAX_COURSES);
+    let last = picture::MAX_COURSES + 9;
+    p.look_at(&format!("m{last:05}"));
+    p.apply(&health(last), at(2));
+    assert!(p.machines()[format!("m{last:05}").as_str()].course.is_some());
+    assert_eq!(with(&p), picture::MAX_COURSES);
 }
