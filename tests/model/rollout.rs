@@ -249,7 +249,8 @@ async fn good_versions_come_in_and_bad_ones_go_back_and_every_window_has_one_ver
     plant.reaches("crashing", "canary");
     until("the canary is heard", || plant.verdicts()["pump-2"].values().any(|v| v == "crashing"));
     (0..3).for_each(|_| plant.again());
-    assert!(plant.reaches("crashing", "rolled_back").contains("3 times"));
+    // It is left out of the replay, so the engine may still have it in the shadow: refused or rolled back.
+    until("the crashing one is sent back", || plant.steps("crashing").iter().any(|(_, why)| why.contains("3 times")));
     assert_eq!((&plant.model()["version"], &plant.model()["candidate"]), (&json!("good"), &Value::Null));
 
     // A person hurries one, takes it back, and goes back once more to what the config names.
