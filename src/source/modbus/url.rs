@@ -173,7 +173,7 @@ fn split_port(text: &str) -> Option<Host> {
         },
     };
     let port = port.map_or(Some(DEFAULT_PORT), |p| p.parse().ok().filter(|p| *p > 0))?;
-    let unfit = |c: char| c.is_whitespace() || matches!(c, '/' | '?' | '#' | '@');
+    let unfit = |c: char| c.is_whitespace() || matches!(c, '/' | '?' | '#' | '@' | '[' | ']');
     (!host.is_empty() && !host.contains(unfit)).then(|| Host { host: host.to_owned(), port })
 }
 
