@@ -251,6 +251,17 @@ impl Picture {
         Some((name, news.0, news.1))
     }
 
+    /// Somebody begins to follow this machine: how it stands counts as news.
+    pub fn tell_again(&mut self, name: &Name) {
+        let Some(m) = self.machines.get_mut(name) else { return };
+        let (step, verdict) = (m.at != Time::default(), m.verdict.is_some());
+        if (step || verdict) && !m.fresh_step && !m.fresh_verdict {
+            self.fresh.push_back(name.clone());
+        }
+        m.fresh_step |= step;
+        m.fresh_verdict |= verdict;
+    }
+
     /// Somebody looks at this machine: it gets plots, at the cost of the one looked at longest ago.
     pub fn look_at(&mut self, name: &str) {
         self.looks += 1;

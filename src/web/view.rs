@@ -247,11 +247,14 @@ impl View {
         (self.frames.subscribe(), watch)
     }
 
-    /// The stream of that id watches these machines from now on; `false` when there is none.
+    /// The stream of that id watches these machines from now on; `false` when there is none. It is sent how
+    /// those stand that it did not watch before: what came just before that was not for it.
     pub(super) fn watch(&self, id: u64, machines: HashSet<Name>) -> bool {
-        let watches = lock(&self.watches);
-        let Some(watch) = watches.iter().filter_map(Weak::upgrade).find(|w| w.id == id) else { return false };
-        *lock(&watch.machines) = machines;
+        let found = lock(&self.watches).iter().filter_map(Weak::upgrade).find(|w| w.id == id);
+        let Some(watch) = found else { return false };
+        let before = std::mem::replace(&mut *lock(&watch.machines), machines.clone());
+        let mut picture = lock(&self.picture);
+        machines.difference(&before).for_each(|name| picture.tell_again(name));
         true
     }
 
