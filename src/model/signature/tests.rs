@@ -1,3 +1,5 @@
+//! Signing and verifying: round trips, what was changed after signing, keys of others.
+
 use super::*;
 
 /// A signed bundle of three files, one of them in a directory, and the key.
