@@ -109,6 +109,9 @@ pub fn ended_well(data_dir: &Path) {
 /// After a replay: writes down how the engine stands, and says what it is to be told first.
 pub fn reconcile(engine: &Engine, library: &Library, found: &Found, now: Time) -> Vec<ModelNews> {
     let versions = engine.versions();
+    // Before the engine's steps are noted: it replayed without those that were withdrawn.
+    let stages: BTreeMap<Name, Stage> =
+        library.models().into_iter().filter_map(|m| Some((m.clone(), library.standing(&m).stage?))).collect();
     for step in versions.iter().filter_map(|v| v.last.as_ref()) {
         note(library, step);
     }
@@ -116,11 +119,9 @@ pub fn reconcile(engine: &Engine, library: &Library, found: &Found, now: Time) -
         let of = versions.iter().filter(|v| v.name == release.model);
         of.flat_map(|v| [v.active.as_ref(), v.trial.as_ref().map(|t| &t.release)]).flatten().any(|r| r == release)
     };
-    let withdraw = |release: &Release, why: &str| ModelNews::Withdraw {
-        at: now,
-        model: release.model.clone(),
-        digest: release.digest.clone(),
-        reason: why.to_owned(),
+    let withdraw = |release: &Release, why: &str| {
+        let stage = stages.get(&release.model).copied().unwrap_or(Stage::Shadow);
+        ModelNews::Unusable { at: now, release: release.clone(), stage, reason: why.to_owned() }
     };
     let mut news = Vec::new();
     for (release, why) in &found.withdrawn {

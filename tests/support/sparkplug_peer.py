@@ -5,6 +5,7 @@ as JSON, one a line."""
 import json
 import os
 import sys
+import time
 
 from pysparkplug import (
     Client, DataType, DData, Device, EdgeNode, Message, MessageType, Metric, NCmd, QoS, Topic,
@@ -65,6 +66,9 @@ def edge(port):
         node._client.publish(Message(topic=topic, payload=payload, qos=QoS.AT_MOST_ONCE, retain=False))
 
     node.connect("127.0.0.1", port=port)
+    # What is published before that is refused.
+    while not node._connected:
+        time.sleep(0.005)
     say(started=True)
     for line in sys.stdin:
         word, *rest = line.split()
