@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::types::{FailurePolicy, Kind, Measured, ModelNews, Release, Rollout};
+use crate::types::{FailurePolicy, Kind, Measured, ModelNews, Release, Rollout, Stage};
 
 fn candidate(version: &str, seed: u64, scale: f64) -> Arc<Model> {
     learn(version, seed, |reference| {
