@@ -118,11 +118,14 @@ pub(crate) fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let (mut cursors, _) = CursorFile::open(&path).expect("opened");
     let mut saved = Saved { sequence: 9, requeued: 1, ..Saved::default() };
     let at = |n: u64| Cursor { sequence: n + 1, position: n };
-    let ahead = Place::new(at(3), &[Span { from: at(5), to: at(6) }, Span { from: at(8), to: at(8) }]);
-    saved.put("cloud", &[Place::new(at(3), &[]), ahead]);
+    saved.put("cloud", &[Place::new(at(3), &[]), Place::new(at(3), &[])]);
     cursors.write(&saved, false).expect("written");
     cursors.write(&saved, false).expect("written");
     let read = |p: std::path::PathBuf| fs::read(p).expect("readable");
+    let without_backlog = read(path.clone());
+    let ahead = [Span { from: at(5), to: at(6) }, Span { from: at(8), to: at(8) }];
+    saved.put("cloud", &[Place::new(at(3), &[]), Place::new(at(3), &ahead)]);
+    cursors.write(&saved, false).expect("written");
     let segment = blocks.iter().flat_map(|b| [b.clone(), vec![0; 100]].concat()).collect();
     vec![
         ("store_block", "packed", blocks[0].clone()),
@@ -131,6 +134,7 @@ pub(crate) fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("store_items", "checkpoint", checkpoint),
         ("store_items", "dead-letter", letter),
         ("store_manifest", "one-sealed", read(dir.path().join("manifest"))),
-        ("store_cursors", "two-pages", read(path)),
+        ("store_cursors", "two-pages", without_backlog),
+        ("store_cursors", "backlogs", read(path)),
     ]
 }
