@@ -134,7 +134,7 @@ mod tests {
     fn saved(n: u64) -> Saved {
         let place = [Cursor { sequence: n, position: n }, Cursor { sequence: 2 * n, position: n }];
         let to = Cursor { sequence: 4 * n, position: 2 * n };
-        let ahead = if n % 2 == 0 { vec![Span { from: to, to }] } else { Vec::new() };
+        let ahead = if n.is_multiple_of(2) { vec![Span { from: to, to }] } else { Vec::new() };
         let mut saved = Saved { sequence: 3 * n, ..Saved::default() };
         saved.put("cloud", &[Place::new(place[0], &[]), Place::new(place[1], &ahead)]);
         saved

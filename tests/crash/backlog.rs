@@ -15,7 +15,7 @@ use super::support::mosquitto::Mosquitto;
 use super::support::publisher::publish;
 
 const MACHINES: u64 = 50;
-/// Messages of each machine that come while the cloud is away.
+/// Messages of each machine that come while the cloud is away: 10,500 in all.
 const AWAY: u64 = 210;
 /// And what comes live, in two parts: before and after a kill.
 const LIVE: u64 = 5;
@@ -58,7 +58,6 @@ async fn live_records_overtake_a_backlog_and_alarms_overtake_both() {
     say(AWAY).await;
     let stored = |kind: &str| daemon.metric("andon_store_records_total", kind);
     until("it waits", || stored("verdict") >= (AWAY * MACHINES) as f64);
-    assert!(AWAY * MACHINES >= 10_000);
     let alarms = stored("alarm");
     cloud.rules(|r| r.always = Some(Fault::delay(SLOW)));
     until("the cloud is back", || !arrived(log.path()).is_empty());
