@@ -115,6 +115,7 @@ mod block;
 mod cursors;
 mod fault;
 mod group;
+mod hand;
 mod house;
 mod items;
 mod journal;

@@ -10,7 +10,8 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use crate::metrics::lock;
 use crate::types::{Name, Record, Stored, Time};
 
-use super::place::{Cursor, Place, Share, Span};
+use super::hand::Hand;
+use super::place::{Cursor, Place, Span};
 use super::record::{self, DeadLetter};
 use super::segment::{Loss, Losses};
 use super::view::{LaneId, LaneView};
@@ -46,96 +47,10 @@ pub(super) struct Sink {
     hands: Mutex<[Hand; 2]>,
 }
 
-/// Sequence and position of what was handed out from one point on, without holes.
-type Handed = Vec<(u64, u64)>;
-
-/// A place, and what was handed out there.
-#[derive(Default)]
-struct Hand {
-    place: Place,
-    /// From the cursor on.
-    oldest: Handed,
-    /// From where live records begin, while there is a backlog before them.
-    live: Handed,
-    share: Share,
-}
-
-impl Hand {
-    /// Moves forward, never back.
-    fn advance(&mut self, to: Cursor) -> bool {
-        let moved = self.place.advance(to);
-        self.tidy();
-        moved
-    }
-
-    fn advance_live(&mut self, to: Cursor) -> bool {
-        let moved = self.place.advance_live(to);
-        self.tidy();
-        moved
-    }
-
-    /// Forgets what was handed out and is done.
-    fn tidy(&mut self) {
-        if self.place.backlog_end().is_none() && !self.live.is_empty() {
-            self.oldest = std::mem::take(&mut self.live);
-        }
-        for (handed, from) in [(&mut self.oldest, self.place.cursor()), (&mut self.live, self.place.live())] {
-            let done = handed.partition_point(|(sequence, _)| *sequence < from.sequence);
-            handed.drain(..done);
-        }
-    }
-
-    /// Keeps what was handed out from this point on, unless the place is another by now.
-    fn keep(&mut self, from: Cursor, handed: Handed) {
-        let kept = if from == self.place.cursor() { &mut self.oldest } else { &mut self.live };
-        if (from == self.place.cursor() || from == self.place.live()) && handed.len() > kept.len() {
-            *kept = handed;
-        }
-    }
-
-    /// What waits becomes a backlog when there is too much of it.
-    fn jump(&mut self, end: Cursor, behind: u64) -> bool {
-        let moved = self.place.jump(end, behind);
-        if moved {
-            self.live.clear();
-        }
-        moved
-    }
-
-    /// These are delivered. What was never handed out, or was given up meanwhile, moves nothing.
-    fn ack(&mut self, sequences: impl Iterator<Item = u64>) -> bool {
-        let live_from = self.place.backlog_end().map_or(u64::MAX, |_| self.place.live().sequence);
-        let oldest_upto = self.place.backlog_end().map_or(u64::MAX, |end| end.sequence);
-        let (mut live, mut oldest) = ((0, None), (0, None));
-        for sequence in sequences {
-            let of = if sequence >= live_from { &mut live } else { &mut oldest };
-            if sequence >= live_from || sequence < oldest_upto {
-                *of = (of.0 + 1, of.1.max(Some(sequence)));
-            }
-        }
-        if self.place.backlog_end().is_some() {
-            self.share.count(live.0, oldest.0);
-        } else {
-            self.share = Share::default();
-        }
-        let live = live.1.and_then(|last| reached(&self.live, last));
-        let oldest = oldest.1.and_then(|last| reached(&self.oldest, last));
-        let moved = live.is_some_and(|to| self.advance_live(to));
-        oldest.is_some_and(|to| self.advance(to)) || moved
-    }
-}
-
-/// Where a sink is that has all it was handed up to this sequence.
-fn reached(handed: &Handed, last: u64) -> Option<Cursor> {
-    let done = handed.partition_point(|(sequence, _)| *sequence <= last);
-    let position = handed[..done].last().map(|(_, position)| position + 1)?;
-    Some(Cursor { sequence: last + 1, position })
-}
-
 impl Sink {
     /// At these places.
     pub fn new(name: &str, places: [Place; 2]) -> Sink {
-        Sink { name: name.into(), hands: Mutex::new(places.map(|place| Hand { place, ..Hand::default() })) }
+        Sink { name: name.into(), hands: Mutex::new(places.map(Hand::new)) }
     }
 
     /// Where it is.
