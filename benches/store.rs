@@ -69,7 +69,7 @@ fn backlog(n: u64, dir: &Path) -> Outcome<()> {
     let start = Instant::now();
     let (store, _) = Store::open(&config, dir, &["cloud"], Shared::new())?;
     println!("{:<34} {:>12.1} ms", "  opening it after a crash", start.elapsed().as_secs_f64() * 1e3);
-    let outbox = store.outbox("cloud").ok_or("no such sink")?;
+    let outbox = store.outbox("cloud").ok_or("no such sink")?.live_first();
     let (start, mut taken) = (Instant::now(), 0);
     while taken < n {
         let some = outbox.read(4_096, 8 << 20)?;

@@ -269,7 +269,8 @@ impl Agent {
 
     fn start_cloud(&mut self, config: &Config) -> Result<()> {
         let Some(cloud) = config.cloud.clone() else { return Ok(()) };
-        let Some(outbox) = self.store.outbox(forward::cloud::NAME).map(outbox::Adapter::new) else { return Ok(()) };
+        let Some(outbox) = self.store.outbox(forward::cloud::NAME) else { return Ok(()) };
+        let outbox = outbox::Adapter::new(outbox, cloud.order);
         let (site, id, shared) = (config.agent.site.clone(), config.agent.id.clone(), self.last_shared());
         let name = "the cloud sink";
         match self.summed_up(&outbox, forward::cloud::NAME, &cloud.privacy, config)? {
@@ -285,7 +286,8 @@ impl Agent {
 
     fn start_sinks(&mut self, config: &Config) -> Result<()> {
         for sink in &config.sinks {
-            let Some(outbox) = self.store.outbox(&sink.name).map(outbox::Adapter::new) else { continue };
+            let Some(outbox) = self.store.outbox(&sink.name) else { continue };
+            let outbox = outbox::Adapter::new(outbox, sink.order);
             let who = (config.agent.site.clone(), config.agent.id.clone());
             let (name, shared) = (format!("the sink {}", sink.name), self.last_shared());
             let part = format!("sink/{}", sink.name);
@@ -334,7 +336,8 @@ impl Agent {
         let (connection, events, shared) = (source.connection.clone(), self.live.subscribe(), self.last_shared());
         let (site, id) = (config.agent.site.clone(), config.agent.id.clone());
         if publish.format == forward::publish::Format::SparkplugB {
-            let Some(outbox) = self.store.outbox(forward::sparkplug::SINK).map(outbox::Adapter::new) else { return };
+            let Some(outbox) = self.store.outbox(forward::sparkplug::SINK) else { return };
+            let outbox = outbox::Adapter::new(outbox, forward::order::Order::OldestFirst);
             self.outlets.spawn_stage("publishing as a Sparkplug node", "publish", &shared, |shared| {
                 forward::sparkplug::run(publish, connection, id, outbox, events, FORWARD_GRACE, shared)
             });

@@ -21,6 +21,7 @@ pub mod file;
 pub mod inference;
 pub mod memory;
 pub mod nats;
+pub mod order;
 pub mod plan;
 pub mod privacy;
 pub mod publish;
@@ -39,7 +40,7 @@ pub trait Outbox: Send + Sync + 'static {
 
     /// What waits next: at most this many records and about this many bytes of `data`, but at least
     /// one record if any waits. Urgent ones first. Does not advance: asked again, it answers with
-    /// the same records or with more.
+    /// the same records or with more; but what is live may go before what it gave of a backlog.
     fn next(&self, max_records: usize, max_bytes: usize) -> impl Future<Output = anyhow::Result<Vec<Stored>>> + Send;
 
     /// Whether something urgent waits. Cheap: asked before each request.

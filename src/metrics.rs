@@ -112,6 +112,8 @@ metrics! {
     store_records: Counters<1>, "store_records", None, Family::default();
     /// Records waiting for the slowest sink, by lane.
     outbox_records: Gauges<1>, "outbox_records", None, Family::default();
+    /// Of these, those of a backlog before which live records go, by sink.
+    outbox_backlog: Gauges<1>, "outbox_backlog_records", None, Family::default();
     /// Bytes on disk, by lane.
     store_disk: Gauges<1>, "store_disk", Some(Unit::Bytes), Family::default();
     /// Records given up, by lane and reason.

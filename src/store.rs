@@ -28,7 +28,8 @@
 //! ```text
 //! DATA_DIR/lock                      flock; holds the pid
 //! DATA_DIR/queue/format              the version of all below
-//! DATA_DIR/queue/cursors             two pages, written in turn: how far each sink has come
+//! DATA_DIR/queue/cursors             two pages, written in turn: how far each sink has come, and what it
+//!                                    has done beyond that because live records went before a backlog
 //! DATA_DIR/queue/LANE/manifest       what is known of the sealed segments; JSON and its CRC
 //! DATA_DIR/queue/LANE/seg-FIRST/     a sled Db; FIRST is the sequence of its first item
 //! DATA_DIR/queue/LANE/spare/         the next segment, being made or ready
@@ -90,8 +91,8 @@
 //!   from there, and the hole becomes a gap record.
 //! * A split item without its last part was never acknowledged and is passed over.
 //! * After damage, sequences leap ahead, so that none is used twice.
-//! * A segment that is gone is a loss unless all saved cursors are past it; cursors are synced
-//!   before a segment is deleted.
+//! * A segment that is gone is a loss unless all saved cursors are past it, or all it held was
+//!   delivered ahead of them; cursors are synced before a segment is deleted.
 //! * A write error ends the segment it hit. The group waits, receipts wait, the channel fills, and
 //!   a fresh segment is tried, with pauses, until it works.
 
@@ -114,6 +115,7 @@ mod block;
 mod cursors;
 mod fault;
 mod group;
+mod hand;
 mod house;
 mod items;
 mod journal;
@@ -125,6 +127,7 @@ mod offline;
 mod opening;
 mod outbox;
 mod pack;
+mod place;
 mod record;
 mod rescue;
 mod segment;
@@ -168,6 +171,9 @@ pub struct Config {
     pub segment_bytes: u64,
     /// Slots of a segment. Not a setting either.
     pub segment_slots: u32,
+    /// With more routine records than this to deliver, a sink with [`Outbox::live_first`] has a backlog. Not
+    /// a setting: two of the cloud's full requests, so that what is soon made up for keeps its order.
+    pub backlog_after: u64,
 }
 
 /// What to do at the limits.
@@ -187,6 +193,7 @@ impl Default for Config {
             // sled keeps about as much in memory as it has in its newest segment.
             segment_bytes: 8 << 20,
             segment_slots: 2048,
+            backlog_after: 1000,
         }
     }
 }

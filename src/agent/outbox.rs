@@ -5,6 +5,7 @@ use std::future::Future;
 use anyhow::Result;
 
 use crate::forward;
+use crate::forward::order::Order;
 use crate::store;
 use crate::types::Stored;
 
@@ -13,9 +14,12 @@ use crate::types::Stored;
 pub struct Adapter(store::Outbox);
 
 impl Adapter {
-    /// Wraps a reader.
-    pub fn new(outbox: store::Outbox) -> Adapter {
-        Adapter(outbox)
+    /// Wraps a reader, to give records in this order.
+    pub fn new(outbox: store::Outbox, order: Order) -> Adapter {
+        match order {
+            Order::LiveFirst => Adapter(outbox.live_first()),
+            Order::OldestFirst => Adapter(outbox),
+        }
     }
 }
 

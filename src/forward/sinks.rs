@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::cloud_events::Encoder;
 use super::deliver::Carrier;
+use super::order::Order;
 use super::privacy::Privacy;
 use super::report::Report;
 use super::{Outbox, bridge, deliver, file, nats};
@@ -23,6 +24,8 @@ pub struct Config {
     pub name: String,
     /// What may leave by it.
     pub privacy: Privacy,
+    /// What goes first after an outage.
+    pub order: Order,
     /// Where to.
     pub way: Way,
 }
@@ -46,7 +49,8 @@ impl Config {
         let mut add = |s: &Section<'_>, way: &dyn Fn(&str) -> Way| {
             let name = name(s, &all);
             let (privacy, way) = (Privacy::read(s, &name), way(&name));
-            all.push(Config { name, privacy, way });
+            let order = Order::read(s, Order::OldestFirst, &privacy);
+            all.push(Config { name, privacy, order, way });
         };
         for s in &section.sections("mqtt") {
             add(s, &|name| Way::Mqtt(bridge::Config::read(s, name, site, agent_id)));
@@ -154,6 +158,7 @@ mod tests {
         assert_eq!(problems, [""; 0]);
         let names: Vec<&str> = configs.iter().map(|c| c.name.as_str()).collect();
         assert_eq!(names, ["a", "b", "c"]);
+        assert!(configs.iter().all(|c| c.order == Order::OldestFirst));
         let Way::Mqtt(mqtt) = &configs[0].way else { panic!("{:?}", configs[0]) };
         assert_eq!((mqtt.connection.client_id.as_str(), mqtt.connection.clean), ("andon-gw-07-a", true));
         assert_eq!(mqtt.max_message_bytes, 131_072);

@@ -78,15 +78,20 @@ pub fn cursors(bytes: &[u8]) {
     let seen = CursorFile::look(file.path()).expect("readable");
     let (mut cursors, opened) = CursorFile::open(file.path()).expect("opened");
     assert_eq!(seen, opened);
+    let opened = opened.unwrap_or_default();
+    for places in opened.sinks.keys().filter_map(|sink| opened.places(sink)) {
+        assert!(places[1].open().all(|s| s.from.sequence <= s.to.sequence));
+    }
     // Too many sinks for a page is an error, no panic.
-    let _ = cursors.write(&opened.unwrap_or_default(), false);
+    let _ = cursors.write(&opened, false);
 }
 
 /// Good ones of each kind: the target, a name, the bytes.
 #[cfg(test)]
 pub(crate) fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
-    use super::cursors::{Cursor, Saved};
+    use super::cursors::Saved;
     use super::pack::{Counters, Item, pack};
+    use super::place::{Cursor, Place, Span};
     use crate::types::{Reject, Time};
 
     let entry = JournalItem::Entry { at: Time(1), first_ordinal: 2, data: vec![1, 2, 3] }.encode();
@@ -112,10 +117,15 @@ pub(crate) fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let path = dir.path().join("cursors");
     let (mut cursors, _) = CursorFile::open(&path).expect("opened");
     let mut saved = Saved { sequence: 9, requeued: 1, ..Saved::default() };
-    saved.sinks.insert("cloud".into(), [Cursor { sequence: 4, position: 3 }; 2]);
+    let at = |n: u64| Cursor { sequence: n + 1, position: n };
+    saved.put("cloud", &[Place::new(at(3), &[]), Place::new(at(3), &[])]);
     cursors.write(&saved, false).expect("written");
     cursors.write(&saved, false).expect("written");
     let read = |p: std::path::PathBuf| fs::read(p).expect("readable");
+    let without_backlog = read(path.clone());
+    let ahead = [Span { from: at(5), to: at(6) }, Span { from: at(8), to: at(8) }];
+    saved.put("cloud", &[Place::new(at(3), &[]), Place::new(at(3), &ahead)]);
+    cursors.write(&saved, false).expect("written");
     let segment = blocks.iter().flat_map(|b| [b.clone(), vec![0; 100]].concat()).collect();
     vec![
         ("store_block", "packed", blocks[0].clone()),
@@ -124,6 +134,7 @@ pub(crate) fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("store_items", "checkpoint", checkpoint),
         ("store_items", "dead-letter", letter),
         ("store_manifest", "one-sealed", read(dir.path().join("manifest"))),
-        ("store_cursors", "two-pages", read(path)),
+        ("store_cursors", "two-pages", without_backlog),
+        ("store_cursors", "backlogs", read(path)),
     ]
 }

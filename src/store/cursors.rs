@@ -9,20 +9,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::fault::Fault;
+use super::place::{Cursor, Place, Span};
 
-/// Room for one page; a sink takes less than 200 bytes plus its name.
+/// Room for one page; a sink takes less than 200 bytes plus its name, and 200 for each backlog.
 const PAGE: usize = 64 << 10;
 /// Generation, length, checksum.
 const PAGE_HEAD: usize = 16;
-
-/// A sink's place in a lane.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Cursor {
-    /// Everything below this is done with.
-    pub sequence: u64,
-    /// The lane's position that belongs to it.
-    pub position: u64,
-}
 
 /// What a page holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,8 +23,29 @@ pub(super) struct Saved {
     pub sequence: u64,
     /// Dead letters below this have been queued again.
     pub requeued: u64,
-    /// By sink: its places in the priority and the routine lane.
+    /// By sink: everything below this is done with, in the priority and the routine lane.
     pub sinks: BTreeMap<String, [Cursor; 2]>,
+    /// By sink: what of the routine lane is done beyond that. Whoever does not know this member, as
+    /// versions before it, sends those once more.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ahead: BTreeMap<String, Vec<Span>>,
+}
+
+impl Saved {
+    /// Adds a sink.
+    pub fn put(&mut self, sink: &str, places: &[Place; 2]) {
+        self.sinks.insert(sink.to_owned(), places.each_ref().map(Place::cursor));
+        if !places[1].ahead().is_empty() {
+            self.ahead.insert(sink.to_owned(), places[1].ahead().to_vec());
+        }
+    }
+
+    /// Where a sink was.
+    pub fn places(&self, sink: &str) -> Option<[Place; 2]> {
+        let [priority, routine] = *self.sinks.get(sink)?;
+        let ahead = self.ahead.get(sink).map_or(&[][..], Vec::as_slice);
+        Some([Place::new(priority, &[]), Place::new(routine, ahead)])
+    }
 }
 
 /// The file.
@@ -120,7 +133,22 @@ mod tests {
 
     fn saved(n: u64) -> Saved {
         let place = [Cursor { sequence: n, position: n }, Cursor { sequence: 2 * n, position: n }];
-        Saved { sequence: 3 * n, requeued: 0, sinks: BTreeMap::from([("cloud".to_owned(), place)]) }
+        let to = Cursor { sequence: 4 * n, position: 2 * n };
+        let ahead = if n.is_multiple_of(2) { vec![Span { from: to, to }] } else { Vec::new() };
+        let mut saved = Saved { sequence: 3 * n, ..Saved::default() };
+        saved.put("cloud", &[Place::new(place[0], &[]), Place::new(place[1], &ahead)]);
+        saved
+    }
+
+    #[test]
+    fn a_sink_is_where_it_was_also_as_older_versions_wrote_it() {
+        let [_, routine] = saved(4).places("cloud").unwrap();
+        assert_eq!((routine.cursor().sequence, routine.live().sequence), (8, 16));
+        let old = br#"{"sequence":9,"requeued":0,"sinks":{"cloud":[{"sequence":1,"position":0},{"sequence":5,"position":3}]}}"#;
+        let old: Saved = serde_json::from_slice(old).unwrap();
+        let [priority, routine] = old.places("cloud").unwrap();
+        assert_eq!((priority.live().sequence, routine.live()), (1, Cursor { sequence: 5, position: 3 }));
+        assert_eq!(old.places("archive"), None);
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Keeping house: saving cursors, deleting what is delivered, holding the limits, telling figures.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,12 +10,13 @@ use crate::metrics::{Shared, lock};
 use crate::types::Time;
 
 use super::Commit;
-use super::cursors::{Cursor, CursorFile, Saved};
+use super::cursors::{CursorFile, Saved};
 use super::fault::Fault;
 use super::group::Gap;
 use super::lane::Lane;
 use super::limits::{Ageing, Limits, Usage};
 use super::outbox::Shelf;
+use super::place::{self, Place};
 use super::segment::{Loss, Summary};
 use super::view::LaneId;
 
@@ -73,8 +73,8 @@ pub(super) struct House {
     /// Sequences below this are taken.
     pub next_record: u64,
     since_checkpoint: u64,
-    /// The slowest cursor of each outgoing lane that is on the medium for sure.
-    synced: [u64; 2],
+    /// Where all sinks were when that last was on the medium for sure.
+    synced: Option<Vec<[Place; 2]>>,
     saved_at: Option<Instant>,
     looked_at: Option<Instant>,
     ageing: Ageing,
@@ -91,7 +91,7 @@ impl House {
             checkpoint_after: 0,
             next_record: 0,
             since_checkpoint: 0,
-            synced: [0; 2],
+            synced: None,
             saved_at: None,
             looked_at: None,
             ageing: Ageing::default(),
@@ -167,34 +167,39 @@ impl House {
     /// Saves all cursors.
     pub fn save(&mut self, shelf: &Shelf, sync: bool) -> Result<(), Fault> {
         shelf.moved.store(false, Ordering::Release);
-        let sinks: BTreeMap<_, _> = shelf.sinks.iter().map(|(name, sink)| (name.clone(), sink.cursors())).collect();
-        let slowest = [0, 1].map(|lane| sinks.values().map(|c| c[lane].sequence).min().unwrap_or(0));
-        let result = self.cursors.write(
-            &Saved { sequence: self.next_record, requeued: shelf.requeued.load(Ordering::Acquire), sinks },
-            sync,
-        );
+        let requeued = shelf.requeued.load(Ordering::Acquire);
+        let mut saved = Saved { sequence: self.next_record, requeued, ..Saved::default() };
+        let places = shelf.places();
+        shelf.sinks.keys().zip(&places).for_each(|(name, places)| saved.put(name, places));
+        let result = self.cursors.write(&saved, sync);
         match &result {
-            Ok(()) if sync => self.synced = slowest,
+            Ok(()) if sync => self.synced = Some(places),
             Ok(()) => {}
             Err(_) => shelf.moved.store(true, Ordering::Release),
         }
         result
     }
 
-    /// Deletes segments that every sink is past. The cursors are on the medium before that, so a
-    /// segment that is gone and not behind all cursors is known to be lost.
+    /// Deletes segments that no sink wants: old ones, and those behind a backlog whose records went before
+    /// it, lest it be given up to make room for them. The cursors are on the medium before that, so a
+    /// segment that is gone and that somebody wants is known to be lost.
     fn remove_delivered(&mut self, shelf: &Shelf, lanes: &mut [Lane; 4]) {
+        if shelf.sinks.is_empty() {
+            return;
+        }
         for (i, id) in LaneId::OUT.into_iter().enumerate() {
             let lane = &mut lanes[id as usize];
-            while let (Some(oldest), Some(slowest)) = (lane.oldest_sealed(), shelf.slowest(i)) {
-                if slowest.sequence <= oldest.last {
-                    break;
+            let places = shelf.places();
+            for (name, last) in lane.sealed() {
+                let wanted = |places: &[[Place; 2]]| places.iter().any(|p| p[i].wants(name, last));
+                if wanted(&places) {
+                    continue;
                 }
                 // Cursors move on while this runs: what counts is where they were when synced.
-                if self.synced[i] <= oldest.last && self.save(shelf, true).is_err() {
+                if self.synced.as_deref().is_none_or(wanted) && self.save(shelf, true).is_err() {
                     return;
                 }
-                lane.remove_oldest();
+                lane.remove(name);
             }
         }
     }
@@ -236,7 +241,7 @@ impl House {
             let Some((id, why)) = self.limits.next_eviction(&usage, now) else { return Vec::new() };
             let Some(oldest) = usage[id as usize].oldest.clone() else { return Vec::new() };
             let place = LaneId::OUT.iter().position(|l| *l == id);
-            let owed = place.and_then(|p| owed(&oldest, shelf.slowest(p)?, id));
+            let owed = place.and_then(|p| owed(&oldest, p, &shelf.places()));
             if let (Some(loss), Some(place)) = (owed, place) {
                 shelf.fences[place].fetch_max(oldest.last + 1, Ordering::AcqRel);
                 let gap = Gap { lane: id, reason: why.as_str(), loss };
@@ -277,7 +282,7 @@ impl House {
 
     fn give_up(&mut self, shelf: &Shelf, lane: &mut Lane, oldest: &Summary, place: Option<usize>) -> bool {
         if let Some(place) = place {
-            let after = Cursor { sequence: oldest.last + 1, position: oldest.end() };
+            let after = oldest.extent().to;
             shelf.sinks.values().for_each(|s| _ = s.skip_to(place, after));
             if self.save(shelf, true).is_err() {
                 return false;
@@ -342,20 +347,25 @@ impl House {
             let deepest = depths.iter().map(|d| d[i].0).max().unwrap_or(0);
             shared.metrics.outbox_records.get_or_create(&labels(id)).set(deepest as i64);
         }
+        for (name, sink) in &shelf.sinks {
+            let labels = [("sink", name.clone())];
+            shared.metrics.outbox_backlog.get_or_create(&labels).set(shelf.backlog(sink) as i64);
+        }
     }
 }
 
 /// The reason in gap records for what the disk did not keep.
 pub(super) const DAMAGED: &str = "damaged";
 
-/// What of a segment the slowest sink has not delivered yet.
-fn owed(segment: &Summary, slowest: Cursor, lane: LaneId) -> Option<Loss> {
-    let records = segment.end().saturating_sub(segment.position.max(slowest.position));
-    (records > 0 && slowest.sequence <= segment.last).then(|| Loss {
-        lane: lane as u8,
+/// What of a segment some sink has not delivered yet.
+fn owed(segment: &Summary, lane: usize, places: &[[Place; 2]]) -> Option<Loss> {
+    let open = places.iter().flat_map(|p| p[lane].open_in(segment.extent()));
+    let (span, records) = place::union(open.collect())?;
+    Some(Loss {
+        lane: LaneId::OUT[lane] as u8,
         segment: segment.name,
-        first: segment.name.max(slowest.sequence),
-        last: segment.last,
+        first: span.from.sequence,
+        last: span.to.sequence - 1,
         records,
         from: segment.from,
         to: segment.to,

@@ -7,6 +7,7 @@ use crate::types::{Record, Stored};
 
 use super::fault::Fault;
 use super::outbox::ReadError;
+use super::place::Span;
 use super::record::{self, DeadLetter};
 use super::segment::Sealed;
 use super::view::LaneView;
@@ -25,6 +26,11 @@ impl Items {
     pub fn new(lane: Arc<LaneView>, from: u64) -> Items {
         let last = lane.last();
         Items { lane, next: from, last, ready: VecDeque::new(), hold: None }
+    }
+
+    fn within(lane: Arc<LaneView>, span: Span) -> Items {
+        let items = Items::new(lane, span.from.sequence);
+        Items { last: items.last.min(span.to.sequence.saturating_sub(1)), ..items }
     }
 
     fn fill(&mut self) -> Result<(), Fault> {
@@ -57,8 +63,8 @@ impl Iterator for Items {
 pub struct Records(Items);
 
 impl Records {
-    pub(super) fn new(lane: Arc<LaneView>, from: u64) -> Records {
-        Records(Items::new(lane, from))
+    pub(super) fn new(lane: Arc<LaneView>, span: Span) -> Records {
+        Records(Items::within(lane, span))
     }
 }
 

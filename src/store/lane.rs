@@ -391,12 +391,30 @@ impl Lane {
         self.active.as_ref().map(|a| a.segment.summary().name)
     }
 
+    /// First and last sequence of all segments that may go, as [`Lane::oldest_sealed`] may, oldest first.
+    pub fn sealed(&self) -> Vec<(u64, u64)> {
+        let active = self.active_name();
+        let all = self.view.segments().into_iter().map(|s| s.summary());
+        all.filter(|s| Some(s.name) != active && s.name < self.listed_upto).map(|s| (s.name, s.last)).collect()
+    }
+
     /// Gives up the oldest segment, unless it is the one being written.
     pub fn remove_oldest(&mut self) {
-        let Some(summary) = self.oldest_sealed() else { return };
-        self.view.raise_floor(summary.end(), summary.last + 1);
-        let segment = lock(&self.view.segments).pop_front();
-        if let Some(segment) = segment {
+        if let Some(oldest) = self.oldest_sealed() {
+            self.remove(oldest.name);
+        }
+    }
+
+    /// Gives up one of [`Lane::sealed`]. The manifest knows it until it is written next.
+    pub fn remove(&mut self, name: u64) {
+        let removed = {
+            let mut segments = lock(&self.view.segments);
+            let at = segments.iter().position(|s| s.name() == name);
+            at.and_then(|at| segments.remove(at))
+        };
+        if let Some(segment) = removed {
+            let summary = segment.summary();
+            self.view.raise_floor(summary.end(), summary.last + 1);
             self.discard(&segment);
         }
     }

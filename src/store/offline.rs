@@ -53,12 +53,8 @@ impl Offline {
 
     /// How many records a sink has not delivered: of the priority lane, of the routine lane.
     pub fn waiting(&self, sink: &str) -> Option<[u64; 2]> {
-        let cursors = self.saved.sinks.get(sink)?;
-        let lane = |place: usize| {
-            let lane = &self.lanes[LaneId::OUT[place] as usize];
-            lane.end().saturating_sub(cursors[place].position.max(lane.start().0))
-        };
-        Some([lane(0), lane(1)])
+        let places = self.saved.places(sink)?;
+        Some([0, 1].map(|i| self.lanes[LaneId::OUT[i] as usize].waiting(&places[i])))
     }
 
     /// The sinks that have a cursor there.
@@ -72,8 +68,9 @@ impl Offline {
         for (id, lane) in LaneId::ALL.into_iter().zip(&self.lanes) {
             let (held, bytes) = lane.held();
             let place = LaneId::OUT.iter().position(|o| *o == id);
-            let delivered = place.and_then(|p| self.saved.sinks.values().map(|c| c[p].position).min());
-            let records = delivered.map_or(held, |d| lane.end().saturating_sub(d.max(lane.start().0)));
+            let sinks = self.saved.sinks.keys().filter_map(|s| self.waiting(s));
+            let deepest = place.and_then(|p| sinks.map(|w| w[p]).max());
+            let records = deepest.unwrap_or(held);
             let segments = lane.segments();
             let oldest = segments.iter().map(|s| s.summary()).find(|s| s.blocks > 0).map(|s| s.opened);
             let disk_bytes = segments.iter().map(|s| s.summary().disk).sum();
@@ -84,11 +81,14 @@ impl Offline {
     }
 
     /// The records that this sink has not delivered, or all on disk for `None`: the priority lane's,
-    /// then the routine lane's.
+    /// then the routine lane's, each oldest first.
     pub fn records(&self, sink: Option<&str>) -> impl Iterator<Item = <Records as Iterator>::Item> + use<> {
-        let cursors = sink.and_then(|s| self.saved.sinks.get(s)).copied().unwrap_or_default();
-        let lane = |id: LaneId, place: usize| Records::new(self.lanes[id as usize].clone(), cursors[place].sequence);
-        lane(LaneId::Priority, 0).chain(lane(LaneId::Routine, 1))
+        let places = sink.and_then(|s| self.saved.places(s)).unwrap_or_default();
+        let lane = |i: usize| {
+            let (lane, open): (_, Vec<_>) = (self.lanes[LaneId::OUT[i] as usize].clone(), places[i].open().collect());
+            open.into_iter().flat_map(move |span| Records::new(lane.clone(), span))
+        };
+        lane(0).chain(lane(1))
     }
 
     /// What was set aside, oldest first, with the number of each.

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::metrics::{Shared, lock};
 use crate::types::Time;
 
-use super::cursors::{Cursor, CursorFile, Saved};
+use super::cursors::{CursorFile, Saved};
 use super::fault::Fault;
 use super::group::{Group, Next};
 use super::house::House;
@@ -21,6 +21,7 @@ use super::lane::{Findings, Lane};
 use super::limits::{Limits, shape};
 use super::lock::Lock;
 use super::outbox::{Shelf, Sink};
+use super::place::{Cursor, Place};
 use super::segment::{Loss, Losses, Summary};
 use super::view::{LaneId, LaneView};
 use super::writer::{Order, Writer};
@@ -139,13 +140,10 @@ pub(super) fn open(
 fn place_sinks(names: &[&str], saved: Option<&Saved>, views: &[Arc<LaneView>; 4]) -> BTreeMap<String, Arc<Sink>> {
     let mut sinks = BTreeMap::new();
     for name in names {
-        let was = saved.and_then(|s| s.sinks.get(*name)).copied().unwrap_or_default();
-        let mut at = was;
-        for (cursor, id) in at.iter_mut().zip(LaneId::OUT) {
+        let mut at = saved.and_then(|s| s.places(name)).unwrap_or_default();
+        for (place, id) in at.iter_mut().zip(LaneId::OUT) {
             let (position, sequence) = views[id as usize].start();
-            if cursor.sequence < sequence {
-                *cursor = Cursor { sequence, position };
-            }
+            place.advance(Cursor { sequence, position });
         }
         sinks.insert((*name).to_owned(), Arc::new(Sink::new(name, at)));
     }
@@ -178,16 +176,16 @@ fn report_missing(
 ) {
     for (id, found) in LaneId::ALL.into_iter().zip(findings) {
         let place = LaneId::OUT.iter().position(|l| *l == id);
-        let was = |name: &String| saved.and_then(|s| s.sinks.get(name)).map(|c| c[place.unwrap_or(0)]);
         // Without saved cursors nobody knows what was delivered, and nothing is claimed.
-        let slowest = sinks.keys().filter_map(was).min_by_key(|c| c.sequence);
-        let missed = |last: u64| match id {
-            LaneId::Journal => last > house.checkpoint_after,
-            LaneId::Priority | LaneId::Routine => slowest.is_some_and(|c| c.sequence <= last),
+        let was = |name: &String| saved.and_then(|s| s.places(name)).zip(place).map(|(p, lane)| p[lane].clone());
+        let places: Vec<Place> = sinks.keys().filter_map(was).collect();
+        let missed = |l: &Loss| match id {
+            LaneId::Journal => l.last > house.checkpoint_after,
+            LaneId::Priority | LaneId::Routine => places.iter().any(|p| p.wants(l.first, l.last)),
             LaneId::Dead => false,
         };
         let gone = found.missing.iter().map(|s| whole(id, s));
-        losses.report(gone.chain(found.losses.iter().cloned()).filter(|l| missed(l.last)));
+        losses.report(gone.chain(found.losses.iter().cloned()).filter(missed));
     }
 }
 
@@ -203,7 +201,9 @@ fn next_numbers(views: &[Arc<LaneView>; 4], findings: &[Findings], saved: Option
         let leap = if damaged.quarantined.is_empty() && damaged.losses.is_empty() { 0 } else { LEAP };
         views[id as usize].last() + 1 + leap
     };
-    let cursors = saved.iter().flat_map(|s| s.sinks.values().flatten().map(|c| c.sequence).chain([s.sequence])).max();
+    let ahead = |s: &Saved| s.ahead.values().flatten().map(|s| s.to.sequence).max();
+    let cursors = |s: &Saved| s.sinks.values().flatten().map(|c| c.sequence).chain([s.sequence]).max().max(ahead(s));
+    let cursors = saved.and_then(cursors);
     Next {
         journal: after(LaneId::Journal),
         record: after(LaneId::Priority).max(after(LaneId::Routine)).max(cursors.unwrap_or(1)),
@@ -231,6 +231,7 @@ fn assemble(
         lanes: [priority.clone(), routine.clone()],
         fences: Default::default(),
         sinks,
+        backlog_after: config.backlog_after,
         horizon: watch::Sender::new(0),
         moved: AtomicBool::new(true),
         wake: Notify::new(),

@@ -1,4 +1,5 @@
-//! Where sinks read: from their own cursor, the priority lane before the routine one.
+//! Where sinks read: from their own place, the priority lane before the routine one; of that, where a
+//! sink asks for it, what comes live before a backlog.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,7 +10,8 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use crate::metrics::lock;
 use crate::types::{Name, Record, Stored, Time};
 
-use super::cursors::Cursor;
+use super::hand::Hand;
+use super::place::{Cursor, Place, Span};
 use super::record::{self, DeadLetter};
 use super::segment::{Loss, Losses};
 use super::view::{LaneId, LaneView};
@@ -42,43 +44,23 @@ pub(super) enum AsideWhat {
 /// A sink's places.
 pub(super) struct Sink {
     pub name: Name,
-    places: Mutex<[Place; 2]>,
-}
-
-#[derive(Default)]
-struct Place {
-    cursor: Cursor,
-    /// Sequence and position of what was handed out after the cursor.
-    handed: Vec<(u64, u64)>,
-}
-
-impl Place {
-    /// Moves forward, never back.
-    fn advance(&mut self, to: Cursor) -> bool {
-        let moved = to.sequence > self.cursor.sequence;
-        if moved {
-            self.cursor = to;
-            let done = self.handed.partition_point(|(sequence, _)| *sequence < to.sequence);
-            self.handed.drain(..done);
-        }
-        moved
-    }
+    hands: Mutex<[Hand; 2]>,
 }
 
 impl Sink {
     /// At these places.
-    pub fn new(name: &str, cursors: [Cursor; 2]) -> Sink {
-        Sink { name: name.into(), places: Mutex::new(cursors.map(|cursor| Place { cursor, handed: Vec::new() })) }
+    pub fn new(name: &str, places: [Place; 2]) -> Sink {
+        Sink { name: name.into(), hands: Mutex::new(places.map(Hand::new)) }
     }
 
     /// Where it is.
-    pub fn cursors(&self) -> [Cursor; 2] {
-        lock(&self.places).each_ref().map(|p| p.cursor)
+    pub fn places(&self) -> [Place; 2] {
+        lock(&self.hands).each_ref().map(|h| h.place.clone())
     }
 
     /// Leaves out everything before this.
     pub fn skip_to(&self, lane: usize, to: Cursor) -> bool {
-        lock(&self.places)[lane].advance(to)
+        lock(&self.hands)[lane].advance(to)
     }
 }
 
@@ -90,6 +72,8 @@ pub(super) struct Shelf {
     /// wait: the count told stays true, and no cursor moves past the loss before it is told.
     pub fences: [AtomicU64; 2],
     pub sinks: BTreeMap<String, Arc<Sink>>,
+    /// With more routine records than this to deliver, a sink that wants live ones first has a backlog.
+    pub backlog_after: u64,
     /// Moves whenever more has become durable.
     pub horizon: watch::Sender<u64>,
     /// A cursor moved since they were last saved.
@@ -106,19 +90,25 @@ pub(super) struct Shelf {
 impl Shelf {
     /// How many records and, roughly, bytes this sink has to deliver in each lane.
     pub fn depth(&self, sink: &Sink) -> [(u64, u64); 2] {
-        let cursors = sink.cursors();
+        let places = sink.places();
         [0, 1].map(|i| {
             let lane = &self.lanes[i];
-            let records = lane.end().saturating_sub(cursors[i].position.max(lane.start().0));
+            let records = lane.waiting(&places[i]);
             let (held, bytes) = lane.held();
             let share = u128::from(bytes) * u128::from(records.min(held)) / u128::from(held.max(1));
             (records, share as u64)
         })
     }
 
-    /// The place that no sink is before; `None` without sinks.
-    pub fn slowest(&self, lane: usize) -> Option<Cursor> {
-        self.sinks.values().map(|s| s.cursors()[lane]).min_by_key(|c| c.sequence)
+    /// How many routine records wait before which live ones go.
+    pub fn backlog(&self, sink: &Sink) -> u64 {
+        let [_, place] = sink.places();
+        self.lanes[1].waiting(&place).saturating_sub(self.lanes[1].waiting(&Place::new(place.live(), &[])))
+    }
+
+    /// Where all sinks are.
+    pub fn places(&self) -> Vec<[Place; 2]> {
+        self.sinks.values().map(|s| s.places()).collect()
     }
 }
 
@@ -127,7 +117,29 @@ impl Shelf {
 pub struct Outbox {
     sink: Arc<Sink>,
     shelf: Arc<Shelf>,
-    cache: Arc<Mutex<[Option<Decoded>; 2]>>,
+    live_first: bool,
+    /// Of the priority lane, of the routine lane from the cursor on, of what is live in it.
+    cache: Arc<Mutex<[Option<Decoded>; 3]>>,
+}
+
+/// A read that is under way.
+struct Gathered {
+    records: Vec<Stored>,
+    bytes: usize,
+    max_bytes: usize,
+}
+
+impl Gathered {
+    /// Takes a record as long as there are fewer than this, or none.
+    fn take(&mut self, stored: &Stored, max_records: usize) -> bool {
+        let bytes = self.bytes + stored.record.data.len();
+        let fits = self.records.is_empty() || (self.records.len() < max_records && bytes <= self.max_bytes);
+        if fits {
+            self.records.push(stored.clone());
+            self.bytes = bytes;
+        }
+        fits
+    }
 }
 
 /// The chunk that was read last.
@@ -141,7 +153,13 @@ struct Decoded {
 
 impl Outbox {
     pub(super) fn new(sink: Arc<Sink>, shelf: Arc<Shelf>) -> Outbox {
-        Outbox { sink, shelf, cache: Arc::default() }
+        Outbox { sink, shelf, live_first: false, cache: Arc::default() }
+    }
+
+    /// The same reader, but when much waits, what comes from then on goes first, and the backlog gets the
+    /// rest of each read: a quarter at least.
+    pub fn live_first(self) -> Outbox {
+        Outbox { live_first: true, ..self }
     }
 
     /// Waits until there is something after the cursor. `Err` once the store is closed and all is
@@ -160,13 +178,16 @@ impl Outbox {
     }
 
     fn is_waiting(&self) -> bool {
-        let cursors = self.sink.cursors();
-        (0..2).any(|i| self.shelf.lanes[i].last() >= cursors[i].sequence.max(1) && !self.is_fenced(i, cursors[i]))
+        let places = self.sink.places();
+        (0..2).any(|i| {
+            let waits = |at: Cursor| self.shelf.lanes[i].last() >= at.sequence.max(1) && !self.is_fenced(i, at);
+            waits(places[i].cursor()) || (self.live_first && waits(places[i].live()))
+        })
     }
 
     /// Whether anything waits in the priority lane.
     pub fn urgent_waits(&self) -> bool {
-        let at = self.sink.cursors()[0];
+        let at = lock(&self.sink.hands)[0].place.cursor();
         self.shelf.lanes[0].last() >= at.sequence.max(1) && !self.is_fenced(0, at)
     }
 
@@ -181,9 +202,10 @@ impl Outbox {
         at.sequence < self.shelf.fences[lane].load(Ordering::Acquire)
     }
 
-    /// The next records from the cursor on, without moving it: those of the priority lane while
-    /// there are any, else those of the routine lane. At least one if there is one, at most
-    /// `max_records`, and about `max_bytes` of data. Empty when there is nothing to deliver.
+    /// The next records, without advancing: those of the priority lane while there are any, else those of
+    /// the routine lane, from the cursor on; with [`Outbox::live_first`] live ones and then some of the
+    /// backlog. At least one if there is one, at most `max_records`, and about `max_bytes` of data. Empty
+    /// when there is nothing to deliver.
     pub async fn next(&self, max_records: usize, max_bytes: usize) -> Result<Vec<Stored>, ReadError> {
         let this = self.clone();
         let read = tokio::task::spawn_blocking(move || this.read(max_records, max_bytes));
@@ -202,40 +224,82 @@ impl Outbox {
     }
 
     fn read_lane(&self, lane: usize, max_records: usize, max_bytes: usize) -> Result<Vec<Stored>, ReadError> {
-        let view = &self.shelf.lanes[lane];
-        let start = self.sink.cursors()[lane];
-        let (last, end) = view.tip();
-        let (mut out, mut handed, mut bytes, mut sequence) = (Vec::new(), Vec::new(), 0, start.sequence);
-        if self.is_fenced(lane, start) {
-            return Ok(out);
+        let (last, position) = self.shelf.lanes[lane].tip();
+        let end = Cursor { sequence: last.saturating_add(1), position };
+        let (place, share) = self.look(lane, end, max_records);
+        let mut gathered = Gathered { records: Vec::new(), bytes: 0, max_bytes };
+        let Some(upto) = place.backlog_end() else {
+            self.read_span(lane, lane, Span { from: place.cursor(), to: end }, max_records, &mut gathered)?;
+            return Ok(gathered.records);
+        };
+        let backlog = Span { from: place.cursor(), to: upto };
+        if self.live_first {
+            let share = if self.is_fenced(lane, backlog.from) { 0 } else { share };
+            let live = Span { from: place.live(), to: end };
+            self.read_span(lane, lane + 1, live, max_records - share, &mut gathered)?;
         }
+        self.read_span(lane, lane, backlog, max_records, &mut gathered)?;
+        Ok(gathered.records)
+    }
+
+    /// The place, and how many of so many records are the backlog's.
+    fn look(&self, lane: usize, end: Cursor, max_records: usize) -> (Place, usize) {
+        let mut hands = lock(&self.sink.hands);
+        let hand = &mut hands[lane];
+        if self.live_first && LaneId::OUT[lane] == LaneId::Routine && hand.jump(end, self.shelf.backlog_after) {
+            self.say_moved();
+        }
+        (hand.place.clone(), hand.share.of(max_records))
+    }
+
+    /// Reads from one point until there are `max_records` in all, or up to another point. Of the last
+    /// span of a lane it may be further: more can have come.
+    fn read_span(
+        &self,
+        lane: usize,
+        cached: usize,
+        span: Span,
+        max_records: usize,
+        gathered: &mut Gathered,
+    ) -> Result<(), ReadError> {
+        let view = &self.shelf.lanes[lane];
+        if max_records <= gathered.records.len()
+            || span.from.sequence >= span.to.sequence
+            || self.is_fenced(lane, span.from)
+        {
+            return Ok(());
+        }
+        let (mut handed, mut sequence, mut full) = (Vec::new(), span.from.sequence, false);
         let mut cache = lock(&self.cache);
-        'full: loop {
-            if !cache[lane].as_ref().is_some_and(|d| (d.first..=d.last).contains(&sequence)) {
+        while sequence < span.to.sequence && !full {
+            let cache = &mut cache[cached];
+            if !cache.as_ref().is_some_and(|d| (d.first..=d.last).contains(&sequence)) {
                 let chunk = view.chunk_from(sequence).map_err(|e| ReadError::Disk(e.to_string()))?;
-                cache[lane] = chunk.map(|c| self.decode(LaneId::OUT[lane], c));
+                *cache = chunk.map(|c| self.decode(LaneId::OUT[lane], c));
             }
-            let Some(decoded) = &cache[lane] else { break };
-            for (position, stored) in decoded.records.iter().filter(|(_, s)| s.sequence >= sequence) {
-                bytes += stored.record.data.len();
-                if !out.is_empty() && (out.len() >= max_records || bytes > max_bytes) {
-                    break 'full;
+            let Some(decoded) = cache else { break };
+            let wanted = sequence..span.to.sequence;
+            for (position, stored) in decoded.records.iter().filter(|(_, s)| wanted.contains(&s.sequence)) {
+                if !gathered.take(stored, max_records) {
+                    full = true;
+                    break;
                 }
-                out.push(stored.clone());
                 handed.push((stored.sequence, *position));
             }
             sequence = decoded.last + 1;
         }
-        if out.is_empty() && last >= start.sequence {
+        let mut hands = lock(&self.sink.hands);
+        let hand = &mut hands[lane];
+        if !handed.is_empty() {
+            hand.keep(span.from, handed);
+        } else if !full {
             // What should be here is lost, which the writer tells; there is nothing to wait for.
-            self.advance(lane, Cursor { sequence: last + 1, position: end });
+            let (live, oldest) = (span.from == hand.place.live(), span.from == hand.place.cursor());
+            if (live && hand.advance_live(span.to)) || (oldest && hand.advance(span.to)) {
+                self.say_moved();
+            }
         }
-        let mut places = lock(&self.sink.places);
-        let place = &mut places[lane];
-        if place.cursor == start && handed.len() > place.handed.len() {
-            place.handed = handed;
-        }
-        Ok(out)
+        Ok(())
     }
 
     fn decode(&self, lane: LaneId, chunk: super::segment::Chunk) -> Decoded {
@@ -258,28 +322,19 @@ impl Outbox {
         Decoded { first, last: chunk.last, records, _chunk: chunk }
     }
 
-    fn advance(&self, lane: usize, to: Cursor) {
-        if self.sink.skip_to(lane, to) {
-            self.shelf.moved.store(true, Ordering::Release);
-            self.shelf.wake.notify_one();
-        }
+    fn say_moved(&self) {
+        self.shelf.moved.store(true, Ordering::Release);
+        self.shelf.wake.notify_one();
     }
 
-    /// These, and everything before them in their lanes, are delivered. The cursor moves at once
+    /// These, and everything that was handed out before them, are delivered. The place moves at once
     /// and is saved soon after; after a crash some may come again.
     pub fn ack(&self, delivered: &[Stored]) {
-        for (lane, id) in LaneId::OUT.into_iter().enumerate() {
+        let mut hands = lock(&self.sink.hands);
+        for (hand, id) in hands.iter_mut().zip(LaneId::OUT) {
             let in_lane = delivered.iter().filter(|s| LaneId::of(s.record.kind) == id);
-            let Some(last) = in_lane.map(|s| s.sequence).max() else { continue };
-            let position = {
-                let places = lock(&self.sink.places);
-                let handed = &places[lane].handed;
-                let done = handed.partition_point(|(sequence, _)| *sequence <= last);
-                handed[..done].last().map(|(_, position)| position + 1)
-            };
-            // What was never handed out, or was given up meanwhile, moves nothing.
-            if let Some(position) = position {
-                self.advance(lane, Cursor { sequence: last + 1, position });
+            if hand.ack(in_lane.map(|s| s.sequence)) {
+                self.say_moved();
             }
         }
     }

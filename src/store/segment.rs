@@ -14,6 +14,7 @@ use crate::types::Time;
 use super::block::{self, Found, Head};
 use super::fault::Fault;
 use super::pack;
+use super::place::{Cursor, Span};
 use super::slots::{self, Slots};
 
 /// What is known of a segment without looking into it; the manifest keeps this of sealed ones.
@@ -75,6 +76,12 @@ impl Summary {
     /// Items the lane ever held up to its end.
     pub fn end(&self) -> u64 {
         self.position + self.records
+    }
+
+    /// The part of the lane that it is.
+    pub fn extent(&self) -> Span {
+        let from = Cursor { sequence: self.name, position: self.position };
+        Span { from, to: Cursor { sequence: self.last.saturating_add(1), position: self.end() } }
     }
 }
 
@@ -193,6 +200,11 @@ impl Segment {
 
     pub fn summary(&self) -> Summary {
         lock(&self.inner).summary.clone()
+    }
+
+    /// What it is named after.
+    pub fn name(&self) -> u64 {
+        lock(&self.inner).summary.name
     }
 
     /// Sequence of the last item, cheaply.

@@ -6,6 +6,7 @@ use crate::types::{Kind, ReceiptWaiter, RecordId, Stored};
 mod damage;
 mod faults;
 mod limits;
+mod live;
 mod model;
 mod offline;
 

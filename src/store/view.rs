@@ -10,6 +10,7 @@ use crate::types::Kind;
 
 use super::fault::Fault;
 use super::manifest::Manifest;
+use super::place::Place;
 use super::rescue;
 use super::segment::{Chunk, Segment};
 
@@ -105,6 +106,12 @@ impl LaneView {
     pub fn held(&self) -> (u64, u64) {
         let segments = lock(&self.segments);
         segments.iter().map(|s| s.summary()).fold((0, 0), |(n, b), s| (n + s.records, b + s.bytes))
+    }
+
+    /// How many of the items held are not done at this place.
+    pub fn waiting(&self, place: &Place) -> u64 {
+        let segments = lock(&self.segments);
+        segments.iter().map(|s| s.summary().extent()).flat_map(|part| place.open_in(part)).map(|s| s.records()).sum()
     }
 
     /// Sequence of the last durable item, or of a later one that is gone.

@@ -84,7 +84,7 @@ impl Work {
     }
 
     /// The last machine goes silent in the middle, which makes a gap.
-    fn time_ms(self, machine: u64, n: u64) -> i64 {
+    pub fn time_ms(self, machine: u64, n: u64) -> i64 {
         let pause = if machine == self.machines - 1 && n >= self.per_machine / 2 { 60_000 } else { 0 };
         EPOCH_MS + n as i64 * self.step_ms + pause
     }

@@ -22,6 +22,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod agent;
+mod backlog;
 mod broker;
 mod disk;
 mod lives;

@@ -19,12 +19,13 @@ const LARGE: &str = "ANDON_TEST_STORE_LARGE";
 /// How long one life may last, in milliseconds from its very start.
 const LIFE: std::ops::Range<u64> = 5..400;
 
-/// Small segments, so that they are rolled often; with `LARGE` in the environment larger ones, so that
+/// Small segments, so that they are rolled often, and backlogs of a few records; with `LARGE` in the environment larger ones, so that
 /// more time goes into filling them.
 fn config() -> Config {
     let large = std::env::var_os(LARGE).is_some_and(|v| v != "0");
     let (segment_bytes, segment_slots) = if large { (4 << 20, 200) } else { (128 << 10, 24) };
-    Config { segment_bytes, segment_slots, commit_interval: Duration::from_millis(4), ..Config::default() }
+    let commit_interval = Duration::from_millis(4);
+    Config { segment_bytes, segment_slots, commit_interval, backlog_after: 20, ..Config::default() }
 }
 
 /// The engine: its whole state is how many entries it has seen and how many records they caused.
@@ -90,7 +91,7 @@ fn replay(store: &Store, recovered: Recovered) -> Engine {
 fn child() {
     let Some(dir) = std::env::var_os(DIR).map(PathBuf::from) else { return };
     let (store, recovered) = Store::open(&config(), &dir, &["cloud"], Shared::new()).unwrap();
-    let outbox = store.outbox("cloud").unwrap();
+    let outbox = store.outbox("cloud").unwrap().live_first();
     std::thread::spawn(move || deliver(&outbox));
     let (acks, waiting) = mpsc::sync_channel(64);
     std::thread::spawn(move || {

@@ -8,6 +8,7 @@ use reqwest::Url;
 
 use super::auth::Auth;
 use crate::forward::inference;
+use crate::forward::order::Order;
 use crate::forward::privacy::Privacy;
 use crate::settings::Section;
 use crate::tls::Tls;
@@ -31,6 +32,8 @@ pub struct Config {
     pub compress: Compress,
     /// What may leave the plant.
     pub privacy: Privacy,
+    /// What goes first after an outage.
+    pub order: Order,
     /// For a whole request, the answer included.
     pub timeout: Duration,
     /// A second opinion from a larger model.
@@ -99,6 +102,7 @@ impl Config {
             max_batch_bytes: 1 << 20,
             compress: Compress::Zstd,
             privacy: Privacy::default(),
+            order: Order::LiveFirst,
             timeout: Duration::from_secs(30),
             inference: None,
             tempo: Tempo::default(),
@@ -109,6 +113,7 @@ impl Config {
     pub fn read(s: &Section<'_>) -> Config {
         let insecure = s.boolean("insecure").unwrap_or(false);
         let default = Config::to(url_at(s, "url", insecure));
+        let privacy = Privacy::read(s, "cloud");
         Config {
             auth: Auth::read(s, |s, key| Address(url_at(s, key, insecure))),
             tls: Tls::read(s),
@@ -118,7 +123,8 @@ impl Config {
             compress: s
                 .choice("compress", &[("none", Compress::None), ("gzip", Compress::Gzip), ("zstd", Compress::Zstd)])
                 .unwrap_or(default.compress),
-            privacy: Privacy::read(s, "cloud"),
+            order: Order::read(s, default.order, &privacy),
+            privacy,
             timeout: timeout(s).unwrap_or(default.timeout),
             inference: s.section("inference").map(|s| inference::Config::read(&s)),
             ..default
@@ -207,11 +213,22 @@ mod tests {
              [inference]\nurl = \"https://aiaas.example.com\"\nmodel = \"bearing-large\"\n\
              escalate = [0.001, 0.05]\nbudget = \"2000 per day\"\n",
         );
+        assert_eq!(config.order, Order::LiveFirst);
         assert_eq!(problems, Vec::<String>::new());
         assert_eq!((config.batch_events, config.compress, config.max_batch_bytes), (200, Compress::Gzip, 262_144));
         assert_eq!(config.timeout, Duration::from_secs(5));
         assert_eq!(format!("{:?}", config.url), "https://aiaas.example.com/v1/events");
         assert_eq!(config.inference.map(|i| i.policy.model).as_deref(), Some("bearing-large"));
+    }
+
+    #[test]
+    fn sums_want_records_as_they_came() {
+        let read = |text: &str| read(&format!("url = \"https://a\"\n{text}"));
+        assert_eq!(read("order = \"oldest_first\"").0.order, Order::OldestFirst);
+        let (config, problems) = read("aggregate = \"5min\"");
+        assert_eq!((config.order, problems.len()), (Order::OldestFirst, 0));
+        let (_, problems) = read("aggregate = \"5min\"\norder = \"live_first\"");
+        assert_eq!(problems, ["3: order: is \"live_first\", but `aggregate` sums records up as they came"]);
     }
 
     #[test]
