@@ -7,11 +7,11 @@
 
 use super::calibration::{Calibration, Limit};
 use super::drift::Bins;
-use super::fit::{FitError, MIN_WINDOWS, MOST_LIMIT, Stretch};
+use super::fit::{FitError, MOST_LIMIT, Stretch};
 use super::graph;
 
 /// At most so many windows are kept to compare with, evenly spaced: they are part of the graph.
-const KEPT: usize = 1000;
+const KEPT: usize = 500;
 /// A window is as strange as its mean distance from so many of those that are most like it.
 const NEAREST: usize = 40;
 /// Of fewer windows at most this share are the nearest.
@@ -26,8 +26,10 @@ const RANKS: usize = 2;
 const BINS: usize = 160;
 const LEAST_EDGE: f64 = 1e-3;
 const EDGE_RATIO: f64 = 1.1;
-/// Without this many windows for each step of a window too few do not overlap.
-const MIN_LENGTHS: usize = 4;
+/// Fewer windows than this say too little; one channel needs fewer than many that go together.
+const MIN_WINDOWS: usize = 60;
+/// With fewer windows than this for each step of a window some would have none that they do not overlap.
+const MIN_LENGTHS: usize = 2;
 /// In alarm a window is like the healthy ones again when this share of them were stranger.
 const USUAL: f64 = 0.01;
 /// While in alarm scores are held so much above the limit, except those that are news.
@@ -383,9 +385,9 @@ mod tests {
         let fit = |rows: Vec<f64>| {
             fit(&[rows.into_iter().map(|v| vec![v]).collect()], "level", 30, &Limit::PValue(1e-3)).map(|_| ())
         };
-        assert_eq!(fit(healthy(140)), Err(FitError::TooLittle { found: 111, needed: 120 }));
+        assert_eq!(fit(healthy(88)), Err(FitError::TooLittle { found: 59, needed: 60 }));
         assert_eq!(fit(vec![4.0; 300]), Err(FitError::Constant("level".into())));
-        assert_eq!(fit(healthy(150)), Ok(()));
+        assert_eq!(fit(healthy(89)), Ok(()));
     }
 
     #[test]
