@@ -455,7 +455,8 @@ struct Inputs {
 async fn load_library(config: &Config, models: &blocks::Models, library: &Arc<Library>) -> Result<Found> {
     let (data_dir, library) = (config.agent.data_dir.clone(), library.clone());
     let names: Vec<Name> = models.values().map(|m| m.name().clone()).collect();
-    let loading = move || rollout::load(&library, &names, &data_dir, Time::now());
+    let keys = config.trust.keys.clone();
+    let loading = move || rollout::load(&library, &names, &keys, &data_dir, Time::now());
     Ok(tokio::task::spawn_blocking(loading).await?)
 }
 

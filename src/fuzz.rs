@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use crate::agent::{audit, engine, input};
 use crate::config::{Config, Needs};
-use crate::forward::{delivery, inference as opinion, publish, reply};
+use crate::forward::{cloud, delivery, inference as opinion, publish, reply};
 use crate::model::bundle::Bundle;
 use crate::model::signature::{self, PrivateKey, PublicKey};
 use crate::model::unpack::unpack;
@@ -31,6 +31,7 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
+    ("access_token", cloud::any_bytes),
     ("audit_file", audit_file),
     ("audit_log", audit_log),
     ("broker_url", |bytes| drop(Address::parse(&text(bytes)))),

@@ -14,6 +14,7 @@ use crate::metrics::{Health, Shared};
 use crate::model::Model;
 use crate::model::library::{Candidate, Library};
 use crate::model::rollout::Trial;
+use crate::model::signature::{self, PublicKey};
 use crate::types::{Measured, ModelNews, ModelStep, Name, Receipt, ReceiptWaiter, Release, Stage, Time};
 
 /// Steps that wait to be written down; a model takes a dozen in its life.
@@ -40,8 +41,9 @@ pub struct Found {
     withdrawn: Vec<(Release, String)>,
 }
 
-/// Loads the library's bundles of these models, but for those that the agent may have crashed of. Blocks.
-pub fn load(library: &Library, names: &[Name], data_dir: &Path, now: Time) -> Found {
+/// Loads the library's bundles of these models, but for those that the agent may have crashed of and those
+/// that are not, or no longer, signed by somebody trusted. Blocks.
+pub fn load(library: &Library, names: &[Name], keys: &[PublicKey], data_dir: &Path, now: Time) -> Found {
     let standings: Vec<_> = names.iter().map(|n| library.standing(n)).collect();
     let any = standings.iter().any(|s| s.active.is_some() || s.candidate.is_some());
     let starts = if any { note_start(&data_dir.join(STARTS), now) } else { Vec::new() };
@@ -58,7 +60,7 @@ pub fn load(library: &Library, names: &[Name], data_dir: &Path, now: Time) -> Fo
                 found.withdrawn.push((candidate.release.clone(), why));
                 continue;
             }
-            match usable(candidate) {
+            match usable(candidate, keys) {
                 Ok(model) => found.models.push(model),
                 Err(why) => found.withdrawn.push((candidate.release.clone(), why)),
             }
@@ -67,7 +69,9 @@ pub fn load(library: &Library, names: &[Name], data_dir: &Path, now: Time) -> Fo
     found
 }
 
-fn usable(candidate: &Candidate) -> Result<Arc<Model>, String> {
+/// What was verified when it came has been on a disk since, and its key may have been given up.
+fn usable(candidate: &Candidate, keys: &[PublicKey]) -> Result<Arc<Model>, String> {
+    signature::verify(&candidate.dir, keys).map_err(|e| e.to_string())?;
     let model = Model::load(&candidate.dir).map_err(|e| format!("it cannot be loaded: {e}"))?;
     if release_of(&model) == candidate.release { Ok(model) } else { Err("it is not the one that was delivered".into()) }
 }
@@ -109,6 +113,9 @@ pub fn ended_well(data_dir: &Path) {
 /// After a replay: writes down how the engine stands, and says what it is to be told first.
 pub fn reconcile(engine: &Engine, library: &Library, found: &Found, now: Time) -> Vec<ModelNews> {
     let versions = engine.versions();
+    // Before the engine's steps are noted: it replayed without those that were withdrawn.
+    let stages: BTreeMap<Name, Stage> =
+        library.models().into_iter().filter_map(|m| Some((m.clone(), library.standing(&m).stage?))).collect();
     for step in versions.iter().filter_map(|v| v.last.as_ref()) {
         note(library, step);
     }
@@ -116,11 +123,9 @@ pub fn reconcile(engine: &Engine, library: &Library, found: &Found, now: Time) -
         let of = versions.iter().filter(|v| v.name == release.model);
         of.flat_map(|v| [v.active.as_ref(), v.trial.as_ref().map(|t| &t.release)]).flatten().any(|r| r == release)
     };
-    let withdraw = |release: &Release, why: &str| ModelNews::Withdraw {
-        at: now,
-        model: release.model.clone(),
-        digest: release.digest.clone(),
-        reason: why.to_owned(),
+    let withdraw = |release: &Release, why: &str| {
+        let stage = stages.get(&release.model).copied().unwrap_or(Stage::Shadow);
+        ModelNews::Unusable { at: now, release: release.clone(), stage, reason: why.to_owned() }
     };
     let mut news = Vec::new();
     for (release, why) in &found.withdrawn {
@@ -396,6 +401,31 @@ mod tests {
         assert_eq!(note_start(&path, minute(32)).len(), 1);
         (0..40).for_each(|m| drop(note_start(&path, minute(m))));
         assert_eq!(note_start(&path, minute(50)).len(), MAX_STARTS);
+    }
+
+    #[test]
+    fn what_was_changed_on_the_disk_or_is_of_a_key_given_up_is_not_used() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (library, _) = Library::open(dir.path()).expect("opened");
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/motor-health");
+        let release = release_of(&Model::load(&shipped).expect("loaded"));
+        let (key, other) = [(); 2].map(|()| signature::PrivateKey::generate().expect("a key").0).into();
+        let bundle = library.workspace().expect("a directory").keep();
+        for file in std::fs::read_dir(shipped).expect("a directory").flatten() {
+            std::fs::copy(file.path(), bundle.join(file.file_name())).expect("copied");
+        }
+        signature::sign(&bundle, &key).expect("signed");
+        let placed = library.place(&bundle, release.clone(), Default::default(), Time(1)).expect("placed");
+        let load = |key: &signature::PrivateKey| {
+            let keys = std::slice::from_ref(key.public());
+            let mut found = load(&library, std::slice::from_ref(&release.model), keys, dir.path(), Time(0));
+            (found.models.len(), found.withdrawn.pop().map(|(_, why)| why).unwrap_or_default())
+        };
+        assert_eq!(load(&key), (1, String::new()));
+        assert!(load(&other).0 == 0 && load(&other).1.contains("key"), "{}", load(&other).1);
+        let card = placed.dir.join("MODEL_CARD.md");
+        std::fs::write(card, "It never errs.").expect("written");
+        assert!(load(&key).0 == 0 && load(&key).1.contains("\"MODEL_CARD.md\" is not as it was signed"));
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub(super) mod client;
 pub(super) mod config;
 mod outcome;
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use auth::any_bytes;
 pub use auth::{Auth, Kept, OAuth2};
 pub use client::probe;
 pub use config::{Address, Compress, Config, Tempo};

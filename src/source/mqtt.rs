@@ -152,7 +152,7 @@ impl Source {
                 Step::NotKept => return self.lost("a batch was not kept, so the broker has to send it again"),
                 Step::Sent(true) => {}
                 Step::Sent(false) => return Ended::Stopped,
-                Step::Repeat => self.repeat(),
+                Step::Repeat => self.repeat(&link),
                 Step::Gathered => self.gather_until = None,
                 Step::Resubscribe => {
                     self.resubscribe_at = None;
@@ -202,7 +202,7 @@ impl Source {
                 self.session = if session_present { "resumed" } else { "new" };
                 tracing::info!(source = %self.config.name, broker = address, session = self.session, "MQTT connected");
                 self.subscribe(link);
-                self.repeat_at = self.reader.hold().map(|hold| Instant::now() + hold);
+                self.repeat_at = self.reader.tick().map(|tick| Instant::now() + tick);
             }
             Event::Subscribed(answers) => {
                 self.subscribed(&answers, address);
@@ -256,8 +256,7 @@ impl Source {
         other.and_then(|event| self.take(event, link, unacked, address))
     }
 
-    /// Asks Sparkplug edge nodes for their births. What does not get out is asked for again when the
-    /// node next speaks.
+    /// Asks Sparkplug edge nodes for their births. What does not get out is asked for again later.
     fn ask(&mut self, link: &Link) {
         for topic in self.reader.asks() {
             tracing::info!(source = %self.config.name, %topic, "asking for a Sparkplug rebirth");
@@ -274,10 +273,12 @@ impl Source {
         }
     }
 
-    /// Tells again what holds though nobody speaks of it.
-    fn repeat(&mut self) {
-        self.repeat_at = self.reader.hold().map(|hold| Instant::now() + hold);
-        if let Some(batch) = self.reader.repeat() {
+    /// Tells again what holds though nobody speaks of it, and asks again for births that did not come.
+    fn repeat(&mut self, link: &Link) {
+        self.repeat_at = self.reader.tick().map(|tick| Instant::now() + tick);
+        let batch = self.reader.repeat();
+        self.ask(link);
+        if let Some(batch) = batch {
             self.reader.count(&batch);
             self.waiting = Some(batch);
         }

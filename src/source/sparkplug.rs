@@ -85,6 +85,8 @@ struct Node {
     ahead: i64,
     /// The node itself is the device without a name.
     devices: HashMap<String, Device>,
+    /// Births were asked for and have not come.
+    asked: bool,
     /// When births may be asked for again.
     ask_again: Time,
     patience: Backoff,
@@ -117,6 +119,7 @@ impl Node {
             due: None,
             ahead: 0,
             devices: HashMap::new(),
+            asked: false,
             ask_again: Time(i64::MIN),
             patience: Backoff::new(ASK_FIRST, ASK_LONGEST),
         }
@@ -203,8 +206,18 @@ impl Host {
         if !self.settings.rebirth {
             return Vec::new();
         }
-        let alive = self.nodes.iter_mut().filter(|(_, n)| n.alive);
-        let topics = alive.filter_map(|(id, n)| {
+        self.ask_those(now, |n| n.alive)
+    }
+
+    /// The topics to which requests for births should go once more: requests and births are told once
+    /// (QoS 0), and a node that has nothing to say would else be waited for without end.
+    pub fn overdue(&mut self, now: Time) -> Vec<String> {
+        self.ask_those(now, |n| n.alive && n.asked && now >= n.ask_again)
+    }
+
+    fn ask_those(&mut self, now: Time, which: impl Fn(&Node) -> bool) -> Vec<String> {
+        let nodes = self.nodes.iter_mut().filter(|(_, n)| which(n));
+        let topics = nodes.filter_map(|(id, n)| {
             let (group, node) = id.split_once('/')?;
             Some(n.ask(group, node, now))
         });
@@ -233,9 +246,9 @@ impl Host {
         }
     }
 
-    /// How often [`Host::repeat`] wants to be called.
-    pub fn hold(&self) -> Option<Duration> {
-        self.settings.hold
+    /// How often [`Host::repeat`] and [`Host::overdue`] want to be called.
+    pub fn tick(&self) -> Duration {
+        self.settings.hold.unwrap_or(ASK_FIRST)
     }
 }
 
@@ -257,6 +270,7 @@ impl Told<'_> {
 
 impl Node {
     fn ask(&mut self, group: &str, node: &str, now: Time) -> String {
+        self.asked = true;
         self.ask_again = now.plus(self.patience.after_failure(1.0));
         Topic::write(group, Verb::NCmd, node, None)
     }
@@ -301,7 +315,7 @@ impl Node {
         self.due = seq.map(|n| n.wrapping_add(1));
         self.bd_seq = bd_seq(&m.payload);
         self.patience.reset();
-        self.ask_again = Time(i64::MIN);
+        (self.asked, self.ask_again) = (false, Time(i64::MIN));
         self.birth(m, told);
     }
 

@@ -150,6 +150,17 @@ pub enum ModelNews {
         /// Who wants it.
         who: String,
     },
+    /// One cannot or must not be used at all: a replay goes without it, and so misses its later steps.
+    Unusable {
+        /// When.
+        at: Time,
+        /// Which.
+        release: Release,
+        /// How far it had come, by the library.
+        stage: Stage,
+        /// Why, for a person.
+        reason: String,
+    },
 }
 
 /// What was measured of a bundle since it came to its stage: no function of what the engine was fed, so

@@ -131,6 +131,13 @@ impl Plant {
         self.depot.desire(&all.to_string());
     }
 
+    /// How far the newest has come, by the library's state on disk.
+    fn written(&self) -> Value {
+        let state = fs::read(self.daemon.dir().join("data/library/state.json")).unwrap_or_default();
+        let state: Value = serde_json::from_slice(&state).unwrap_or_default();
+        state["models"]["pump-anomaly"]["stage"].clone()
+    }
+
     /// The steps of a version, with the reasons.
     fn steps(&self, version: &str) -> Vec<(String, String)> {
         let mine = |e: &Value| e["model_version"] == version && e["event"] == "rollout";
@@ -143,11 +150,9 @@ impl Plant {
         let find = || self.steps(version).into_iter().find(|(s, _)| s == stage);
         let what = format!("{version} is {stage}");
         until(&what, || {
-            assert!(
-                stage == "rolled_back" || !self.steps(version).iter().any(|(s, _)| s == "rolled_back"),
-                "{what}: {:?}",
-                self.steps(version)
-            );
+            let over = |s: &String| s != stage && ["refused", "rolled_back"].contains(&s.as_str());
+            let steps = self.steps(version);
+            assert!(find().is_some() || !steps.iter().any(|(s, _)| over(s)), "{what}: {steps:?}");
             find().is_some()
         });
         println!("{version}: {stage}: {}", find().unwrap().1);
@@ -205,11 +210,14 @@ async fn good_versions_come_in_and_bad_ones_go_back_and_every_window_has_one_ver
     let mut plant = Plant::start(&broker);
     let (running, last) = pumps(broker.url());
 
-    // A good one, with the plug pulled twice. Pulled at every step, it was once seen to stay in the canary.
+    // A good one, with the plug pulled at every step from the self-test on.
     plant.ship("good", 10, &quick(&["pump-1"]), |_| {});
-    for stage in ["fetched", "verified", "selftest", "shadow", "canary", "baking", "active"] {
+    let way = ["fetched", "verified", "selftest", "shadow", "canary", "baking", "active"];
+    for (i, stage) in way.into_iter().enumerate() {
         plant.reaches("good", stage);
-        if ["shadow", "baking"].contains(&stage) {
+        if i >= 2 {
+            // Three bad ends within what the library knows as one stage are a crash loop.
+            until("the library has heard of it", || way[i..].iter().any(|s| plant.written() == *s));
             plant.again();
         }
     }

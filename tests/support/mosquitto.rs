@@ -112,12 +112,14 @@ impl Drop for Mosquitto {
 }
 
 /// A port that was free a moment ago, and that nobody in this process was given before: a test may have
-/// killed who listened there, and mean to start it again.
+/// killed who listened there, and mean to start it again. Below those that the kernel gives to outgoing
+/// connections (from 32768 on Linux): one of them could take it meanwhile, even the one that dials it.
 pub fn free_port() -> u16 {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
-        if GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(port) {
+        let port = fastrand::u16(15_000..32_000);
+        let first = GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(port);
+        if first && TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }

@@ -5,6 +5,7 @@ as JSON, one a line."""
 import json
 import os
 import sys
+import time
 
 from pysparkplug import (
     Client, DataType, DData, Device, EdgeNode, Message, MessageType, Metric, NCmd, QoS, Topic,
@@ -65,6 +66,11 @@ def edge(port):
         node._client.publish(Message(topic=topic, payload=payload, qos=QoS.AT_MOST_ONCE, retain=False))
 
     node.connect("127.0.0.1", port=port)
+    # The library has published its births when it prepares the next will; what the broker acks after
+    # them comes after them.
+    while len(of_connection) < 2:
+        time.sleep(0.005)
+    node._client._client.publish("ready", qos=1).wait_for_publish()
     say(started=True)
     for line in sys.stdin:
         word, *rest = line.split()

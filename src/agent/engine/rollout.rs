@@ -172,6 +172,14 @@ impl Engine {
             ModelNews::Candidate { at, release, rollout } => self.begin(*at, release, rollout, out),
             ModelNews::Measured { at, release, measured } => self.measure(*at, release, *measured),
             ModelNews::Withdraw { at, model, digest, reason } => self.withdraw(*at, model, digest, reason, out),
+            ModelNews::Unusable { at, release, stage, reason } => {
+                let trial = self.lines.get_mut(&release.model).and_then(|l| l.state.trial.as_mut());
+                let heard = matches!(stage, Stage::Canary | Stage::Baking | Stage::Active);
+                if let Some(trial) = trial.filter(|t| heard && t.release == *release) {
+                    trial.stage = *stage;
+                }
+                self.withdraw(*at, &release.model, &release.digest, reason, out);
+            }
             ModelNews::Promote { at, model, who } => {
                 self.hear_clock(*at);
                 self.advance_trial(&model.clone(), &format!("{who} wants it"), out);

@@ -21,6 +21,33 @@ struct Plain {
     out_of_service: bool,
 }
 
+/// What comes before the diagram: when the process counts as in alarm, with on-delay, off-delay (seconds)
+/// and deadband. The two halves never run at once.
+#[derive(Clone, Debug, Default)]
+struct Delayed {
+    on: i64,
+    off: i64,
+    deadband: f64,
+    in_alarm: bool,
+    /// Since when all looks have spoken against how it stands.
+    against: Option<i64>,
+}
+
+impl Delayed {
+    fn sees(&mut self, strength: f64, now: i64) -> bool {
+        let speaks_against = if self.in_alarm { strength < 1.0 - self.deadband } else { strength >= 1.0 };
+        if !speaks_against {
+            self.against = None;
+            return self.in_alarm;
+        }
+        let long_enough = if self.in_alarm { self.off } else { self.on };
+        if now - *self.against.get_or_insert(now) >= long_enough {
+            (self.in_alarm, self.against) = (!self.in_alarm, None);
+        }
+        self.in_alarm
+    }
+}
+
 impl Plain {
     fn quiet(&self) -> bool {
         self.shelved_until.is_some() || self.suppressed || self.out_of_service
@@ -141,9 +168,12 @@ proptest! {
         events in prop::collection::vec(event(), 1..150),
         latch: bool,
         critical: bool,
+        (on, off) in (0..4u64, 0..4u64),
+        deadband in prop::sample::select(vec![0.0, 0.1, 0.5]),
     ) {
         let severity = if critical { CRITICAL_SEVERITY } else { 500 };
-        let rule = Rule { latch, severity, deadband: 0.0, ..rule(0, 0) };
+        let rule = Rule { latch, severity, deadband, ..rule(on, off) };
+        let mut process = Delayed { on: on as i64, off: off as i64, deadband, ..Delayed::default() };
         let (mut t, mut plain) = (Tracker::default(), Plain { latch, ..Plain::default() });
         for (second, event) in events.iter().enumerate() {
             let (now, at) = (second as i64, Time(second as i64 * 1_000_000_000));
@@ -155,7 +185,7 @@ proptest! {
             match event {
                 Event::See(strength) => {
                     if let Some(s) = strength {
-                        plain.process(*s >= 1.0);
+                        plain.process(process.sees(*s, now));
                     }
                     told.extend(t.observe(&rule, &look(now, *strength)));
                 }

@@ -235,12 +235,6 @@ fn basic(name: &str, password: &str) -> String {
 }
 
 async fn fetch(oauth2: &OAuth2, client: &Client) -> Result<Token, Trouble> {
-    #[derive(Deserialize)]
-    struct Granted {
-        access_token: String,
-        token_type: Option<String>,
-        expires_in: Option<f64>,
-    }
     let mut form = vec![("grant_type", "client_credentials")];
     form.extend(oauth2.scope.as_deref().map(|s| ("scope", s)));
     form.extend(oauth2.audience.as_deref().map(|a| ("audience", a)));
@@ -258,18 +252,37 @@ async fn fetch(oauth2: &OAuth2, client: &Client) -> Result<Token, Trouble> {
         let passing = status >= 500 || matches!(status, 408 | 425 | 429);
         return Err(if passing { Trouble::Passing(why) } else { Trouble::Refused(why) });
     }
-    let unusable = |why: &str| Trouble::Refused(format!("the token server {place:?} gives no usable token: {why}"));
-    let granted: Granted = serde_json::from_slice(&answer.body).map_err(|_| unusable("not the JSON of RFC 6749"))?;
-    if granted.token_type.is_some_and(|t| !t.eq_ignore_ascii_case("bearer")) {
-        return Err(unusable("not a bearer token"));
+    granted(&answer.body, Instant::now())
+        .map_err(|why| Trouble::Refused(format!("the token server {place:?} gives no usable token: {why}")))
+}
+
+/// What a token server's good answer says (RFC 6749, 5.1).
+fn granted(body: &[u8], now: Instant) -> Result<Token, &'static str> {
+    #[derive(Deserialize)]
+    struct Granted {
+        access_token: String,
+        token_type: Option<String>,
+        expires_in: Option<f64>,
     }
-    let mut value = HeaderValue::from_str(&format!("Bearer {}", granted.access_token));
-    let value = value.as_mut().map_err(|_| unusable("it cannot stand in a header"))?;
+    let granted: Granted = serde_json::from_slice(body).map_err(|_| "not the JSON of RFC 6749")?;
+    if granted.token_type.is_some_and(|t| !t.eq_ignore_ascii_case("bearer")) {
+        return Err("not a bearer token");
+    }
+    let value = HeaderValue::from_str(&format!("Bearer {}", granted.access_token));
+    let mut value = value.map_err(|_| "it cannot stand in a header")?;
     value.set_sensitive(true);
     let life = granted.expires_in.filter(|s| s.is_finite() && *s > 0.0).map(Duration::try_from_secs_f64);
     let life = life.and_then(Result::ok).unwrap_or(LONGEST_LIFE).min(LONGEST_LIFE);
+    Ok(Token { value, got: now, renew: now + (life - RENEW_BEFORE.min(life / 5)) })
+}
+
+/// An answer as a function of bytes, for `crate::fuzz`: a token is renewed before its end, and never shown.
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) fn any_bytes(bytes: &[u8]) {
     let now = Instant::now();
-    Ok(Token { value: value.clone(), got: now, renew: now + (life - RENEW_BEFORE.min(life / 5)) })
+    if let Ok(token) = granted(bytes, now) {
+        assert!(token.renew >= now && token.renew <= now + LONGEST_LIFE && token.value.is_sensitive());
+    }
 }
 
 /// As in a form: what is not plain becomes `%XX`.

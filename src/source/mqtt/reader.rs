@@ -127,16 +127,18 @@ impl Reader {
         self.asks.extend(self.hosts.iter_mut().flatten().flat_map(|h| h.back(now)));
     }
 
-    /// What has not changed and still holds, as a batch; `None` when there is nothing.
+    /// What has not changed and still holds, as a batch; `None` when there is nothing. Births that were
+    /// asked for in vain are asked for again.
     pub fn repeat(&mut self) -> Option<Batch> {
         let mut batch = self.batch();
+        self.asks.extend(self.hosts.iter_mut().flatten().flat_map(|h| h.overdue(batch.arrived)));
         self.hosts.iter_mut().flatten().for_each(|h| h.repeat(batch.arrived, &mut batch.readings));
         (!batch.readings.is_empty()).then_some(batch)
     }
 
     /// How often [`Reader::repeat`] wants to be called; `None`: never.
-    pub fn hold(&self) -> Option<Duration> {
-        self.hosts.iter().flatten().filter_map(Host::hold).min()
+    pub fn tick(&self) -> Option<Duration> {
+        self.hosts.iter().flatten().map(Host::tick).min()
     }
 
     fn reject(&self, message: &Message, at: Time, reason: String) -> Reject {

@@ -258,6 +258,10 @@ fn a_lost_broker_makes_all_of_it_stale_and_births_are_asked_for() {
     rig.host.lost(rig.at(1), &mut out);
     assert_eq!(out.len(), 3);
     assert_eq!(rig.host.back(rig.at(2)), [asked().expect("one")]);
+    // The request or the births may get lost, and the node may have nothing to say for days.
+    assert_eq!(rig.host.overdue(rig.at(2)), [""; 0]);
+    assert_eq!(rig.host.overdue(rig.at(302_000)), [asked().expect("one")]);
+    assert_eq!(rig.host.overdue(rig.at(302_000)), [""; 0]);
     // Until they come, what names itself is used, and no number is due.
     let outcome = rig.send(Verb::DData, Some("press"), Some(77), vec![int("speed", 0, 3)]);
     assert_eq!((outcome.complaint, rig.said()), (None, vec!["edge/press speed 3".to_owned()]));

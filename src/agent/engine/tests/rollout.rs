@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::types::{FailurePolicy, Kind, Measured, ModelNews, Release, Rollout};
+use crate::types::{FailurePolicy, Kind, Measured, ModelNews, Release, Rollout, Stage};
 
 fn candidate(version: &str, seed: u64, scale: f64) -> Arc<Model> {
     learn(version, seed, |reference| {
@@ -212,17 +212,26 @@ fn a_candidate_that_a_restart_does_not_find_is_withdrawn_and_the_incumbent_goes_
     let mut engine = stocked(&[]);
     engine.restore(&kept).expect("restored");
     assert_eq!(engine.missing(), [release(&good())]);
-    let gone = ModelNews::Withdraw {
-        at: seconds(11),
-        model: "learnt".into(),
-        digest: good().digest().clone(),
-        reason: "it cannot be loaded".into(),
-    };
+    let (reason, stage) = ("it cannot be loaded".into(), Stage::Shadow);
+    let gone = ModelNews::Unusable { at: seconds(11), release: release(&good()), stage, reason };
     records.extend(engine.step(&Group { inputs: vec![Input::Rollout(gone)] }).records);
     records.extend(run(&mut engine, &all[22..]));
     assert_eq!(steps(&records).last().map(|s| s.0.as_str()), Some("rolled_back"));
     check_windows(&records, 20);
     assert!(engine.missing().is_empty());
+}
+
+#[test]
+fn what_was_heard_is_rolled_back_though_the_replay_went_without_it() {
+    for (stage, end) in [(Stage::Selftest, "refused"), (Stage::Shadow, "refused"), (Stage::Canary, "rolled_back")] {
+        let mut engine = stocked(&[good()]);
+        // Not yet in the canary, as after a replay without it.
+        let mut records = run(&mut engine, &groups(4, &[(2, offer(&good(), seconds(2)))]));
+        let gone = ModelNews::Unusable { at: seconds(5), release: release(&good()), stage, reason: "crashes".into() };
+        records.extend(engine.step(&Group { inputs: vec![Input::Rollout(gone)] }).records);
+        assert_eq!(steps(&records), [("shadow".into(), steps(&records)[0].1.clone()), (end.into(), "crashes".into())]);
+        assert_eq!(engine.trials().count(), 0);
+    }
 }
 
 #[test]
