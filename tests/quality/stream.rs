@@ -7,7 +7,8 @@ use std::path::Path;
 use super::figures::{self, Stream};
 use super::{CONFIG, all_of, andon, data};
 
-/// What the README says of NAB's standard profile, with what rounding there leaves.
+/// What the README says of NAB's standard profile at least: the binary's fixed grid makes it differ
+/// a little from the figure there.
 const SCORE: f64 = 60.0;
 /// NAB's probationary part: this share of a file, and no more rows than this.
 const PROBATION: (f64, usize) = (0.15, 750);
@@ -52,6 +53,10 @@ fn stream(root: &Path, name: &str, windows: &serde_json::Value) -> Stream {
 #[test]
 fn anomalies_in_single_signals_are_found_with_default_settings() {
     let Some(root) = data().map(|d| d.join("nab")).filter(|d| d.is_dir()) else { return };
+    if cfg!(debug_assertions) {
+        eprintln!("skipped: 365,000 windows take an hour without --release");
+        return;
+    }
     let labels = fs::read(root.join("labels/combined_windows.json")).unwrap();
     let labels: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&labels).unwrap();
     let names: Vec<&String> = labels.keys().collect();
