@@ -13,7 +13,8 @@ use super::table::Table;
 use crate::agent::blocks;
 use crate::config::{Config, Machine, Needs};
 use crate::logging;
-use crate::model::fit::{self, Fitted, Stretch};
+use crate::model::fit::Stretch;
+use crate::model::learnt::Learnt;
 use crate::model::{Model, signature, write};
 use crate::pipeline::{self, Due, Layout};
 use crate::settings::parse_duration;
@@ -88,9 +89,9 @@ pub fn run(options: &Options) -> Result<()> {
     let steps = usize::from(options.window);
     let stretches = align(&config, block, &recorded)?;
     let limit = blocks::limit(&block.alarm.limit, recorded.rate.as_nanos() as i64, steps);
-    let fitted = fit::fit(&stretches, &recorded.channels, steps, &limit)?;
+    let fitted = Learnt::fit(&stretches, &recorded.channels, steps, &limit)?;
     let (train, held) = split(&stretches, steps);
-    let flagged = flagged(&fit::fit(&train, &recorded.channels, steps, &limit)?, &train, &held);
+    let flagged = flagged(&Learnt::fit(&train, &recorded.channels, steps, &limit)?, &train, &held);
     if flagged > RESTLESS && !options.force {
         bail!(
             "{:.0} % of the last windows look unlike those before them, so this is not one steady, healthy state; give \
@@ -235,21 +236,22 @@ fn split(stretches: &[Stretch], steps: usize) -> (Vec<Stretch>, Vec<Stretch>) {
 
 /// Share of the held-back windows at or above the limit of a fit that had not seen them, by a
 /// detector that comes from the stretches before.
-fn flagged(fitted: &Fitted, before: &[Stretch], held: &[Stretch]) -> f64 {
-    let mut state = fitted.start();
+fn flagged(fitted: &Learnt, before: &[Stretch], held: &[Stretch]) -> f64 {
+    let (steps, limit) = (fitted.common().steps, fitted.common().limit);
+    let mut states = fitted.start();
     let mut run = |window: &[Vec<f64>]| {
-        let stepped = fitted.step(&state, &fitted.mean_of(&window.concat()));
-        state = stepped.next;
-        stepped.score >= fitted.limit
+        let stepped = fitted.step(&states, &window.concat());
+        states = stepped.next;
+        stepped.score >= limit
     };
     // Only the baseline matters, and it forgets: the last stretch's end is enough to warm it.
-    let last = before.iter().rev().find(|s| s.len() >= fitted.steps);
-    let warm = last.map_or(&[][..], |s| &s[s.len().saturating_sub(WARM * fitted.steps)..]);
-    for window in warm.windows(fitted.steps) {
+    let last = before.iter().rev().find(|s| s.len() >= steps);
+    let warm = last.map_or(&[][..], |s| &s[s.len().saturating_sub(WARM * steps)..]);
+    for window in warm.windows(steps) {
         run(window);
     }
     let (mut over, mut all) = (0.0, 0.0);
-    for window in held.iter().flat_map(|s| s.windows(fitted.steps)) {
+    for window in held.iter().flat_map(|s| s.windows(steps)) {
         all += 1.0;
         over += f64::from(u8::from(run(window)));
     }
@@ -260,27 +262,31 @@ fn samples(stretches: &[Stretch], steps: usize) -> Vec<Vec<f64>> {
     stretches.iter().flat_map(|s| s.chunks_exact(steps)).map(<[Vec<f64>]>::concat).collect()
 }
 
-fn tell(out: &Path, about: &write::About, fitted: &Fitted, model: &Model, flagged: f64) {
-    let independent = fitted.independent();
-    let seconds = about.rate.as_secs_f64() * fitted.steps as f64;
+fn tell(out: &Path, about: &write::About, fitted: &Learnt, model: &Model, flagged: f64) {
+    let (independent, common) = (fitted.independent(), fitted.common());
+    let seconds = about.rate.as_secs_f64() * common.steps as f64;
     println!(
         "{}: learnt {} channels, windows of {} steps ({seconds:.1} s)",
         out.display(),
         about.channels.len(),
-        fitted.steps
+        common.steps
     );
     println!("  {:<24} {:>12} {:>12}", "channel", "mean", "deviation");
     for (i, channel) in about.channels.iter().enumerate() {
-        let wanders = if fitted.slow[i] { "  wanders: judged by its recent course" } else { "" };
-        println!("  {channel:<24} {:>12.4} {:>12.4}{wanders}", fitted.mean[i], fitted.std[i]);
+        let wanders = if matches!(fitted, Learnt::Baseline(f) if f.slow[i]) {
+            "  wanders: judged by its recent course"
+        } else {
+            ""
+        };
+        println!("  {channel:<24} {:>12.4} {:>12.4}{wanders}", common.mean[i], common.std[i]);
     }
-    if fitted.optimism > 1.25 {
-        let percent = (fitted.optimism - 1.0) * 100.0;
+    if common.optimism > 1.25 {
+        let percent = (common.optimism - 1.0) * 100.0;
         println!("  little data for so many channels: scores are taken {percent:.0} % larger; more data sees more");
     }
     println!("  held back: {:.1} % of the windows flagged", flagged * 100.0);
     println!("  self-test passed, sha256 {}", model.digest());
-    println!("  {} reference scores, worth about {independent} independent windows:", fitted.windows);
+    println!("  {} reference scores, worth about {independent} independent windows:", common.windows);
     let shortest = Duration::from_secs_f64(seconds * independent.max(1) as f64);
     println!("  a budget of one false alarm per {shortest:.0?} is counted; longer ones rest on a fitted tail");
 }

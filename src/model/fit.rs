@@ -37,7 +37,7 @@ const SETTLING_MEMORY: f64 = 2.0 / 3.0;
 /// The most that scores are enlarged for what few windows leave unknown.
 const MOST_OPTIMISM: f64 = 3.0;
 /// No limit is above this, so that its square is a number in single precision.
-const MOST_LIMIT: f64 = 1e15;
+pub(super) const MOST_LIMIT: f64 = 1e15;
 /// With fewer independent windows than this the reference is completed to as many by what normal
 /// data would give: the highest of a few healthy scores say little of how high such scores go.
 const ENOUGH_WINDOWS: usize = 100;
@@ -47,11 +47,13 @@ const ENOUGH_WINDOWS: usize = 100;
 pub enum FitError {
     /// Too few windows.
     #[error(
-        "only {found} full windows of healthy running; at least {MIN_WINDOWS} are needed: give more data, or a shorter --window"
+        "only {found} full windows of healthy running; at least {needed} are needed: give more data, or a shorter --window"
     )]
     TooLittle {
         /// How many there are.
         found: usize,
+        /// How many there have to be.
+        needed: usize,
     },
     /// A channel never changes.
     #[error("channel {0} never changes in the data: leave it out, or give data in which it does")]
@@ -129,7 +131,7 @@ pub struct Stepped {
 pub fn fit(stretches: &[Stretch], names: &[String], steps: usize, limit: &Limit) -> Result<Fitted, FitError> {
     let windows: usize = stretches.iter().map(|s| (s.len() + 1).saturating_sub(steps)).sum();
     if windows < MIN_WINDOWS {
-        return Err(FitError::TooLittle { found: windows });
+        return Err(FitError::TooLittle { found: windows, needed: MIN_WINDOWS });
     }
     let n = names.len();
     let rows: Vec<&Vec<f64>> = stretches.iter().flatten().collect();
@@ -506,7 +508,7 @@ mod tests {
     #[test]
     fn what_cannot_be_learnt_is_refused() {
         let fit = |rows: Stretch| fit(&[rows], &names(), 10, &Limit::PValue(1e-4));
-        assert_eq!(fit(healthy(100)), Err(FitError::TooLittle { found: 91 }));
+        assert_eq!(fit(healthy(100)), Err(FitError::TooLittle { found: 91, needed: MIN_WINDOWS }));
         let mut flat = healthy(300);
         flat.iter_mut().for_each(|r| r[1] = 4.0);
         assert_eq!(fit(flat), Err(FitError::Constant("power".into())));

@@ -9,36 +9,53 @@ use tract_onnx::pb::{
 
 use super::fit::{Fitted, RECEDED};
 
+/// A node of a graph.
+pub(super) type Node = NodeProto;
+/// A constant of a graph.
+pub(super) type Constant = TensorProto;
+
 /// ONNX opset: ReduceMean still takes its axes as an attribute.
 const OPSET: i64 = 17;
 /// ONNX data type FLOAT.
-const FLOAT: i32 = 1;
+pub(super) const FLOAT: i32 = 1;
+/// ONNX data type INT64.
+const WHOLE: i32 = 7;
 
 /// The graph: `window` `[N, steps, channels]`, `state_baseline` and `state_fault` `[N, channels]`,
 /// `state_phase` `[N, 3]` (alarm, settling, fresh) to `score` `[N]`, `contributions`
 /// `[N, channels]` and the states after it: [`Fitted::step`], with 0 and 1 for no and yes.
 pub fn onnx(fitted: &Fitted) -> Vec<u8> {
     let (steps, n) = (fitted.steps as i64, fitted.mean.len() as i64);
-    let free = |name: &str, rest: &[i64]| {
+    let (all, three) = ([n], [3]);
+    let inputs =
+        [("window", &[steps, n][..]), ("state_baseline", &all), ("state_fault", &all), ("state_phase", &three)];
+    let outputs = [
+        ("score", &[][..]),
+        ("contributions", &all),
+        ("state_baseline_next", &all),
+        ("state_fault_next", &all),
+        ("state_phase_next", &three),
+    ];
+    model("adaptive_mahalanobis", nodes(), constants(fitted), &inputs, &outputs)
+}
+
+/// A model of these nodes; inputs and outputs by name and shape without the batch axis, which is free.
+pub(super) fn model(
+    name: &str,
+    nodes: Vec<Node>,
+    constants: Vec<Constant>,
+    inputs: &[(&str, &[i64])],
+    outputs: &[(&str, &[i64])],
+) -> Vec<u8> {
+    let free = |(name, rest): &(&str, &[i64])| {
         value(name, &[&[None], &rest.iter().map(|d| Some(*d)).collect::<Vec<_>>()[..]].concat())
     };
     let graph = GraphProto {
-        name: "adaptive_mahalanobis".into(),
-        node: nodes(),
-        initializer: constants(fitted),
-        input: vec![
-            free("window", &[steps, n]),
-            free("state_baseline", &[n]),
-            free("state_fault", &[n]),
-            free("state_phase", &[3]),
-        ],
-        output: vec![
-            free("score", &[]),
-            free("contributions", &[n]),
-            free("state_baseline_next", &[n]),
-            free("state_fault_next", &[n]),
-            free("state_phase_next", &[3]),
-        ],
+        name: name.into(),
+        node: nodes,
+        initializer: constants,
+        input: inputs.iter().map(free).collect(),
+        output: outputs.iter().map(free).collect(),
         ..GraphProto::default()
     };
     let model = ModelProto {
@@ -156,7 +173,7 @@ fn nodes() -> Vec<NodeProto> {
     ]
 }
 
-fn tensor(name: &str, dims: &[usize], values: &[f64]) -> TensorProto {
+pub(super) fn tensor(name: &str, dims: &[usize], values: &[f64]) -> TensorProto {
     TensorProto {
         name: name.into(),
         dims: dims.iter().map(|d| *d as i64).collect(),
@@ -166,15 +183,26 @@ fn tensor(name: &str, dims: &[usize], values: &[f64]) -> TensorProto {
     }
 }
 
-fn node(kind: &str, input: &[&str], output: &str) -> NodeProto {
+/// A row of one whole number, as some operators want their sizes.
+pub(super) fn whole(name: &str, value: i64) -> TensorProto {
+    TensorProto {
+        name: name.into(),
+        dims: vec![1],
+        data_type: WHOLE,
+        int64_data: vec![value],
+        ..TensorProto::default()
+    }
+}
+
+pub(super) fn node(kind: &str, input: &[&str], output: &str) -> NodeProto {
     op(kind, input, output, vec![])
 }
 
-fn op(kind: &str, input: &[&str], output: &str, attribute: Vec<AttributeProto>) -> NodeProto {
+pub(super) fn op(kind: &str, input: &[&str], output: &str, attribute: Vec<AttributeProto>) -> NodeProto {
     several(kind, input, &[output], attribute)
 }
 
-fn several(kind: &str, input: &[&str], output: &[&str], attribute: Vec<AttributeProto>) -> NodeProto {
+pub(super) fn several(kind: &str, input: &[&str], output: &[&str], attribute: Vec<AttributeProto>) -> NodeProto {
     NodeProto {
         op_type: kind.into(),
         name: format!("{kind}_{}", output.join("_")),
@@ -185,12 +213,12 @@ fn several(kind: &str, input: &[&str], output: &[&str], attribute: Vec<Attribute
     }
 }
 
-fn ints(name: &str, values: &[i64]) -> AttributeProto {
+pub(super) fn ints(name: &str, values: &[i64]) -> AttributeProto {
     let kind = attribute_proto::AttributeType::Ints as i32;
     AttributeProto { name: name.into(), r#type: kind, ints: values.to_vec(), ..AttributeProto::default() }
 }
 
-fn int(name: &str, value: i64) -> AttributeProto {
+pub(super) fn int(name: &str, value: i64) -> AttributeProto {
     let kind = attribute_proto::AttributeType::Int as i32;
     AttributeProto { name: name.into(), r#type: kind, i: value, ..AttributeProto::default() }
 }

@@ -7,8 +7,10 @@ use proptest::prelude::*;
 use super::*;
 use std::time::Duration;
 
+mod course;
 mod sequence;
 
+use super::learnt::Learnt;
 use crate::types::Time;
 
 fn bundle(name: &str) -> PathBuf {
@@ -225,7 +227,7 @@ fn the_learnt_graph_does_what_the_formula_says() {
     };
     let dir = tempfile::tempdir().expect("a directory");
     let windows: Vec<Vec<f64>> = healthy.chunks(10).map(<[Vec<f64>]>::concat).collect();
-    write::bundle(dir.path(), &about, &fitted, &windows).expect("written");
+    write::bundle(dir.path(), &about, &Learnt::Baseline(fitted.clone()), &windows).expect("written");
     let model = Model::load(dir.path()).expect("loaded, so its golden cases hold");
 
     let course: Vec<Vec<f64>> = (0..240)

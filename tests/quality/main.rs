@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 mod bearing;
 mod explain;
 mod figures;
+mod stream;
 mod turbofan;
 use figures::{Figures, changepoint_score};
 
@@ -37,10 +38,14 @@ fn data() -> Option<PathBuf> {
 
 /// Runs the binary in a directory; its stdout.
 fn andon(dir: &Path, arguments: &[&str]) -> String {
+    attempt(dir, arguments).unwrap_or_else(|said| panic!("andon {}: {said}", arguments.join(" ")))
+}
+
+/// Its stdout, or what it said when it failed.
+fn attempt(dir: &Path, arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(env!("CARGO_BIN_EXE_andon")).current_dir(dir).args(arguments).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "andon {}: {said}", arguments.join(" "));
-    String::from_utf8(output.stdout).unwrap()
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
 }
 
 /// One recording: what is true and what was said, row by row, without the rows learnt from.
@@ -100,18 +105,18 @@ fn recordings(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// In order, on as many threads as there are cores.
-fn all_of(paths: &[PathBuf]) -> Vec<Judged> {
+fn all_of<T: Sync, R: Send>(items: &[T], judge: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let next = AtomicUsize::new(0);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let work = || {
         let mut mine = Vec::new();
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(path) = paths.get(at) else { return mine };
-            mine.push((at, skab(path)));
+            let Some(item) = items.get(at) else { return mine };
+            mine.push((at, judge(item)));
         }
     };
-    let mut done: Vec<(usize, Judged)> = std::thread::scope(|s| {
+    let mut done: Vec<(usize, R)> = std::thread::scope(|s| {
         let running: Vec<_> = (0..threads).map(|_| s.spawn(work)).collect();
         running.into_iter().flat_map(|t| t.join().unwrap()).collect()
     });
@@ -122,7 +127,7 @@ fn all_of(paths: &[PathBuf]) -> Vec<Judged> {
 #[test]
 fn faults_of_a_real_pump_are_found_with_default_settings() {
     let Some(dir) = data().map(|d| d.join("skab")).filter(|d| d.is_dir()) else { return };
-    let judged = all_of(&recordings(&dir));
+    let judged = all_of(&recordings(&dir), |path| skab(path));
     let mut whole = Figures::default();
     println!("SKAB, learnt from the first {LEARNT} rows of each recording, default settings (1 per week)");
     println!("{:<24} {:>6} {:>7} {:>7}", "recording", "F1", "FAR %", "MAR %");

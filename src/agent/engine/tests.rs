@@ -6,7 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::alarm::Config as AlarmConfig;
-use crate::model::{fit, write};
+use crate::model::learnt::Learnt;
+use crate::model::write;
 use crate::pipeline::Settings;
 
 const MS: i64 = 1_000_000;
@@ -36,7 +37,7 @@ fn learn_steps(version: &str, seed: u64, steps: usize, edit: impl Fn(&mut serde_
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut row = |_| channels.iter().map(|c| c.mean + c.std * 0.1 * (rng.f64() - 0.5)).collect::<Vec<f64>>();
     let rows: Vec<Vec<f64>> = (0..60 * steps).map(&mut row).collect();
-    let fitted = fit::fit(std::slice::from_ref(&rows), &names, steps, &Limit::PValue(1e-4)).expect("fitted");
+    let fitted = Learnt::fit(std::slice::from_ref(&rows), &names, steps, &Limit::PValue(1e-4)).expect("fitted");
     let about = write::About {
         name: "learnt".into(),
         version: version.into(),
