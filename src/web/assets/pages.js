@@ -24,7 +24,7 @@ function rows(id, list) {
       if (!plain && cell.health) {
         if (!td.firstElementChild) td.replaceChildren(el("span", "dot"));
         mark(td.firstElementChild, "health", cell.health);
-        put(td.firstElementChild, t(cell.health));
+        put(td.firstElementChild, cell.text || t(cell.health));
       } else put(td, String(cell));
     });
   });
@@ -77,14 +77,14 @@ function drawModels() {
   rows("models-list", list.map(m => {
     const part = (status.components || {})["model/" + m.name] || { health: "up" }, runs = counted("andon_inference_seconds_count", { model: m.name });
     const each = runs ? num(counted("andon_inference_seconds_sum", { model: m.name }) / runs * 1000) + " ms" : "–";
-    return [m.name, m.version, m.stage || "", { health: part.health }, onTheWay(m), drifted(m), num(counted("andon_windows_total", { model: m.name })),
+    return [m.name, m.version, m.stage === "active" ? t("in use") : t(m.stage || ""), { health: part.health }, onTheWay(m), drifted(m), num(counted("andon_windows_total", { model: m.name })),
       num(counted("andon_inference_errors_total", { model: m.name })), each, num(m.reference_scores), (m.channels || []).join(", "), String(m.digest || "").slice(0, 12)];
   }));
 }
 // The version that is on its way, or what became of the last one.
 function onTheWay(m) {
   const c = m.candidate, l = m.last_step;
-  if (c) return m.candidate.version + " " + t(c.stage) + " · " + num(c.figures.windows) + " " + t("windows") + " · " + num(c.figures.anomalies) + " : " + num(c.figures.incumbent_anomalies);
+  if (c) return c.version + ": " + t(c.stage) + ", " + num(c.figures.windows) + " " + t("windows") + " · " + t("anomalies") + ": " + num(c.figures.anomalies) + ", " + t("in use") + ": " + num(c.figures.incumbent_anomalies);
   return l && l.stage !== "active" ? l.version + " " + t(l.stage) + ": " + l.reason : "–";
 }
 // How far the plant has moved from what the model was made from, and alarms beside their budget.
@@ -92,8 +92,9 @@ function drifted(m) {
   const d = m.drift;
   if (!d) return "–";
   const said = [d.warning || (d.worst ? d.worst.name + " PSI " + num(Math.round(d.worst.psi * 100) / 100) : t("no reference"))];
-  if (d.alarms_per_machine_day !== null) said.push(num(Math.round(d.alarms_per_machine_day * 100) / 100) + " / " + num(Math.round(d.false_alarms_promised_per_machine_day * 100) / 100) + " " + t("alarms a day"));
-  return said.join(" · ");
+  const rate = v => num(Math.round(v * 100) / 100);
+  if (d.alarms_per_machine_day !== null) said.push(t("alarms a day") + ": " + rate(d.alarms_per_machine_day) + ", " + t("promised") + ": " + rate(d.false_alarms_promised_per_machine_day));
+  return d.warning ? { health: "degraded", text: said.join(" · ") } : said.join(" · ");
 }
 // Which page is open.
 function turnPage() {
