@@ -1,7 +1,7 @@
 //! A real mosquitto on a port of its own, in a directory of its own, gone when the test is over.
 
 use std::collections::BTreeSet;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -33,12 +33,14 @@ impl Mosquitto {
     pub fn within(dir: tempfile::TempDir, lines: &str) -> Mosquitto {
         let path = dir.path().to_str().expect("a plain path").to_owned();
         let lines = lines.replace("{dir}", &path);
+        // Types add up; all of them is a line for each message, which costs the broker more than the message.
+        let logged = if lines.contains("log_type") { "log_type information\n" } else { "log_type all\n" };
         for _ in 0..5 {
             let port = free_port();
             // `user root` only matters when the test runs as root: it keeps the directory writable.
             let config = format!(
                 "listener {port} 127.0.0.1\nuser root\npersistence true\npersistence_location {path}/\n\
-                 log_dest file {path}/log\nlog_type all\n{lines}"
+                 log_dest file {path}/log\n{logged}{lines}"
             );
             std::fs::write(dir.path().join("mosquitto.conf"), config).expect("writing the config");
             if let Some(child) = launch(dir.path(), port) {
@@ -119,10 +121,20 @@ pub fn free_port() -> u16 {
     loop {
         let port = fastrand::u16(15_000..32_000);
         let first = GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(port);
-        if first && TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        if first && is_free(port) {
             return port;
         }
     }
+}
+
+/// Bound but never listened on: a child that another test forks meanwhile holds the socket for a moment,
+/// and somebody who dials it then would think that who was to listen there does.
+fn is_free(port: u16) -> bool {
+    let bound = tokio::net::TcpSocket::new_v4().and_then(|socket| {
+        socket.set_reuseaddr(true)?;
+        socket.bind(([127, 0, 0, 1], port).into())
+    });
+    bound.is_ok()
 }
 
 /// The plugin that can refuse subscriptions; it comes with mosquitto.
@@ -135,7 +147,11 @@ pub fn dynamic_security() -> PathBuf {
         .expect("mosquitto's plugin for dynamic security is not installed: see tests/run")
 }
 
+/// Runs it and waits until it says that it runs, and listens.
 fn launch(dir: &Path, port: u16) -> Option<Child> {
+    let log = dir.join("log");
+    let said = || std::fs::read_to_string(&log).unwrap_or_default().matches(" running\n").count();
+    let before = said();
     let mut child = Command::new(binary())
         .arg("-c")
         .arg(dir.join("mosquitto.conf"))
@@ -148,7 +164,7 @@ fn launch(dir: &Path, port: u16) -> Option<Child> {
         if child.try_wait().expect("waiting").is_some() {
             return None;
         }
-        if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+        if said() > before && TcpStream::connect(("127.0.0.1", port)).is_ok() {
             return Some(child);
         }
         std::thread::sleep(Duration::from_millis(5));
