@@ -206,6 +206,23 @@ proptest! {
     }
 }
 
+/// What was learnt, written as a bundle with golden cases of these rows and loaded again.
+fn written(learnt: &Learnt, channels: Vec<String>, healthy: &[Vec<f64>]) -> Arc<Model> {
+    let about = write::About {
+        name: "learnt".into(),
+        version: "1".into(),
+        channels,
+        rate: Duration::from_secs(1),
+        source: "a test".into(),
+        at: Time(0),
+        metrics: serde_json::Value::Null,
+    };
+    let dir = tempfile::tempdir().expect("a directory");
+    let windows: Vec<Vec<f64>> = healthy.chunks(10).map(<[Vec<f64>]>::concat).collect();
+    write::bundle(dir.path(), &about, learnt, &windows).expect("written");
+    Model::load(dir.path()).expect("loaded, so its golden cases hold")
+}
+
 /// `andon learn`'s graph in tract against the formula it was written from, through a fault, its end
 /// and after.
 #[test]
@@ -216,19 +233,7 @@ fn the_learnt_graph_does_what_the_formula_says() {
     let mut row = |off: f64| vec![50.0 + noise(), 10.0 + noise() + off, 300.0 + noise()];
     let healthy: Vec<Vec<f64>> = (0..500).map(|_| row(0.0)).collect();
     let fitted = fit::fit(std::slice::from_ref(&healthy), &names, 10, &Limit::PValue(1e-4)).expect("fitted");
-    let about = write::About {
-        name: "learnt".into(),
-        version: "1".into(),
-        channels: names,
-        rate: Duration::from_secs(1),
-        source: "a test".into(),
-        at: Time(0),
-        metrics: serde_json::Value::Null,
-    };
-    let dir = tempfile::tempdir().expect("a directory");
-    let windows: Vec<Vec<f64>> = healthy.chunks(10).map(<[Vec<f64>]>::concat).collect();
-    write::bundle(dir.path(), &about, &Learnt::Baseline(fitted.clone()), &windows).expect("written");
-    let model = Model::load(dir.path()).expect("loaded, so its golden cases hold");
+    let model = written(&Learnt::Baseline(fitted.clone()), names, &healthy);
 
     let course: Vec<Vec<f64>> = (0..240)
         .map(|i| {

@@ -1,10 +1,9 @@
 //! The detector of a single channel: its graph in tract against the formula it was written from.
 
-use std::time::Duration;
-
 use super::super::calibration::Limit;
 use super::super::learnt::Learnt;
 use super::super::*;
+use super::written;
 use crate::types::Time;
 
 #[test]
@@ -13,19 +12,7 @@ fn the_graph_of_a_single_channel_does_what_the_formula_says() {
     let mut row = |i: usize| vec![20.0 + 3.0 * (i as f64 / 8.0).sin() + 0.5 * rng.f64()];
     let healthy: Vec<Vec<f64>> = (0..500).map(&mut row).collect();
     let learnt = Learnt::fit(std::slice::from_ref(&healthy), &["level".into()], 10, &Limit::PValue(1e-2)).expect("fit");
-    let about = write::About {
-        name: "learnt".into(),
-        version: "1".into(),
-        channels: vec!["level".into()],
-        rate: Duration::from_secs(1),
-        source: "a test".into(),
-        at: Time(0),
-        metrics: serde_json::Value::Null,
-    };
-    let dir = tempfile::tempdir().expect("a directory");
-    let windows: Vec<Vec<f64>> = healthy.chunks(10).map(<[Vec<f64>]>::concat).collect();
-    write::bundle(dir.path(), &about, &learnt, &windows).expect("written");
-    let model = Model::load(dir.path()).expect("loaded, so its golden cases hold");
+    let model = written(&learnt, vec!["level".into()], &healthy);
 
     let mut course: Vec<Vec<f64>> = (0..400).map(&mut row).collect();
     // Held still, gone far off, and somewhere else for long.
