@@ -246,9 +246,10 @@ impl Source {
         self.reader.count(&batch);
         self.ask(link);
         batch.receipt = unacked.add(acks);
+        let few = messages < BATCH_MESSAGES / 4 && batch.readings.len() < BATCH_READINGS / 16;
         self.waiting = Some(batch);
         let now = Instant::now();
-        self.gather_until = (messages < BATCH_MESSAGES / 4).then(|| now + GATHER);
+        self.gather_until = few.then(|| now + GATHER);
         if self.last_good.is_none_or(|at| now - at >= GOOD_EVERY) {
             self.last_good = Some(now);
             self.shared.board.good(&self.part);
