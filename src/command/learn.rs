@@ -28,6 +28,8 @@ const HELD_BACK: f64 = 0.2;
 const RESTLESS: f64 = 0.2;
 /// Windows' lengths before the data held back that the detector is run over first.
 const WARM: usize = 40;
+/// A channel that is doubted more than this is named; less changes little.
+const DOUBTFUL: f64 = 1.5;
 
 /// See `andon learn --help`.
 #[derive(Args)]
@@ -234,15 +236,15 @@ fn split(stretches: &[Stretch], steps: usize) -> (Vec<Stretch>, Vec<Stretch>) {
     (train, held)
 }
 
-/// Share of the held-back windows at or above the limit of a fit that had not seen them, by a
+/// Share of the held-back windows that are strange to a fit that had not seen them, by a
 /// detector that comes from the stretches before.
 fn flagged(fitted: &Learnt, before: &[Stretch], held: &[Stretch]) -> f64 {
-    let (steps, limit) = (fitted.common().steps, fitted.common().limit);
+    let steps = fitted.common().steps;
     let mut states = fitted.start();
     let mut run = |window: &[Vec<f64>]| {
         let stepped = fitted.step(&states, &window.concat());
         states = stepped.next;
-        stepped.score >= limit
+        stepped.strange
     };
     // Only the baseline matters, and it forgets: the last stretch's end is enough to warm it.
     let last = before.iter().rev().find(|s| s.len() >= steps);
@@ -262,6 +264,18 @@ fn samples(stretches: &[Stretch], steps: usize) -> Vec<Vec<f64>> {
     stretches.iter().flat_map(|s| s.chunks_exact(steps)).map(<[Vec<f64>]>::concat).collect()
 }
 
+/// What there is to say of a channel.
+fn said_of(slow: bool, doubt: f64) -> String {
+    let mut said = String::new();
+    if slow {
+        said += "  wanders: judged by its recent course";
+    }
+    if doubt > DOUBTFUL {
+        said += &format!("  slow for so little data: it has to move {doubt:.1} times as far to stand out");
+    }
+    said
+}
+
 fn tell(out: &Path, about: &write::About, fitted: &Learnt, model: &Model, flagged: f64) {
     let (independent, common) = (fitted.independent(), fitted.common());
     let seconds = about.rate.as_secs_f64() * common.steps as f64;
@@ -273,12 +287,11 @@ fn tell(out: &Path, about: &write::About, fitted: &Learnt, model: &Model, flagge
     );
     println!("  {:<24} {:>12} {:>12}", "channel", "mean", "deviation");
     for (i, channel) in about.channels.iter().enumerate() {
-        let wanders = if matches!(fitted, Learnt::Baseline(f) if f.slow[i]) {
-            "  wanders: judged by its recent course"
-        } else {
-            ""
+        let said = match fitted {
+            Learnt::Baseline(f) => said_of(f.slow[i], f.doubts[i]),
+            Learnt::Course(_) => String::new(),
         };
-        println!("  {channel:<24} {:>12.4} {:>12.4}{wanders}", common.mean[i], common.std[i]);
+        println!("  {channel:<24} {:>12.4} {:>12.4}{said}", common.mean[i], common.std[i]);
     }
     if common.optimism > 1.25 {
         let percent = (common.optimism - 1.0) * 100.0;
