@@ -94,11 +94,13 @@ pub fn run(options: &Options) -> Result<()> {
     let fitted = Learnt::fit(&stretches, &recorded.channels, steps, &limit)?;
     let (train, held) = split(&stretches, steps);
     let flagged = flagged(&Learnt::fit(&train, &recorded.channels, steps, &limit)?, &train, &held);
-    if flagged > RESTLESS && !options.force {
+    let (flagged, share) = (flagged.iter().filter(|f| **f).count(), share(&flagged));
+    // Windows that all share a row are one piece of evidence, which is too little to refuse all data for.
+    if share > RESTLESS && flagged > steps && !options.force {
         bail!(
             "{:.0} % of the last windows look unlike those before them, so this is not one steady, healthy state; give \
              data of healthy running only, or more of it (--force learns all the same)",
-            flagged * 100.0
+            share * 100.0
         );
     }
     let name = options.out.file_name().and_then(|n| n.to_str()).context("--out has to name a directory")?;
@@ -110,7 +112,7 @@ pub fn run(options: &Options) -> Result<()> {
         rate: recorded.rate,
         source: source(options),
         at: Time(Time::now().0 / 1_000_000_000 * 1_000_000_000),
-        metrics: json!({ "rows": rows, "held_back_windows_flagged": flagged }),
+        metrics: json!({ "rows": rows, "held_back_windows_flagged": share }),
     };
     write::bundle(&options.out, &about, &fitted, &samples(&stretches, steps))
         .with_context(|| format!("writing {}", options.out.display()))?;
@@ -118,7 +120,7 @@ pub fn run(options: &Options) -> Result<()> {
         signature::sign(&options.out, key)?;
     }
     let model = Model::load(&options.out)?;
-    tell(&options.out, &about, &fitted, &model, flagged);
+    tell(&options.out, &about, &fitted, &model, share);
     Ok(())
 }
 
@@ -236,9 +238,9 @@ fn split(stretches: &[Stretch], steps: usize) -> (Vec<Stretch>, Vec<Stretch>) {
     (train, held)
 }
 
-/// Share of the held-back windows that are strange to a fit that had not seen them, by a
-/// detector that comes from the stretches before.
-fn flagged(fitted: &Learnt, before: &[Stretch], held: &[Stretch]) -> f64 {
+/// Which of the held-back windows are strange to a fit that had not seen them, by a detector that
+/// comes from the stretches before.
+fn flagged(fitted: &Learnt, before: &[Stretch], held: &[Stretch]) -> Vec<bool> {
     let steps = fitted.common().steps;
     let mut states = fitted.start();
     let mut run = |window: &[Vec<f64>]| {
@@ -252,12 +254,12 @@ fn flagged(fitted: &Learnt, before: &[Stretch], held: &[Stretch]) -> f64 {
     for window in warm.windows(steps) {
         run(window);
     }
-    let (mut over, mut all) = (0.0, 0.0);
-    for window in held.iter().flat_map(|s| s.windows(steps)) {
-        all += 1.0;
-        over += f64::from(u8::from(run(window)));
-    }
-    if all > 0.0 { over / all } else { 0.0 }
+    held.iter().flat_map(|s| s.windows(steps)).map(run).collect()
+}
+
+/// Of none it is 0.
+fn share(flagged: &[bool]) -> f64 {
+    flagged.iter().filter(|f| **f).count() as f64 / flagged.len().max(1) as f64
 }
 
 fn samples(stretches: &[Stretch], steps: usize) -> Vec<Vec<f64>> {
