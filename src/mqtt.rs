@@ -12,6 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 mod dial;
 mod settings;
+mod socket;
 pub mod sparkplug;
 mod v4;
 mod v5;
@@ -38,6 +39,9 @@ const REQUESTS_QUEUED: usize = 1024;
 const OUTGOING_IN_FLIGHT: u16 = 100;
 /// Packets taken from the socket before anything else is looked at.
 const READ_AT_ONCE: usize = 128;
+/// Packets written with one system call. Acks come by the hundred, after a commit; by default rumqttc
+/// flushes after each, which costs us and the broker more than all else about a message.
+const WRITE_AT_ONCE: usize = 1024;
 /// Never subscribed to: giving it up changes nothing and makes the broker answer.
 const ECHO_TOPIC: &str = "andon/echo";
 /// How long connecting may take.

@@ -34,7 +34,7 @@ impl Agent {
             if Instant::now() > deadline {
                 bail!("it does not start: {}", fs::read_to_string(config.with_extension("log"))?);
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(2));
         }
         Ok(agent)
     }

@@ -13,6 +13,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 mod agent;
+mod direct;
+mod modbus;
 #[path = "../../tests/support/mosquitto.rs"]
 #[allow(dead_code)] // shared with the tests, which use more of it
 mod mosquitto;
@@ -21,6 +23,7 @@ mod probe;
 mod publisher;
 mod run;
 mod sink;
+mod start;
 mod workload;
 
 use run::Figures;
@@ -75,7 +78,37 @@ fn main() -> Result<()> {
             measure(&workload, &options)?;
         }
     }
+    if options.only.as_ref().is_none_or(|only| only == "start") {
+        println!("\nstart: from starting the process to its answer that it is ready");
+        starts(&options)?;
+    }
     Ok(())
+}
+
+fn starts(options: &Options) -> Result<()> {
+    for n_models in [0, 3] {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for _ in 0..options.runs {
+            ours.push(start::measure(&options.ours, n_models)?);
+            if let Some(against) = &options.against {
+                theirs.push(start::measure(against, n_models)?);
+            }
+        }
+        for (n, what) in ["on an empty directory", "after kill -9"].into_iter().enumerate() {
+            let spread = |figures: &[[f64; 2]]| Spread::of(figures.iter().map(|f| f[n]).collect());
+            say(&format!("ms with {n_models} models, {what}"), spread(&ours), spread(&theirs));
+        }
+    }
+    Ok(())
+}
+
+/// A line, with the other build's figure beside it if there is one.
+fn say(name: &str, ours: Option<Spread>, theirs: Option<Spread>) {
+    match (ours, theirs) {
+        (Some(a), Some(b)) => println!("  {name:<44} {a}   against {b}   ratio {:.2}", a.median / b.median),
+        (Some(a), None) => println!("  {name:<44} {a}"),
+        _ => {}
+    }
 }
 
 fn measure(workload: &Workload, options: &Options) -> Result<()> {
@@ -88,12 +121,7 @@ fn measure(workload: &Workload, options: &Options) -> Result<()> {
     }
     for (n, name) in Figures::NAMES.iter().enumerate() {
         let spread = |figures: &[Figures]| Spread::of(figures.iter().map(|f| f.values()[n]).collect());
-        let (a, b) = (spread(&ours), spread(&theirs));
-        match (a, b) {
-            (Some(a), Some(b)) => println!("  {name:<44} {a}   against {b}   ratio {:.2}", a.median / b.median),
-            (Some(a), None) => println!("  {name:<44} {a}"),
-            _ => {}
-        }
+        say(name, spread(&ours), spread(&theirs));
     }
     let threads = &ours.last().context("at least one run")?.threads;
     let each: Vec<String> = threads.iter().map(|(name, us)| format!("{name} {us:.2}")).collect();

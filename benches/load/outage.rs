@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use crate::agent::Agent;
-use crate::publisher::{self, Talk};
+use crate::publisher::Talk;
 use crate::run::{Site, feed};
 use crate::workload::Workload;
 
@@ -22,7 +22,7 @@ pub fn run(workload: &Workload, binary: &Path, time: Duration) -> Result<()> {
     let agent = site.start(binary)?;
     let talk = Talk { per_message: workload.readings(), ..Talk::default() };
     thread::scope(|scope| {
-        let publishing = scope.spawn(|| publisher::publish(site.broker.port(), workload, &talk));
+        let publishing = scope.spawn(|| site.publish(workload, &talk));
         let done = phases(&site, agent, binary, &talk, time);
         talk.stop.store(true, Ordering::Relaxed);
         publishing.join().map_err(|_| anyhow::anyhow!("the publisher panicked"))??;

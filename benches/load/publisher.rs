@@ -28,16 +28,37 @@ pub struct Talk {
     pub published: AtomicU64,
     /// Published before the agent began to count.
     pub base: AtomicU64,
+    /// Bytes of payload in these.
+    pub bytes: AtomicU64,
     /// Readings in a message.
     pub per_message: u64,
     pub stop: AtomicBool,
 }
 
-/// Publishes until told to stop.
+/// How messages are framed, and how many may be unanswered.
+pub struct Packets {
+    pub window: u64,
+    /// What MQTT 5 has between identifier and payload, and 3.1.1 has not.
+    pub properties: &'static [u8],
+}
+
+/// Publishes to a broker until told to stop.
 pub fn publish(port: u16, workload: &Workload, talk: &Talk) -> Result<()> {
-    let mut socket = connect(port, "load")?;
+    let socket = connect(port, "load")?;
     let acked = Arc::new(AtomicU64::new(0));
     count_acks(socket.try_clone()?, acked.clone());
+    go_on(socket, workload, talk, Packets { window: WINDOW, properties: &[] }, &acked, |_, _| {})
+}
+
+/// Publishes over this connection until told to stop; `note` hears of the messages that go out next.
+pub fn go_on(
+    mut socket: TcpStream,
+    workload: &Workload,
+    talk: &Talk,
+    packets: Packets,
+    acked: &AtomicU64,
+    mut note: impl FnMut(u64, u64),
+) -> Result<()> {
     let (mut topic, mut payload, mut out, mut n) = (String::new(), String::new(), Vec::new(), 0);
     // Paced messages bear the time at which they go out, or up to a round before.
     let (start, start_ms) = (
@@ -46,20 +67,29 @@ pub fn publish(port: u16, workload: &Workload, talk: &Talk) -> Result<()> {
     );
     while !talk.stop.load(Ordering::Relaxed) {
         let due = workload.pace.map_or(u64::MAX, |pace| (start.elapsed().as_secs_f64() * pace) as u64);
-        let until = due.min(talk.allowed.load(Ordering::Relaxed)).min(acked.load(Ordering::Relaxed) + WINDOW);
+        let allowed = talk.allowed.load(Ordering::Relaxed);
+        let until = due.min(allowed).min(acked.load(Ordering::Relaxed) + packets.window);
         if n >= until {
             thread::sleep(Duration::from_micros(500));
             continue;
         }
         out.clear();
-        let end = until.min(n + BUNDLE);
+        let (first, end, mut bytes) = (n, until.min(n + BUNDLE), 0);
         while n < end {
             workload.message(n, start_ms, &mut topic, &mut payload);
-            packet(n, &topic, &payload, &mut out);
+            packet(n, &topic, &payload, packets.properties, &mut out);
+            bytes += payload.len() as u64;
             n += 1;
         }
-        socket.write_all(&out).context("publishing")?;
+        note(first, end);
+        // Whoever counts ends the connection first.
+        if let Err(error) = socket.write_all(&out)
+            && !talk.stop.load(Ordering::Relaxed)
+        {
+            return Err(error).context("publishing");
+        }
         talk.published.store(n, Ordering::Relaxed);
+        talk.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
     Ok(())
 }
@@ -92,8 +122,8 @@ fn count_acks(mut socket: TcpStream, acked: Arc<AtomicU64>) {
     });
 }
 
-fn packet(n: u64, topic: &str, payload: &str, out: &mut Vec<u8>) {
-    let mut left = 2 + topic.len() + 2 + payload.len();
+fn packet(n: u64, topic: &str, payload: &str, properties: &[u8], out: &mut Vec<u8>) {
+    let mut left = 2 + topic.len() + 2 + properties.len() + payload.len();
     out.push(0x32);
     loop {
         let byte = (left % 128) as u8;
@@ -105,6 +135,7 @@ fn packet(n: u64, topic: &str, payload: &str, out: &mut Vec<u8>) {
     }
     string(topic, out);
     out.extend_from_slice(&((n % 60_000) as u16 + 1).to_be_bytes());
+    out.extend_from_slice(properties);
     out.extend_from_slice(payload.as_bytes());
 }
 

@@ -7,6 +7,7 @@ use std::fmt::Write;
 pub struct Workload {
     pub name: &'static str,
     pub about: &'static str,
+    pub by: By,
     /// Sections of the config beside the usual ones.
     pub config: &'static str,
     pub machines: u64,
@@ -21,6 +22,17 @@ pub struct Workload {
     pub pace: Option<f64>,
     /// A machine beside the load has alarms, and what they take is measured.
     pub probed: bool,
+}
+
+/// Who brings the readings.
+#[derive(Copy, Clone, PartialEq)]
+pub enum By {
+    /// A publisher of its own, through the broker that factories have.
+    Mosquitto,
+    /// The harness, which is the broker itself.
+    Harness,
+    /// Modbus devices; nothing is published.
+    Modbus,
 }
 
 /// What a message looks like.
@@ -119,6 +131,7 @@ pub fn all() -> Vec<Workload> {
     let usual = Workload {
         name: "values",
         about: "1,000 machines without a model, a message for each value",
+        by: By::Mosquitto,
         config: ONE_VALUE,
         machines: 1000,
         shape: Shape::Value { signals: 1 },
@@ -133,6 +146,13 @@ pub fn all() -> Vec<Workload> {
         Workload {
             name: "scored",
             about: "1,000 machines, each message makes a window and a verdict",
+            scored: true,
+            ..usual
+        },
+        Workload {
+            name: "direct",
+            about: "like scored, from a broker within the harness",
+            by: By::Harness,
             scored: true,
             ..usual
         },
@@ -158,6 +178,21 @@ pub fn all() -> Vec<Workload> {
             machines: 100,
             step_ms: 10,
             ..paced
+        },
+        Workload {
+            name: "durable",
+            about: "like paced, from a broker within the harness",
+            by: By::Harness,
+            machines: 100,
+            step_ms: 10,
+            ..paced
+        },
+        Workload {
+            name: "modbus",
+            about: "100 Modbus devices without a model, 200 registers as 100 f32 each, 10 times a second",
+            by: By::Modbus,
+            pace: Some(0.0),
+            ..usual
         },
         Workload {
             name: "alarm",

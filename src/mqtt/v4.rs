@@ -6,9 +6,10 @@ use rumqttc_v4::{
     PublishNotice, PublishOptions, SubscribeFilterInput, TlsConfiguration, Transport,
 };
 
+use super::socket::Socket;
 use super::{
     Ack, Address, CONNECT_TIMEOUT, Connection, ECHO_TOPIC, Event, Filter, MAX_PACKET, Message, OUTGOING_IN_FLIGHT,
-    Outgoing, Outlet, READ_AT_ONCE, Refused, explain,
+    Outgoing, Outlet, READ_AT_ONCE, Refused, WRITE_AT_ONCE, explain,
 };
 
 pub(super) fn client(
@@ -27,6 +28,10 @@ pub(super) fn client(
     options.set_keep_alive(c.keep_alive.as_secs().clamp(1, u64::from(u16::MAX)) as u16);
     options.set_inflight(OUTGOING_IN_FLIGHT);
     options.set_read_batch_size(READ_AT_ONCE);
+    options.set_max_request_batch(WRITE_AT_ONCE);
+    options.set_socket_connector(|host, network| async {
+        rumqttc_v4::default_socket_connect(host, network).await.map(Socket::new)
+    });
     options.set_ack_mode(AckMode::Manual);
     match (&c.username, &c.password) {
         (Some(user), Some(password)) => {

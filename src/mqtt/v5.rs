@@ -11,9 +11,10 @@ use rumqttc::{
     SessionStore, SessionStoreError, SessionStoreKey, SubscribeFilterInput, TlsConfiguration, Transport,
 };
 
+use super::socket::Socket;
 use super::{
     Ack, Address, CONNECT_TIMEOUT, Connection, ECHO_TOPIC, Event, Filter, MAX_PACKET, Message, NotTaken,
-    OUTGOING_IN_FLIGHT, Outgoing, Outlet, Properties, READ_AT_ONCE, Refused, explain,
+    OUTGOING_IN_FLIGHT, Outgoing, Outlet, Properties, READ_AT_ONCE, Refused, WRITE_AT_ONCE, explain,
 };
 
 type Stored<'a, T> = Pin<Box<dyn Future<Output = Result<T, SessionStoreError>> + Send + 'a>>;
@@ -76,6 +77,10 @@ pub(super) fn client(
     options.set_connect_timeout(CONNECT_TIMEOUT);
     options.set_outgoing_inflight_upper_limit(OUTGOING_IN_FLIGHT);
     options.set_read_batch_size(READ_AT_ONCE);
+    options.set_max_request_batch(WRITE_AT_ONCE);
+    options.set_socket_connector(|host, network| async {
+        rumqttc::default_socket_connect(host, network).await.map(Socket::new)
+    });
     options.set_ack_mode(AckMode::Manual);
     let mut network = NetworkOptions::new();
     network.set_tcp_nodelay(true);

@@ -23,9 +23,6 @@ use unacked::Unacked;
 /// its latency low.
 const BATCH_MESSAGES: usize = 1024;
 const BATCH_READINGS: usize = 4096;
-/// After a batch that was not full, messages gather this long: when many trickle in, each would cost a
-/// turn of every stage. The first one after a pause does not wait.
-const GATHER: Duration = Duration::from_millis(2);
 /// How long stopping waits for what was delivered to become durable.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// How long stopping waits for the broker to have read the acks.
@@ -82,8 +79,6 @@ struct Source {
     resubscribe_at: Option<Instant>,
     last_good: Option<Instant>,
     repeat_at: Option<Instant>,
-    /// Until then messages gather.
-    gather_until: Option<Instant>,
 }
 
 /// What there is to do next on a connection.
@@ -95,7 +90,6 @@ enum Step {
     Event(Event),
     Resubscribe,
     Repeat,
-    Gathered,
 }
 
 impl Source {
@@ -115,7 +109,6 @@ impl Source {
             resubscribe_at: None,
             last_good: None,
             repeat_at: None,
-            gather_until: None,
         }
     }
 
@@ -138,7 +131,6 @@ impl Source {
     async fn serve(&mut self, mut link: Link, address: &str) -> Ended {
         self.connected_at = None;
         self.resubscribe_at = None;
-        self.gather_until = None;
         let mut unacked = Unacked::default();
         loop {
             match self.step(&mut link, &mut unacked).await {
@@ -153,7 +145,6 @@ impl Source {
                 Step::Sent(true) => {}
                 Step::Sent(false) => return Ended::Stopped,
                 Step::Repeat => self.repeat(&link),
-                Step::Gathered => self.gather_until = None,
                 Step::Resubscribe => {
                     self.resubscribe_at = None;
                     self.subscribe(&link);
@@ -172,8 +163,6 @@ impl Source {
     async fn step(&mut self, link: &mut Link, unacked: &mut Unacked) -> Step {
         let resubscribe_at = self.resubscribe_at.unwrap_or_else(Instant::now);
         let repeat_at = self.repeat_at.unwrap_or_else(Instant::now);
-        let gather_until = self.gather_until.unwrap_or_else(Instant::now);
-        let (waits, gathers) = (self.waiting.is_some(), self.gather_until.is_some());
         let may_repeat = self.repeat_at.is_some() && self.waiting.is_none();
         tokio::select! {
             biased;
@@ -186,8 +175,7 @@ impl Source {
                 }
                 _ => Step::Sent(false),
             },
-            event = link.next(), if !waits && !gathers => Step::Event(event),
-            () = tokio::time::sleep_until(gather_until), if gathers => Step::Gathered,
+            event = link.next(), if self.waiting.is_none() => Step::Event(event),
             () = tokio::time::sleep_until(resubscribe_at), if self.resubscribe_at.is_some() => Step::Resubscribe,
             () = tokio::time::sleep_until(repeat_at), if may_repeat => Step::Repeat,
         }
@@ -248,7 +236,6 @@ impl Source {
         batch.receipt = unacked.add(acks);
         self.waiting = Some(batch);
         let now = Instant::now();
-        self.gather_until = (messages < BATCH_MESSAGES / 4).then(|| now + GATHER);
         if self.last_good.is_none_or(|at| now - at >= GOOD_EVERY) {
             self.last_good = Some(now);
             self.shared.board.good(&self.part);

@@ -322,7 +322,10 @@ impl Picture {
         let Some(m) = self.machines.get_mut(name) else { return };
         m.at = at;
         for (signal, value, quality, cause) in values {
-            if !m.signals.contains_key(signal) {
+            let value = value.filter(|v| v.is_finite());
+            if let Some(s) = m.signals.get_mut(signal) {
+                s.take(at, value, *quality, *cause, now);
+            } else {
                 let full = m.signals.len() >= MAX_SIGNALS || self.signals >= MAX_SIGNALS_TOTAL;
                 if full || signal.len() > MAX_NAME_BYTES {
                     self.not_shown += 1;
@@ -331,11 +334,9 @@ impl Picture {
                 self.signals += 1;
                 let plotted = m.scores.is_some() && self.rings < MAX_RINGS;
                 self.rings += usize::from(plotted);
-                let new = Signal { points: plotted.then(Ring::default), ..Signal::default() };
+                let mut new = Signal { points: plotted.then(Ring::default), ..Signal::default() };
+                new.take(at, value, *quality, *cause, now);
                 m.signals.insert(signal.clone(), new);
-            }
-            if let Some(s) = m.signals.get_mut(signal) {
-                s.take(at, value.filter(|v| v.is_finite()), *quality, *cause, now);
             }
         }
         if !m.fresh_step && !m.fresh_verdict {

@@ -28,6 +28,9 @@ const MACHINES_PER_FLUSH: usize = 200;
 pub(super) const MAX_WATCHED: usize = 200;
 /// Events taken under one lock.
 const BATCH: usize = 1_024;
+/// Once all is taken in, so long nothing is looked at: too short for people, long enough that the engine
+/// need not wake us for each message. Much less than what fills the queue of events.
+const REST: Duration = Duration::from_millis(20);
 
 /// An in-memory picture of all machines and alarms for the dashboard. Cheap to share.
 pub struct View {
@@ -122,7 +125,12 @@ impl View {
                 event = events.recv() => event,
             };
             match event {
-                Ok(event) => self.take(event, &mut events, Time::now()),
+                Ok(event) => {
+                    if !self.take(event, &mut events, Time::now()) {
+                        // Being stopped is seen at the next turn.
+                        let _ = tokio::time::timeout(REST, stop.cancelled()).await;
+                    }
+                }
                 Err(RecvError::Lagged(n)) => lock(&self.picture).lagged += n,
                 Err(RecvError::Closed) => {
                     self.flush(Time::now());
@@ -132,12 +140,12 @@ impl View {
         }
     }
 
-    /// Takes in `first` and what else has come, up to [`BATCH`].
-    fn take(&self, first: Live, events: &mut broadcast::Receiver<Live>, now: Time) {
+    /// Takes in `first` and what else has come, up to [`BATCH`]; whether there may be more.
+    fn take(&self, first: Live, events: &mut broadcast::Receiver<Live>, now: Time) -> bool {
         let mut picture = lock(&self.picture);
         let mut next = Some(first);
         for _ in 0..BATCH {
-            let Some(event) = next else { break };
+            let Some(event) = next else { return false };
             picture.apply(&event, now);
             self.announce(&picture, &event);
             next = match events.try_recv() {
@@ -153,6 +161,7 @@ impl View {
             picture.apply(&event, now);
             self.announce(&picture, &event);
         }
+        true
     }
 
     /// Sends what must not wait for the next flush.

@@ -80,7 +80,8 @@ struct Job {
 #[derive(Default)]
 struct Round {
     jobs: VecDeque<Job>,
-    results: BTreeMap<usize, (Time, Result<f64, Cause>)>,
+    /// By signal.
+    results: Vec<Option<(Time, Result<f64, Cause>)>>,
     /// For each split: where the second half starts, and how many halves were answered.
     splits: Vec<(Span, u8)>,
     /// Connections made since the last answer.
@@ -141,7 +142,7 @@ impl Poller {
 
     /// Reads what is due: one reading for each, in that order.
     pub async fn round(&mut self, due: &[usize]) -> Vec<Reading> {
-        let mut round = Round::default();
+        let mut round = Round { results: vec![None; self.spans.len()], ..Round::default() };
         if matches!(self.link, Link::Up { .. }) {
             self.prepare(due, &mut round);
         }
@@ -221,7 +222,7 @@ impl Poller {
                     retries.entry(self.spans[i]).or_default().push(i);
                 }
                 Advice::Retry | Advice::Leave => {
-                    round.results.insert(i, (Time::now(), Err(self.memory.cause(self.spans[i]))));
+                    round.results[i] = Some((Time::now(), Err(self.memory.cause(self.spans[i]))));
                 }
             }
         }
@@ -268,7 +269,7 @@ impl Poller {
             let first = usize::from(span.start - job.request.span.start);
             let own = values.get(first..first + usize::from(span.count)).unwrap_or_default();
             let value = self.config.signals[i].decoder.decode(own);
-            round.results.insert(i, (at, value.ok_or(Cause::NotFinite)));
+            round.results[i] = Some((at, value.ok_or(Cause::NotFinite)));
         }
         if let Some((second, answered)) = job.half_of.and_then(|n| round.splits.get_mut(n)) {
             *answered += 1;
@@ -293,7 +294,7 @@ impl Poller {
         let at = Time::now();
         for &i in &job.request.wants {
             self.troubled[i] = false;
-            round.results.insert(i, (at, Err(Cause::Exception)));
+            round.results[i] = Some((at, Err(Cause::Exception)));
         }
     }
 
@@ -311,7 +312,7 @@ impl Poller {
         }
         let cause = if timed_out { Cause::Timeout } else { Cause::Disconnected };
         let at = Time::now();
-        round.results.extend(job.request.wants.iter().map(|i| (*i, (at, Err(cause)))));
+        job.request.wants.iter().for_each(|i| round.results[*i] = Some((at, Err(cause))));
         if round.answered {
             // The device is alive, so it is this request that it does not answer.
             self.blame(&job.request, cause);
@@ -340,7 +341,7 @@ impl Poller {
         let now = Time::now();
         let mut readings = Vec::with_capacity(due.len());
         for &i in due {
-            let (at, result) = round.results.remove(&i).unwrap_or((now, Err(Cause::Disconnected)));
+            let (at, result) = round.results[i].take().unwrap_or((now, Err(Cause::Disconnected)));
             let signal = &self.config.signals[i];
             let (machine, name) = (signal.machine.clone(), signal.name.clone());
             self.causes[i] = result.err().unwrap_or_default();
