@@ -342,6 +342,8 @@ fn window_means(stretches: &[Stretch], steps: usize, mean: &[f64], std: &[f64]) 
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Two channels that go together, and one of its own.
@@ -440,5 +442,33 @@ mod tests {
         let mut flat = healthy(300);
         flat.iter_mut().for_each(|r| r[1] = 4.0);
         assert_eq!(fit(flat), Err(FitError::Constant("power".into())));
+    }
+
+    proptest! {
+        /// Whatever the machine did, a step is flagged exactly while in alarm, and an alarm ends within
+        /// a window's length of the fault.
+        #[test]
+        fn an_alarm_is_flagged_and_ends(stages in prop::collection::vec((0.0..12.0f64, 1..150usize), 1..6)) {
+            let fitted = fitted(600);
+            let mut state = fitted.start();
+            let mut run = |temp: f64, steps: usize| -> Result<State, TestCaseError> {
+                let mean = fitted.mean_of(&constant([50.0, 10.0, 3.0 + temp]));
+                for _ in 0..steps {
+                    let stepped = fitted.step(&state, &mean);
+                    prop_assert_eq!(stepped.score > fitted.limit, stepped.next.alarm > 0.5);
+                    prop_assert!((0.0..=fitted.patience()).contains(&stepped.next.patience));
+                    state = stepped.next;
+                }
+                Ok(state.clone())
+            };
+            for (temp, steps) in stages {
+                let before = run(temp, steps)?;
+                if before.alarm > 0.5 {
+                    // Back to where it came from.
+                    let back = before.baseline[2] * fitted.std[2] + fitted.mean[2] - 3.0;
+                    prop_assert_eq!(run(back, fitted.steps + 1)?.alarm, 0.0);
+                }
+            }
+        }
     }
 }
