@@ -29,6 +29,7 @@ pub mod inference;
 mod json;
 mod picture;
 mod plot;
+mod ring;
 mod sampler;
 mod server;
 mod view;

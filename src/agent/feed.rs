@@ -19,7 +19,7 @@ use crate::metrics::{Health, Pulse, Shared};
 use crate::model::Model;
 use crate::source::modbus::light::{Standing, Wrote};
 use crate::store::{self, Commit};
-use crate::types::{Answer, Batch, Change, Condition, Flood, Kind, Live, ModelNews, Receipt, Reject, Time, Verdict};
+use crate::types::{Answer, Batch, Change, Condition, Flood, Kind, Live, ModelNews, Receipt, Reject, Time};
 use crate::web;
 
 /// Batches taken in at a time; with at most 4,096 readings each this bounds a group.
@@ -52,6 +52,9 @@ pub enum Order {
 }
 
 mod escalation;
+mod scores;
+
+use scores::Scores;
 
 /// See the module.
 pub struct Feed {
@@ -75,6 +78,7 @@ pub struct Feed {
     standing: Option<budget::Standing>,
     rollouts: Rollouts,
     model_commands: Option<mpsc::Receiver<web::ModelCommand>>,
+    scores: Scores,
 }
 
 /// The two ends that stack lights have in the engine: how the machines stand, told twice a second even
@@ -122,6 +126,7 @@ impl Feed {
             room,
             carrier,
             live,
+            scores: Scores::new(shared.metrics.clone()),
             shared,
             pulse,
             since_checkpoint,
@@ -389,7 +394,7 @@ impl Feed {
         tokio::task::yield_now().await;
     }
 
-    fn count(&self, outcome: &Outcome) {
+    fn count(&mut self, outcome: &Outcome) {
         let m = &self.shared.metrics;
         for (reason, n) in &outcome.tally.dropped {
             m.readings_dropped.get_or_create(&[("reason", (*reason).into())]).inc_by(*n);
@@ -407,7 +412,7 @@ impl Feed {
         }
         for event in &outcome.live {
             match event {
-                Live::Verdict(v, _) => self.count_verdict(v),
+                Live::Verdict(v, _) => self.scores.count(v),
                 Live::Flood(flood) => self.tell_flood(flood.as_ref()),
                 Live::Alarm(a, _) if a.care.change == Change::Raised => {
                     m.alarms_raised.get_or_create(&[("condition", a.condition.as_str().into())]).inc();
@@ -437,15 +442,6 @@ impl Feed {
             // Taken off first, so that it stands since now.
             self.shared.board.set(LIMIT, Health::Starting, "");
             self.shared.board.set(LIMIT, Health::Degraded, format!("readings are dropped: no room for {first}"));
-        }
-    }
-
-    fn count_verdict(&self, v: &Verdict) {
-        let m = &self.shared.metrics;
-        m.windows.get_or_create(&[("model", v.model.to_string()), ("reason", v.reason.as_str().into())]).inc();
-        if let (Some(score), Some(p)) = (v.score, v.p_value) {
-            m.anomaly_score.get_or_create(&[("machine", v.machine.to_string())]).set(score);
-            m.anomaly_p_value.get_or_create(&[("machine", v.machine.to_string())]).set(p);
         }
     }
 

@@ -11,6 +11,9 @@ use crate::types::{
     SecondOpinion, Time, Verdict, priority,
 };
 
+/// A record's data is seldom longer.
+const USUAL_BYTES: usize = 768;
+
 /// Makes records in the name of one agent.
 #[derive(Clone, Debug)]
 pub struct Recorder {
@@ -407,8 +410,12 @@ impl Recorder {
 
     fn record(&self, kind: Kind, subject: &Name, at: Time, what: &[u8], data: &impl Serialize) -> Record {
         let parts = [self.agent.as_bytes(), subject.as_bytes(), what, kind.as_str().as_bytes(), &at.0.to_le_bytes()];
-        // Our own structs of strings and finite numbers always serialise.
-        let data = serde_json::to_string(data).unwrap_or_else(|_| "{}".into());
+        // One piece of memory that fits most, rather than one that doubles a few times.
+        let mut json = Vec::with_capacity(USUAL_BYTES);
+        // Our own structs of strings and finite numbers always serialise, and to UTF-8.
+        let written = serde_json::to_writer(&mut json, data).is_ok();
+        let mut data = String::from_utf8(json).ok().filter(|_| written).unwrap_or_else(|| "{}".into());
+        data.shrink_to_fit();
         Record { id: RecordId::of(&parts), kind, subject: subject.clone(), at, data }
     }
 }

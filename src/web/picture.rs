@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::course::Course;
+use super::ring::{KeptPoint, KeptScore, Point, Ring, ScorePoint};
 use crate::types::{
     Alarm, AlarmState, Care, Cause, Condition, Flood, Light, Live, Name, Quality, Reason, SecondOpinion, Time, Verdict,
 };
@@ -15,9 +16,7 @@ pub const MAX_MACHINES: usize = 10_000;
 pub const MAX_SIGNALS: usize = 64;
 /// Signals shown in all, at about 150 bytes each.
 pub const MAX_SIGNALS_TOTAL: usize = 100_000;
-/// Points kept for a plot: 10 minutes at one a second, a minute at ten a second.
-pub const POINTS: usize = 600;
-/// Plots that can be kept at a time, over all machines: at most 2,048 × 600 × 40 bytes = 49 MB.
+/// Plots that can be kept at a time, over all machines: at most 2,048 × 600 × 24 bytes = 29 MB.
 /// First come, first served; opening a machine's page takes the plots of the one looked at longest ago.
 pub const MAX_RINGS: usize = 2_048;
 /// Courses of health and useful life that can be kept at a time: at most 2,048 × 360 × 40 bytes = 30 MB.
@@ -30,57 +29,6 @@ pub const MAX_NAME_BYTES: usize = 512;
 pub const MAX_VERDICT_BYTES: usize = 16 * 1024;
 
 const MAX_WHY_CHARS: usize = 200;
-
-/// The last [`POINTS`] of something.
-#[derive(Clone, Debug)]
-pub struct Ring<T>(VecDeque<T>);
-
-impl<T> Default for Ring<T> {
-    fn default() -> Ring<T> {
-        Ring(VecDeque::new())
-    }
-}
-
-impl<T: Clone> Ring<T> {
-    /// Adds one, forgetting the oldest when full.
-    pub fn push(&mut self, item: T) {
-        if self.0.len() == POINTS {
-            self.0.pop_front();
-        }
-        self.0.push_back(item);
-    }
-
-    /// All, oldest first.
-    pub fn to_vec(&self) -> Vec<T> {
-        self.0.iter().cloned().collect()
-    }
-}
-
-/// One step of one signal.
-#[derive(Copy, Clone, Debug, PartialEq)]
-pub struct Point {
-    /// The step's time.
-    pub at: Time,
-    /// `None` is a gap.
-    pub value: Option<f64>,
-    /// How far to trust it.
-    pub quality: Quality,
-}
-
-/// One verdict, for the score plot.
-#[derive(Copy, Clone, Debug, PartialEq)]
-pub struct ScorePoint {
-    /// The window's end.
-    pub at: Time,
-    /// The model's score.
-    pub score: Option<f64>,
-    /// The p-value.
-    pub p_value: Option<f64>,
-    /// The limit.
-    pub threshold: f64,
-    /// Whether it was judged an anomaly.
-    pub anomaly: bool,
-}
 
 /// What the threshold is held against. The verdict does not say, so it is told from what it decided.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -105,7 +53,7 @@ pub struct Signal {
     /// When the value last became another.
     pub changed: Option<Time>,
     /// The plot, where there is room for one.
-    pub points: Option<Ring<Point>>,
+    pub points: Option<Ring<KeptPoint>>,
 }
 
 impl Default for Signal {
@@ -136,7 +84,7 @@ pub struct Machine {
     /// What a larger model said last.
     pub opinion: Option<Arc<SecondOpinion>>,
     /// The score plot; it is there exactly when the machine has plots at all.
-    pub scores: Option<Ring<ScorePoint>>,
+    pub scores: Option<Ring<KeptScore>>,
     /// Health and useful life, where its model speaks of them and there is room.
     pub course: Option<Course>,
     wanted: u64,

@@ -13,7 +13,8 @@ use serde::Deserialize;
 
 use super::course::Stretch;
 use super::guard::{Problem, problem};
-use super::picture::{Held, ScorePoint};
+use super::picture::Held;
+use super::ring::ScorePoint;
 use super::view::Trends;
 use super::{App, Band};
 use crate::types::{Name, Quality, Time};
@@ -97,7 +98,7 @@ async fn drawn(
 }
 
 fn signal_panels(trends: &Trends, bands: &BTreeMap<Name, Band>) -> Vec<Panel> {
-    let panel = |(name, points): &(Name, Vec<super::picture::Point>)| {
+    let panel = |(name, points): &(Name, Vec<super::ring::Point>)| {
         let dots: Vec<Dot> = points.iter().map(|p| Dot { at: p.at, value: p.value }).collect();
         let shades = shaded(points, |p| p.at, |p| (p.quality != Quality::Good).then_some(p.quality));
         let note = points.last().filter(|p| p.quality != Quality::Good).map(|p| p.quality.as_str().to_owned());

@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::course::{Course, Stretch};
 use super::json as render;
-use super::picture::{Picture, Point, ScorePoint};
+use super::picture::Picture;
+use super::ring::{Point, ScorePoint};
 use crate::metrics::lock;
 use crate::types::{Alarm, Live, Name, Time};
 

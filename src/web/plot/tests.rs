@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::types::Name;
-use crate::web::picture::Point;
+use crate::web::ring::Point;
 
 fn at(second: i64) -> Time {
     Time(1_795_000_000_000_000_000 + second * 1_000_000_000)

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::types::{Alarm, AlarmState, Cause, Condition, Light, Quality, Reason, RecordId, Verdict};
-use crate::web::picture::{self, MAX_ALARMS, MAX_MACHINES, MAX_NAME_BYTES, MAX_RINGS, MAX_SIGNALS, POINTS};
+use crate::web::picture::{self, MAX_ALARMS, MAX_MACHINES, MAX_NAME_BYTES, MAX_RINGS, MAX_SIGNALS};
+use crate::web::ring::POINTS;
 
 type Values = Vec<(Name, Option<f64>, Quality, Cause)>;
 
