@@ -22,6 +22,7 @@ pub mod library;
 pub mod rollout;
 pub mod session;
 pub mod signature;
+pub mod spread;
 pub mod state;
 pub mod trust;
 pub mod unpack;

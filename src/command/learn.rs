@@ -28,6 +28,8 @@ const HELD_BACK: f64 = 0.2;
 const RESTLESS: f64 = 0.2;
 /// Windows' lengths before the data held back that the detector is run over first.
 const WARM: usize = 40;
+/// A channel that is doubted more than this is named; less changes little.
+const DOUBTFUL: f64 = 1.5;
 
 /// See `andon learn --help`.
 #[derive(Args)]
@@ -92,11 +94,13 @@ pub fn run(options: &Options) -> Result<()> {
     let fitted = Learnt::fit(&stretches, &recorded.channels, steps, &limit)?;
     let (train, held) = split(&stretches, steps);
     let flagged = flagged(&Learnt::fit(&train, &recorded.channels, steps, &limit)?, &train, &held);
-    if flagged > RESTLESS && !options.force {
+    let (flagged, share) = (flagged.iter().filter(|f| **f).count(), share(&flagged));
+    // Windows that all share a row are one piece of evidence, which is too little to refuse all data for.
+    if share > RESTLESS && flagged > steps && !options.force {
         bail!(
             "{:.0} % of the last windows look unlike those before them, so this is not one steady, healthy state; give \
              data of healthy running only, or more of it (--force learns all the same)",
-            flagged * 100.0
+            share * 100.0
         );
     }
     let name = options.out.file_name().and_then(|n| n.to_str()).context("--out has to name a directory")?;
@@ -108,7 +112,7 @@ pub fn run(options: &Options) -> Result<()> {
         rate: recorded.rate,
         source: source(options),
         at: Time(Time::now().0 / 1_000_000_000 * 1_000_000_000),
-        metrics: json!({ "rows": rows, "held_back_windows_flagged": flagged }),
+        metrics: json!({ "rows": rows, "held_back_windows_flagged": share }),
     };
     write::bundle(&options.out, &about, &fitted, &samples(&stretches, steps))
         .with_context(|| format!("writing {}", options.out.display()))?;
@@ -116,7 +120,7 @@ pub fn run(options: &Options) -> Result<()> {
         signature::sign(&options.out, key)?;
     }
     let model = Model::load(&options.out)?;
-    tell(&options.out, &about, &fitted, &model, flagged);
+    tell(&options.out, &about, &fitted, &model, share);
     Ok(())
 }
 
@@ -234,15 +238,15 @@ fn split(stretches: &[Stretch], steps: usize) -> (Vec<Stretch>, Vec<Stretch>) {
     (train, held)
 }
 
-/// Share of the held-back windows at or above the limit of a fit that had not seen them, by a
-/// detector that comes from the stretches before.
-fn flagged(fitted: &Learnt, before: &[Stretch], held: &[Stretch]) -> f64 {
-    let (steps, limit) = (fitted.common().steps, fitted.common().limit);
+/// Which of the held-back windows are strange to a fit that had not seen them, by a detector that
+/// comes from the stretches before.
+fn flagged(fitted: &Learnt, before: &[Stretch], held: &[Stretch]) -> Vec<bool> {
+    let steps = fitted.common().steps;
     let mut states = fitted.start();
     let mut run = |window: &[Vec<f64>]| {
         let stepped = fitted.step(&states, &window.concat());
         states = stepped.next;
-        stepped.score >= limit
+        stepped.strange
     };
     // Only the baseline matters, and it forgets: the last stretch's end is enough to warm it.
     let last = before.iter().rev().find(|s| s.len() >= steps);
@@ -250,16 +254,28 @@ fn flagged(fitted: &Learnt, before: &[Stretch], held: &[Stretch]) -> f64 {
     for window in warm.windows(steps) {
         run(window);
     }
-    let (mut over, mut all) = (0.0, 0.0);
-    for window in held.iter().flat_map(|s| s.windows(steps)) {
-        all += 1.0;
-        over += f64::from(u8::from(run(window)));
-    }
-    if all > 0.0 { over / all } else { 0.0 }
+    held.iter().flat_map(|s| s.windows(steps)).map(run).collect()
+}
+
+/// Of none it is 0.
+fn share(flagged: &[bool]) -> f64 {
+    flagged.iter().filter(|f| **f).count() as f64 / flagged.len().max(1) as f64
 }
 
 fn samples(stretches: &[Stretch], steps: usize) -> Vec<Vec<f64>> {
     stretches.iter().flat_map(|s| s.chunks_exact(steps)).map(<[Vec<f64>]>::concat).collect()
+}
+
+/// What there is to say of a channel.
+fn said_of(slow: bool, doubt: f64) -> String {
+    let mut said = String::new();
+    if slow {
+        said += "  wanders: judged by its recent course";
+    }
+    if doubt > DOUBTFUL {
+        said += &format!("  slow for so little data: it has to move {doubt:.1} times as far to stand out");
+    }
+    said
 }
 
 fn tell(out: &Path, about: &write::About, fitted: &Learnt, model: &Model, flagged: f64) {
@@ -273,12 +289,11 @@ fn tell(out: &Path, about: &write::About, fitted: &Learnt, model: &Model, flagge
     );
     println!("  {:<24} {:>12} {:>12}", "channel", "mean", "deviation");
     for (i, channel) in about.channels.iter().enumerate() {
-        let wanders = if matches!(fitted, Learnt::Baseline(f) if f.slow[i]) {
-            "  wanders: judged by its recent course"
-        } else {
-            ""
+        let said = match fitted {
+            Learnt::Baseline(f) => said_of(f.slow[i], f.doubts[i]),
+            Learnt::Course(_) => String::new(),
         };
-        println!("  {channel:<24} {:>12.4} {:>12.4}{wanders}", common.mean[i], common.std[i]);
+        println!("  {channel:<24} {:>12.4} {:>12.4}{said}", common.mean[i], common.std[i]);
     }
     if common.optimism > 1.25 {
         let percent = (common.optimism - 1.0) * 100.0;

@@ -7,7 +7,7 @@ use tract_onnx::pb::{
     ValueInfoProto, attribute_proto, type_proto,
 };
 
-use super::fit::{Fitted, RECEDED};
+use super::fit::{Fitted, PATIENCE, RECEDED};
 
 /// A node of a graph.
 pub(super) type Node = NodeProto;
@@ -22,19 +22,18 @@ pub(super) const FLOAT: i32 = 1;
 const WHOLE: i32 = 7;
 
 /// The graph: `window` `[N, steps, channels]`, `state_baseline` and `state_fault` `[N, channels]`,
-/// `state_phase` `[N, 3]` (alarm, settling, fresh) to `score` `[N]`, `contributions`
+/// `state_phase` `[N, 4]` (alarm, settling, fresh, patience) to `score` `[N]`, `contributions`
 /// `[N, channels]` and the states after it: [`Fitted::step`], with 0 and 1 for no and yes.
 pub fn onnx(fitted: &Fitted) -> Vec<u8> {
     let (steps, n) = (fitted.steps as i64, fitted.mean.len() as i64);
-    let (all, three) = ([n], [3]);
-    let inputs =
-        [("window", &[steps, n][..]), ("state_baseline", &all), ("state_fault", &all), ("state_phase", &three)];
+    let (all, four) = ([n], [4]);
+    let inputs = [("window", &[steps, n][..]), ("state_baseline", &all), ("state_fault", &all), ("state_phase", &four)];
     let outputs = [
         ("score", &[][..]),
         ("contributions", &all),
         ("state_baseline_next", &all),
         ("state_fault_next", &all),
-        ("state_phase_next", &three),
+        ("state_phase_next", &four),
     ];
     model("adaptive_mahalanobis", nodes(), constants(fitted), &inputs, &outputs)
 }
@@ -82,6 +81,12 @@ fn constants(fitted: &Fitted) -> Vec<TensorProto> {
         tensor("precision", &[n, n], &fitted.precision),
         scalar("limit", fitted.limit),
         scalar("calm", fitted.calm()),
+        scalar("held", fitted.held()),
+        scalar("cleared", fitted.cleared()),
+        scalar("most_patience", fitted.patience()),
+        scalar("a_step", PATIENCE),
+        // Patience comes in whole numbers: this is between the last that is left and none.
+        scalar("none_left", -0.5),
         scalar("established", fitted.established()),
         scalar("receded", RECEDED),
         scalar("settling_rate", fitted.settling_rate),
@@ -101,7 +106,7 @@ fn nodes() -> Vec<NodeProto> {
         node("Sub", &["window", "mean"], "centred"),
         node("Mul", &["centred", "scale"], "scaled"),
         op("ReduceMean", &["scaled"], "m", vec![ints("axes", &[1]), int("keepdims", 0)]),
-        several("Split", &["state_phase"], &["alarm", "settling", "fresh"], split()),
+        several("Split", &["state_phase"], &["alarm", "settling", "fresh", "patience"], split()),
         // At the start slow channels are taken as they are found.
         node("Mul", &["slow", "fresh"], "found"),
         node("Sub", &["m", "state_baseline"], "way"),
@@ -124,9 +129,21 @@ fn nodes() -> Vec<NodeProto> {
         node("Mul", &["fault_squared", "receded"], "least"),
         node("Greater", &["left", "least"], "is_present"),
         op("Cast", &["is_present"], "present", float()),
-        // The alarm stays, ends in settling, or begins.
-        node("Mul", &["over", "present"], "holds"),
-        node("Mul", &["alarm", "holds"], "stays"),
+        // The alarm stays while there is patience, ends in settling, or begins.
+        node("Greater", &["raw", "cleared"], "is_not_clear"),
+        op("Cast", &["is_not_clear"], "not_clear", float()),
+        node("Mul", &["not_clear", "present"], "seen"),
+        node("Sub", &["one", "seen"], "unseen"),
+        node("Add", &["patience", "one"], "patience_more"),
+        node("Min", &["patience_more", "most_patience"], "patience_earned"),
+        node("Mul", &["seen", "patience_earned"], "patience_seen"),
+        node("Sub", &["patience", "a_step"], "patience_spent"),
+        node("Mul", &["unseen", "patience_spent"], "patience_unseen"),
+        node("Add", &["patience_seen", "patience_unseen"], "patience_now"),
+        node("Greater", &["patience_now", "none_left"], "is_patient"),
+        op("Cast", &["is_patient"], "patient", float()),
+        node("Mul", &["alarm", "patient"], "stays"),
+        node("Mul", &["stays", "patience_now"], "patience_next"),
         node("Sub", &["alarm", "stays"], "ends"),
         node("Greater", &["fault_squared", "established"], "is_established"),
         op("Cast", &["is_established"], "was_established", float()),
@@ -154,7 +171,8 @@ fn nodes() -> Vec<NodeProto> {
         node("Add", &["baseline", "move"], "state_baseline_next"),
         // The fault so far.
         node("Sub", &["off", "state_fault"], "news"),
-        node("Mul", &["news", "fault_rate"], "some_news"),
+        node("Mul", &["seen", "fault_rate"], "fault_rate_now"),
+        node("Mul", &["news", "fault_rate_now"], "some_news"),
         node("Add", &["state_fault", "some_news"], "fault_on"),
         node("Mul", &["stays", "fault_on"], "fault_stays"),
         node("Mul", &["begins", "off"], "fault_begins"),
@@ -162,12 +180,16 @@ fn nodes() -> Vec<NodeProto> {
         node("Sub", &["settling_now", "one"], "settling_less"),
         node("Mul", &["settles", "settling_less"], "settling_next"),
         node("Mul", &["fresh", "zero"], "not_fresh"),
-        op("Concat", &["in_alarm", "settling_next", "not_fresh"], "state_phase_next", split()),
-        // While settling nothing is flagged.
+        op("Concat", &["in_alarm", "settling_next", "not_fresh", "patience_next"], "state_phase_next", split()),
+        // While settling nothing is flagged; in alarm everything is.
         node("Min", &["raw", "calm"], "calmed"),
         node("Mul", &["settles", "calmed"], "score_settling"),
-        node("Mul", &["not_settles", "raw"], "score_else"),
-        node("Add", &["score_settling", "score_else"], "scores"),
+        node("Max", &["raw", "held"], "raised"),
+        node("Mul", &["in_alarm", "raised"], "score_alarm"),
+        node("Sub", &["not_settles", "in_alarm"], "ordinarily"),
+        node("Mul", &["ordinarily", "raw"], "score_else"),
+        node("Add", &["score_settling", "score_alarm"], "score_special"),
+        node("Add", &["score_special", "score_else"], "scores"),
         op("ReduceMean", &["scores"], "score", mean(0)),
         node("Relu", &["parts"], "contributions"),
     ]

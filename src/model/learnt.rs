@@ -57,6 +57,9 @@ pub struct Stepped {
     pub score: f64,
     /// Each channel's part in it.
     pub parts: Vec<f64>,
+    /// Whether the window itself is unlike the healthy ones, as far as the detector can tell that
+    /// from its being flagged.
+    pub strange: bool,
     /// The states after it.
     pub next: Vec<Kept>,
 }
@@ -132,14 +135,20 @@ impl Learnt {
                     alarm: phase[0],
                     settling: phase[1],
                     fresh: phase[2],
+                    patience: phase[3],
                 };
                 let stepped = f.step(&state, &f.mean_of(window));
-                Stepped { score: stepped.score, parts: stepped.parts, next: of_baseline(stepped.next) }
+                Stepped {
+                    score: stepped.score,
+                    parts: stepped.parts,
+                    strange: stepped.strange,
+                    next: of_baseline(stepped.next),
+                }
             }
             Learnt::Course(c) => {
                 let (score, next) =
                     c.step(&course::State { counts: values(0), alarm: values(1)[0], peak: values(2)[0] }, window);
-                Stepped { score, parts: vec![score], next: of_course(next) }
+                Stepped { score, parts: vec![score], strange: score >= c.limit, next: of_course(next) }
             }
         }
     }
@@ -159,7 +168,7 @@ fn of_baseline(state: fit::State) -> Vec<Kept> {
     vec![
         kept("baseline", state.baseline),
         kept("fault", state.fault),
-        kept("phase", vec![state.alarm, state.settling, state.fresh]),
+        kept("phase", vec![state.alarm, state.settling, state.fresh, state.patience]),
     ]
 }
 

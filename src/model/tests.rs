@@ -247,7 +247,7 @@ fn the_learnt_graph_does_what_the_formula_says() {
         })
         .collect();
     let (mut state, mut by_formula) = (model.initial_state().to_vec(), fitted.start());
-    let (mut alarms, mut settled) = (0, 0);
+    let (mut alarms, mut settled, mut held) = (0, 0, 0);
     for rows in course.windows(10) {
         let data: Vec<f32> = rows.iter().flatten().map(|v| *v as f32).collect();
         let exact: Vec<f64> = data.iter().map(|v| f64::from(*v)).collect();
@@ -259,8 +259,10 @@ fn the_learnt_graph_does_what_the_formula_says() {
         by_formula = stepped.next;
         assert_eq!(f64::from(state[6]), by_formula.alarm);
         assert_eq!(f64::from(state[7]), by_formula.settling);
+        assert_eq!(f64::from(state[9]), by_formula.patience);
+        held += u32::from(by_formula.alarm > 0.5 && !stepped.strange);
         alarms += u32::from(by_formula.alarm > 0.5);
         settled += u32::from(by_formula.settling > 0.5);
     }
-    assert!((70..100).contains(&alarms) && settled > 5, "{alarms} {settled}");
+    assert!((70..100).contains(&alarms) && settled > 5 && held > 5, "{alarms} {settled} {held}");
 }

@@ -169,13 +169,16 @@ fn card(about: &About, learnt: &Learnt) -> String {
         Learnt::Course(course) => course_card(about, course),
     };
     let common = learnt.common();
-    out += "| channel | mean | deviation | least | greatest | wanders |\n|---|---|---|---|---|---|\n";
+    out += "| channel | mean | deviation | least | greatest | wanders | doubted |\n|---|---|---|---|---|---|---|\n";
     for (i, name) in about.channels.iter().enumerate() {
         let (low, high) = common.range[i];
-        let wanders = matches!(learnt, Learnt::Baseline(f) if f.slow[i]);
-        let (mean, std, slow) = (common.mean[i], common.std[i], if wanders { "yes" } else { "" });
+        let (slow, doubted) = match learnt {
+            Learnt::Baseline(f) => (if f.slow[i] { "yes" } else { "" }, format!("{:.1}", f.doubts[i])),
+            Learnt::Course(_) => ("", String::new()),
+        };
+        let (mean, std) = (common.mean[i], common.std[i]);
         // Writing to a string cannot fail.
-        let _ = writeln!(out, "| {name} | {mean:.4} | {std:.4} | {low:.4} | {high:.4} | {slow} |");
+        let _ = writeln!(out, "| {name} | {mean:.4} | {std:.4} | {low:.4} | {high:.4} | {slow} | {doubted} |");
     }
     let _ = writeln!(out, "\nOn the data held back: `{}`.", about.metrics);
     out
@@ -207,11 +210,13 @@ fn baseline_card(about: &About, fitted: &Fitted) -> String {
     format!(
         "# {}\n\nLearnt on the gateway by `andon learn` from {} at {}.\n\n\
          The score is the distance of a window's mean ({} steps, {seconds} s) from a baseline that follows the machine, \
-         in units of how healthy means stray from it together (Mahalanobis, shrinkage 0.1), over {} channels. It sees \
-         levels and relations between channels, not rhythms. The baseline forgets within {:.0} s (channels that wander: \
-         half of that), since the data could not show what is normal over longer times: what goes wrong more slowly is \
-         not seen. From a score of {:.3} on it rests, so a fault is not learnt; when less than {:.0} % of the fault is \
-         left it takes up the new state for {:.0} s, in which nothing is flagged.\n\n\
+         in units of how healthy means stray from it together (Mahalanobis, shrinkage 0.1), over {} channels. A channel \
+         that moves slowly, so that the data holds few states of it, is doubted: it has to move that many times as far. \
+         Levels and relations between channels are seen, rhythms are not. The baseline forgets within {:.0} s (channels \
+         that wander: half of that), since the data could not show what is normal over longer times: what goes wrong \
+         more slowly is not seen. From a score of {:.3} on it rests, so a fault is not learnt. The alarm ends when for a \
+         tenth of the time it had lasted, at most a window's length, the score was below {:.3} or less than {:.0} % of the \
+         fault was left; after a clear fault the baseline then takes up the new state for {:.0} s, in which nothing is flagged.\n\n\
          {} reference scores come from windows; they overlap, so they are worth about {} independent ones. They were \
          enlarged by {:.2}, because the fit had seen them, and completed by {} scores that normal data would give.\n\n",
         about.name,
@@ -221,6 +226,7 @@ fn baseline_card(about: &About, fitted: &Fitted) -> String {
         about.channels.len(),
         memory(slowest),
         fitted.limit,
+        fitted.cleared(),
         super::fit::RECEDED * 100.0,
         fitted.settling * about.rate.as_secs_f64(),
         fitted.windows,
