@@ -217,6 +217,11 @@ impl Engine {
         self.units.len()
     }
 
+    /// Signals followed, of all machines together.
+    pub fn signals(&self) -> usize {
+        self.signals
+    }
+
     /// The ordinal the next record will have.
     pub fn ordinal(&self) -> u64 {
         self.ordinal

@@ -24,11 +24,16 @@ use crate::web;
 
 /// Batches taken in at a time; with at most 4,096 readings each this bounds a group.
 const GROUP_BATCHES: usize = 16;
-/// A snapshot is kept after so many readings, so that a restart replays little ...
+/// A snapshot is kept after so many readings at most, so that a restart replays little ...
 const CHECKPOINT_READINGS: usize = 200_000;
+/// ... or after this many for each signal, which keeps its cost small beside theirs, but not after fewer
+/// than some half a second's work ...
+const CHECKPOINT_PER_SIGNAL: usize = 20;
+const CHECKPOINT_LEAST: usize = 40_000;
 /// ... and at least so often while anything comes in.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
-/// The store goes on asking for one until it has it, which takes long when it cannot write.
+/// The least time from one to the next, short of the first number of readings. The store goes on asking for
+/// one until it has it, which takes long when it cannot write.
 const CHECKPOINT_PAUSE: Duration = Duration::from_secs(1);
 /// What the engine has made of its input and a store that cannot write has not taken yet, in KiB: so
 /// far watching goes on, with live results and alarms, and nothing is acknowledged. Then input waits.
@@ -361,9 +366,11 @@ impl Feed {
         let readings: usize =
             group.inputs.iter().map(|i| if let Input::Readings(_, r) = i { r.len() } else { 1 }).sum();
         self.since_checkpoint += readings;
-        let due = self.since_checkpoint >= CHECKPOINT_READINGS
-            || self.checkpointed.elapsed() >= CHECKPOINT_EVERY
-            || (self.commits.wants_checkpoint() && self.checkpointed.elapsed() >= CHECKPOINT_PAUSE);
+        let (since, elapsed) = (self.since_checkpoint, self.checkpointed.elapsed());
+        let enough = (self.engine.signals() * CHECKPOINT_PER_SIGNAL).max(CHECKPOINT_LEAST);
+        let wanted = since >= enough || self.commits.wants_checkpoint();
+        let due =
+            since >= CHECKPOINT_READINGS || elapsed >= CHECKPOINT_EVERY || (wanted && elapsed >= CHECKPOINT_PAUSE);
         let checkpoint = (due && readings > 0).then(|| {
             self.since_checkpoint = 0;
             self.checkpointed = Instant::now();
