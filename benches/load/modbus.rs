@@ -27,7 +27,7 @@ pub fn start(dir: &Path) -> Result<String> {
         writeln!(config, "[[source.modbus]]\nname = \"d{number}\"\nurl = \"tcp://127.0.0.1:{port}\"")?;
         writeln!(config, "machine = \"m{number}\"\npoll = \"{PERIOD_MS}ms\"\nprofile = \"device.toml\"")?;
         // Ends with the harness.
-        thread::spawn(move || listener.incoming().flatten().try_for_each(|socket| serve(socket)));
+        thread::spawn(move || listener.incoming().flatten().try_for_each(serve));
     }
     Ok(config)
 }

@@ -259,7 +259,8 @@ fn watch(workload: &Workload, agent: &Agent, site: &Site, talk: &Talk, time: Dur
         Ok(())
     };
     feed_until(Instant::now() + WARM_UP)?;
-    (site.sink.take(), site.broker.acks());
+    site.sink.take();
+    site.broker.acks();
     let now = || Ok::<_, anyhow::Error>((feed(agent, talk)?, agent.cpu(), agent.written(), paid(talk)));
     let (start, before) = (Instant::now(), now()?);
     feed_until(start + time)?;
