@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::types::{Contribution, Name, Quality, Reason, Rul, Verdict, Window};
 
+pub mod aspects;
 pub mod bundle;
 pub mod calibration;
 pub mod compat;
@@ -15,6 +16,7 @@ pub mod course;
 pub mod drift;
 pub mod explain;
 pub mod fit;
+pub mod gauge;
 pub mod graph;
 pub mod judge;
 pub mod learnt;

@@ -297,7 +297,7 @@ fn tell(out: &Path, about: &write::About, fitted: &Learnt, model: &Model, flagge
     }
     if common.optimism > 1.25 {
         let percent = (common.optimism - 1.0) * 100.0;
-        println!("  little data for so many channels: scores are taken {percent:.0} % larger; more data sees more");
+        println!("  what is new differs from what was learnt: limits are {percent:.0} % wider; more data narrows them");
     }
     println!("  held back: {:.1} % of the windows flagged", flagged * 100.0);
     println!("  self-test passed, sha256 {}", model.digest());

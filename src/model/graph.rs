@@ -7,6 +7,7 @@ use tract_onnx::pb::{
     ValueInfoProto, attribute_proto, type_proto,
 };
 
+use super::aspects::STILL;
 use super::fit::{Fitted, PATIENCE, RECEDED};
 
 /// A node of a graph.
@@ -21,21 +22,24 @@ pub(super) const FLOAT: i32 = 1;
 /// ONNX data type INT64.
 const WHOLE: i32 = 7;
 
-/// The graph: `window` `[N, steps, channels]`, `state_baseline` and `state_fault` `[N, channels]`,
-/// `state_phase` `[N, 4]` (alarm, settling, fresh, patience) to `score` `[N]`, `contributions`
-/// `[N, channels]` and the states after it: [`Fitted::step`], with 0 and 1 for no and yes.
+/// The graph: `window` `[N, steps, channels]`, `state_baseline` and `state_fault`
+/// `[N, 2 × channels]`, `state_phase` `[N, 4]` (alarm, settling, fresh, patience) to `score` `[N]`,
+/// `contributions` `[N, channels]` and the states after it: [`Fitted::step`], with 0 and 1 for no
+/// and yes.
 pub fn onnx(fitted: &Fitted) -> Vec<u8> {
     let (steps, n) = (fitted.steps as i64, fitted.mean.len() as i64);
-    let (all, four) = ([n], [4]);
-    let inputs = [("window", &[steps, n][..]), ("state_baseline", &all), ("state_fault", &all), ("state_phase", &four)];
+    let (all, both, four) = ([n], [2 * n], [4]);
+    let inputs =
+        [("window", &[steps, n][..]), ("state_baseline", &both), ("state_fault", &both), ("state_phase", &four)];
     let outputs = [
         ("score", &[][..]),
         ("contributions", &all),
-        ("state_baseline_next", &all),
-        ("state_fault_next", &all),
+        ("state_baseline_next", &both),
+        ("state_fault_next", &both),
         ("state_phase_next", &four),
     ];
-    model("adaptive_mahalanobis", nodes(), constants(fitted), &inputs, &outputs)
+    let nodes = [aspects(steps), distances(), phases(), states()].concat();
+    model("adaptive_mahalanobis", nodes, constants(fitted), &inputs, &outputs)
 }
 
 /// A model of these nodes; inputs and outputs by name and shape without the batch axis, which is free.
@@ -71,14 +75,23 @@ pub(super) fn model(
 fn constants(fitted: &Fitted) -> Vec<TensorProto> {
     let n = fitted.mean.len();
     let scale: Vec<f64> = fitted.std.iter().map(|s| 1.0 / s).collect();
-    let slow: Vec<f64> = fitted.slow.iter().map(|s| f64::from(u8::from(*s))).collect();
+    // Restlessness does not wander.
+    let slow: Vec<f64> = fitted.slow.iter().chain(&vec![false; n]).map(|s| f64::from(u8::from(*s))).collect();
+    let relief: Vec<f64> = fitted.precision.iter().step_by(2 * n + 1).map(|p| 1.0 / p).collect();
     let scalar = |name: &str, value: f64| tensor(name, &[], &[value]);
     vec![
         tensor("mean", &[n], &fitted.mean),
         tensor("scale", &[n], &scale),
-        tensor("slow", &[n], &slow),
-        tensor("rates", &[n], &fitted.rates),
-        tensor("precision", &[n, n], &fitted.precision),
+        tensor("slow", &[2 * n], &slow),
+        tensor("rates", &[2 * n], &fitted.rates),
+        tensor("precision", &[2 * n, 2 * n], &fitted.precision),
+        tensor("relief", &[2 * n], &relief),
+        scalar("still", STILL),
+        whole("axis", 1),
+        whole("first", 0),
+        whole("second", 1),
+        whole("last", fitted.steps as i64 - 1),
+        whole("end", fitted.steps as i64),
         scalar("limit", fitted.limit),
         scalar("calm", fitted.calm()),
         scalar("held", fitted.held()),
@@ -98,38 +111,75 @@ fn constants(fitted: &Fitted) -> Vec<TensorProto> {
     ]
 }
 
-fn nodes() -> Vec<NodeProto> {
-    let mean = |keep: i64| vec![ints("axes", &[1]), int("keepdims", keep)];
-    let float = || vec![int("to", i64::from(FLOAT))];
-    let split = || vec![int("axis", 1)];
-    vec![
+/// From the window to levels and restlessness.
+fn aspects(steps: i64) -> Vec<NodeProto> {
+    let over_rows = || vec![ints("axes", &[1]), int("keepdims", 0)];
+    let moves = if steps > 1 {
+        vec![
+            node("Slice", &["scaled", "first", "last", "axis"], "earlier"),
+            node("Slice", &["scaled", "second", "end", "axis"], "later"),
+            node("Sub", &["later", "earlier"], "moves"),
+            node("Abs", &["moves"], "moved"),
+            op("ReduceMean", &["moved"], "restless", over_rows()),
+        ]
+    } else {
+        // A single row stands still.
+        vec![node("Sub", &["levels", "levels"], "restless")]
+    };
+    let begin = vec![
         node("Sub", &["window", "mean"], "centred"),
         node("Mul", &["centred", "scale"], "scaled"),
-        op("ReduceMean", &["scaled"], "m", vec![ints("axes", &[1]), int("keepdims", 0)]),
+        op("ReduceMean", &["scaled"], "levels", over_rows()),
+    ];
+    let end = vec![
+        node("Add", &["restless", "still"], "not_still"),
+        node("Log", &["not_still"], "unrest"),
+        op("Concat", &["levels", "unrest"], "aspects", vec![int("axis", 1)]),
+    ];
+    [begin, moves, end].concat()
+}
+
+/// From those to the distance from the baseline, and what is left of a fault.
+fn distances() -> Vec<NodeProto> {
+    let mean = || vec![ints("axes", &[1]), int("keepdims", 1)];
+    let split = || vec![int("axis", 1)];
+    vec![
         several("Split", &["state_phase"], &["alarm", "settling", "fresh", "patience"], split()),
         // At the start slow channels are taken as they are found.
         node("Mul", &["slow", "fresh"], "found"),
-        node("Sub", &["m", "state_baseline"], "way"),
+        node("Sub", &["aspects", "state_baseline"], "way"),
         node("Mul", &["found", "way"], "jump"),
         node("Add", &["state_baseline", "jump"], "baseline"),
-        node("Sub", &["m", "baseline"], "off"),
+        node("Sub", &["aspects", "baseline"], "off"),
         node("MatMul", &["off", "precision"], "pulled"),
         node("Mul", &["off", "pulled"], "parts"),
-        op("ReduceMean", &["parts"], "squared", mean(1)),
-        node("Max", &["squared", "zero"], "not_negative"),
-        node("Sqrt", &["not_negative"], "raw"),
+        several("Split", &["parts"], &["level_parts", "unrest_parts"], split()),
+        op("ReduceMean", &["level_parts"], "level_squared", mean()),
+        op("ReduceMean", &["unrest_parts"], "unrest_squared", mean()),
+        node("Max", &["level_squared", "unrest_squared", "zero"], "squared"),
+        node("Sqrt", &["squared"], "raw"),
+        node("Greater", &["unrest_squared", "level_squared"], "is_unrest"),
+        node("Mul", &["pulled", "pulled"], "pulled_squared"),
+        node("Mul", &["pulled_squared", "relief"], "blame"),
+        several("Split", &["blame"], &["level_blame", "unrest_blame"], split()),
+        node("Where", &["is_unrest", "unrest_blame", "level_blame"], "contributions"),
         // Whether it is over the limit, and what is left of the fault along its own direction.
         node("Greater", &["raw", "limit"], "is_over"),
         op("Cast", &["is_over"], "over", float()),
         node("MatMul", &["state_fault", "precision"], "fault_pulled"),
         node("Mul", &["off", "fault_pulled"], "left_parts"),
-        op("ReduceMean", &["left_parts"], "left", mean(1)),
+        op("ReduceMean", &["left_parts"], "left", mean()),
         node("Mul", &["state_fault", "fault_pulled"], "fault_parts"),
-        op("ReduceMean", &["fault_parts"], "fault_squared", mean(1)),
+        op("ReduceMean", &["fault_parts"], "fault_squared", mean()),
         node("Mul", &["fault_squared", "receded"], "least"),
         node("Greater", &["left", "least"], "is_present"),
         op("Cast", &["is_present"], "present", float()),
-        // The alarm stays while there is patience, ends in settling, or begins.
+    ]
+}
+
+/// The alarm stays while there is patience, ends in settling, or begins.
+fn phases() -> Vec<NodeProto> {
+    vec![
         node("Greater", &["raw", "cleared"], "is_not_clear"),
         op("Cast", &["is_not_clear"], "not_clear", float()),
         node("Mul", &["not_clear", "present"], "seen"),
@@ -161,6 +211,13 @@ fn nodes() -> Vec<NodeProto> {
         node("Mul", &["was_well", "not_settles"], "may_begin"),
         node("Mul", &["may_begin", "over"], "begins"),
         node("Add", &["stays", "begins"], "in_alarm"),
+    ]
+}
+
+/// The states after it, and the score.
+fn states() -> Vec<NodeProto> {
+    let along = || vec![int("axis", 1)];
+    vec![
         // The baseline rests, settles or follows.
         node("Mul", &["settles", "settling_rate"], "fast"),
         node("Mul", &["not_settles", "rates"], "ordinary"),
@@ -180,7 +237,7 @@ fn nodes() -> Vec<NodeProto> {
         node("Sub", &["settling_now", "one"], "settling_less"),
         node("Mul", &["settles", "settling_less"], "settling_next"),
         node("Mul", &["fresh", "zero"], "not_fresh"),
-        op("Concat", &["in_alarm", "settling_next", "not_fresh", "patience_next"], "state_phase_next", split()),
+        op("Concat", &["in_alarm", "settling_next", "not_fresh", "patience_next"], "state_phase_next", along()),
         // While settling nothing is flagged; in alarm everything is.
         node("Min", &["raw", "calm"], "calmed"),
         node("Mul", &["settles", "calmed"], "score_settling"),
@@ -190,9 +247,13 @@ fn nodes() -> Vec<NodeProto> {
         node("Mul", &["ordinarily", "raw"], "score_else"),
         node("Add", &["score_settling", "score_alarm"], "score_special"),
         node("Add", &["score_special", "score_else"], "scores"),
-        op("ReduceMean", &["scores"], "score", mean(0)),
-        node("Relu", &["parts"], "contributions"),
+        op("ReduceMean", &["scores"], "score", vec![ints("axes", &[1]), int("keepdims", 0)]),
     ]
+}
+
+/// The attribute of a cast to numbers.
+fn float() -> Vec<AttributeProto> {
+    vec![int("to", i64::from(FLOAT))]
 }
 
 pub(super) fn tensor(name: &str, dims: &[usize], values: &[f64]) -> TensorProto {

@@ -137,7 +137,7 @@ impl Learnt {
                     fresh: phase[2],
                     patience: phase[3],
                 };
-                let stepped = f.step(&state, &f.mean_of(window));
+                let stepped = f.step(&state, &f.aspects_of(window));
                 Stepped {
                     score: stepped.score,
                     parts: stepped.parts,

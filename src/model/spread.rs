@@ -1,8 +1,8 @@
-//! How healthy means stray together, and what few data leave unknown of that: covariance with
+//! How healthy vectors stray together, and what few data leave unknown of that: covariance with
 //! shrinkage, its inverse, and by how much each channel and all of them are to be doubted.
 
-/// Share of the covariance that is drawn towards its diagonal: correlations that few rows suggest
-/// are believed only so far.
+/// Share of the covariance that would be drawn towards its diagonal if there were no windows at
+/// all: correlations are believed as far as there are windows to suggest them.
 const SHRINKAGE: f64 = 0.1;
 /// No mean is surer than this share of the channel's own variance over rows.
 const FLOOR: f64 = 1e-3;
@@ -25,10 +25,11 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of these vectors, each of `doubts.len()` values; `None` where they are too entangled.
-    pub fn of(strays: &[Vec<f64>], doubts: &[f64]) -> Option<Spread> {
+    /// Of these vectors, each of `doubts.len()` values, from windows `independent` of which fit side
+    /// by side; `None` where the channels are too entangled.
+    pub fn of(strays: &[Vec<f64>], doubts: &[f64], independent: f64) -> Option<Spread> {
         let n = doubts.len();
-        let seen = covariance(strays, n);
+        let seen = covariance(strays, n, OVERLAPPING * independent);
         let at = |i: usize| doubts[i / n] * doubts[i % n];
         let doubted: Vec<f64> = seen.iter().enumerate().map(|(i, c)| c * at(i)).collect();
         let inverse = invert(doubted, n)?;
@@ -39,9 +40,11 @@ impl Spread {
     }
 }
 
-/// The shrunk covariance around zero.
-fn covariance(strays: &[Vec<f64>], n: usize) -> Vec<f64> {
+/// The shrunk covariance around zero, of vectors that are worth so many independent ones.
+fn covariance(strays: &[Vec<f64>], n: usize, worth: f64) -> Vec<f64> {
     let count = strays.len() as f64;
+    let needed = n as f64 + 1.0;
+    let believed = 1.0 - SHRINKAGE * needed / (needed + worth);
     let mut covariance = vec![0.0; n * n];
     for d in strays {
         for i in 0..n {
@@ -53,7 +56,7 @@ fn covariance(strays: &[Vec<f64>], n: usize) -> Vec<f64> {
     for i in 0..n {
         for j in 0..n {
             if i != j {
-                covariance[i * n + j] *= 1.0 - SHRINKAGE;
+                covariance[i * n + j] *= believed;
             }
         }
         covariance[i * n + i] += FLOOR;
@@ -62,22 +65,40 @@ fn covariance(strays: &[Vec<f64>], n: usize) -> Vec<f64> {
 }
 
 /// By how much each channel's strays are to be taken larger than they were seen, at least 1. A
-/// channel whose windows' means vary as much as its rows do moves so slowly that the data holds few
-/// states of it, whatever the number of rows, and where else it may go is not known. `means` are
-/// scaled by each channel's deviation over rows; `independent` is how many windows fit side by side.
-pub fn doubts(means: &[Vec<f64>], independent: f64) -> Vec<f64> {
-    let count = means.len() as f64;
-    let n = means.first().map_or(0, Vec::len);
-    let of = |c: usize| {
-        let centre = means.iter().map(|m| m[c]).sum::<f64>() / count;
-        let share = means.iter().map(|m| (m[c] - centre).powi(2)).sum::<f64>() / count;
-        // What a window keeps from the one before; short data shows too little of it (Marriott and Pope 1954).
-        let kept = (share + (1.0 + 3.0 * share) / independent).clamp(0.0, MOST_KEPT);
-        let all = OVERLAPPING * independent;
-        let worth = all * (1.0 - kept) / (1.0 + kept);
-        (ratio(worth, 1.0) / ratio(all, 1.0)).sqrt().min(MOST_DOUBT)
-    };
-    (0..n).map(of).collect()
+/// channel whose windows' means vary as much as its rows do, and stay where they are from one window
+/// to the next, moves so slowly that the data holds few states of it, whatever the number of rows,
+/// and where else it may go is not known. `means` are of windows of `steps` rows a row apart, scaled
+/// by each channel's deviation over rows; `independent` is how many windows fit side by side.
+pub fn doubts(means: &[Vec<f64>], channels: usize, steps: usize, independent: f64) -> Vec<f64> {
+    (0..channels).map(|c| doubt(lasting(means, c, steps), independent)).collect()
+}
+
+/// How much of a channel's variance lasts over windows: what their means have of it, or what they
+/// have in common with the next window's if that is less.
+fn lasting(means: &[Vec<f64>], c: usize, steps: usize) -> f64 {
+    let centre = average(means.iter().map(|m| m[c]));
+    let share = average(means.iter().map(|m| (m[c] - centre).powi(2)));
+    let next = means.get(steps..).unwrap_or_default();
+    if next.is_empty() {
+        return share;
+    }
+    let common = average(means.iter().zip(next).map(|(a, b)| (a[c] - centre) * (b[c] - centre)));
+    share.min(common / share.max(f64::MIN_POSITIVE))
+}
+
+/// By how much strays are to be taken larger where so much of the variance lasts from one window to
+/// the next.
+fn doubt(lasting: f64, independent: f64) -> f64 {
+    // Short data shows too little of it (Marriott and Pope 1954).
+    let kept = (lasting + (1.0 + 3.0 * lasting) / independent).clamp(0.0, MOST_KEPT);
+    let all = OVERLAPPING * independent;
+    let worth = all * (1.0 - kept) / (1.0 + kept);
+    (ratio(worth, 1.0) / ratio(all, 1.0)).sqrt().min(MOST_DOUBT)
+}
+
+fn average(values: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let count = values.len().max(1) as f64;
+    values.sum::<f64>() / count
 }
 
 /// By how much the distances of new windows exceed those of the windows fitted on, for as many
@@ -176,32 +197,52 @@ mod tests {
 
     #[test]
     fn a_channel_seen_in_few_states_is_doubted() {
-        // Means of one that does not move, one that forgets at once and one that stands still over windows.
+        // Means of windows of 10: of a channel that does not move, one that forgets at once, one that
+        // goes one way, and one that is put elsewhere every other window.
+        let place = [1.0, -1.0, -1.0, 1.0, 1.0, 1.0, -1.0, -1.0];
         let means: Vec<Vec<f64>> = (0..400)
             .map(|i| {
-                let part = f64::from(i) / 400.0;
-                vec![0.0, if i % 2 == 0 { 0.2 } else { -0.2 }, 2.8 * (part - 0.5)]
+                let part = i as f64 / 400.0;
+                vec![0.0, if i % 2 == 0 { 0.2 } else { -0.2 }, 2.8 * (part - 0.5), place[i / 20 * 5 % 8]]
             })
             .collect();
-        let few = doubts(&means, 13.0);
+        let few = doubts(&means, 4, 10, 13.0);
         assert!(few[0] >= 1.0 && few[1] < 1.2 && few[2] > 3.0, "{few:?}");
-        let many = doubts(&means, 600.0);
+        let many = doubts(&means, 4, 10, 600.0);
         assert!(many[1] < 1.001 && many[2] < 1.1, "many windows leave little doubt: {many:?}");
-        assert!(doubts(&means, 1.0).iter().all(|d| (1.0..=MOST_DOUBT).contains(d)), "nothing is known of one window");
+        let some = doubts(&means, 4, 10, 100.0);
+        assert!(some[3] < 1.1 && some[3] < some[2], "what changes places has shown its range: {some:?}");
+        assert!(doubts(&means, 4, 10, 1.0).iter().all(|d| (1.0..=MOST_DOUBT).contains(d)), "nothing is known of one");
+        assert_eq!(doubts(&means[..9], 4, 10, 1.0)[2], doubt(lasting(&means[..9], 2, 10), 1.0));
     }
 
     #[test]
     fn a_doubted_channel_counts_in_part() {
         let strays: Vec<Vec<f64>> =
             (0..100).map(|i| vec![if i % 2 == 0 { 1.0 } else { -1.0 }, if i % 4 < 2 { 1.0 } else { -1.0 }]).collect();
-        let plain = Spread::of(&strays, &[1.0, 1.0]).expect("regular");
-        let doubted = Spread::of(&strays, &[1.0, 5.0]).expect("regular");
+        let plain = Spread::of(&strays, &[1.0, 1.0], 100.0).expect("regular");
+        let doubted = Spread::of(&strays, &[1.0, 5.0], 100.0).expect("regular");
         assert!((plain.channels - 2.0).abs() < 1e-9 && (doubted.channels - 1.04).abs() < 1e-9);
         let of = |spread: &Spread, v: [f64; 2]| distance(&parts(&v, &spread.precision));
         // Vectors as those seen are at a distance of 1 in both.
         assert!((of(&plain, [1.0, 1.0]) - 1.0).abs() < 1e-3 && (of(&doubted, [1.0, 1.0]) - 1.0).abs() < 1e-3);
         assert!(of(&doubted, [3.0, 0.0]) > of(&plain, [3.0, 0.0]), "the other one is seen more clearly");
         assert!(of(&doubted, [0.0, 3.0]) < 0.5 * of(&plain, [0.0, 3.0]));
+    }
+
+    #[test]
+    fn correlations_are_believed_as_far_as_windows_suggest_them() {
+        let strays: Vec<Vec<f64>> = (0..200)
+            .map(|i| {
+                let (both, own) = (f64::from(i % 21) / 10.0 - 1.0, f64::from(i % 2) / 50.0);
+                vec![both + own, both - own]
+            })
+            .collect();
+        let broken = |independent| {
+            let spread = Spread::of(&strays, &[1.0, 1.0], independent).expect("regular");
+            distance(&parts(&[0.5, -0.5], &spread.precision))
+        };
+        assert!(broken(10.0) > 1.0 && broken(1000.0) > 2.0 * broken(10.0), "{} {}", broken(10.0), broken(1000.0));
     }
 
     #[test]
@@ -230,9 +271,8 @@ mod tests {
 
         /// More data never makes a channel more doubtful, and doubt has its bounds.
         #[test]
-        fn doubt_falls_with_data(share in 0.0..1.0f64, independent in 1.0..1000.0f64, more in 1.0..10.0f64) {
-            let means = [vec![share.sqrt()], vec![-share.sqrt()]];
-            let (few, many) = (doubts(&means, independent)[0], doubts(&means, independent * more)[0]);
+        fn doubt_falls_with_data(kept in -1.0..1.0f64, independent in 1.0..1000.0f64, more in 1.0..10.0f64) {
+            let (few, many) = (doubt(kept, independent), doubt(kept, independent * more));
             prop_assert!((1.0..=MOST_DOUBT).contains(&few) && (1.0..=MOST_DOUBT).contains(&many));
             // Where nearly nothing is known at all, no channel can be told from the others.
             prop_assert!(independent < 4.0 || many <= few + 1e-9, "{few} {many}");

@@ -224,44 +224,47 @@ fn written(learnt: &Learnt, channels: Vec<String>, healthy: &[Vec<f64>]) -> Arc<
 }
 
 /// `andon learn`'s graph in tract against the formula it was written from, through a fault, its end
-/// and after.
+/// and after, and a signal that becomes rough.
 #[test]
 fn the_learnt_graph_does_what_the_formula_says() {
     let mut rng = fastrand::Rng::with_seed(5);
     let mut noise = move || (0..6).map(|_| rng.f64() - 0.5).sum::<f64>();
     let names: Vec<String> = ["flow", "power", "temp"].map(String::from).to_vec();
-    let mut row = |off: f64| vec![50.0 + noise(), 10.0 + noise() + off, 300.0 + noise()];
-    let healthy: Vec<Vec<f64>> = (0..500).map(|_| row(0.0)).collect();
+    let mut row = |off: f64, rough: f64| vec![50.0 + noise(), 10.0 + noise() + off, 300.0 + rough * noise()];
+    let healthy: Vec<Vec<f64>> = (0..500).map(|_| row(0.0, 1.0)).collect();
     let fitted = fit::fit(std::slice::from_ref(&healthy), &names, 10, &Limit::PValue(1e-4)).expect("fitted");
     let model = written(&Learnt::Baseline(fitted.clone()), names, &healthy);
 
-    let course: Vec<Vec<f64>> = (0..240)
-        .map(|i| {
-            row(if (60..140).contains(&i) {
-                6.0
-            } else if i >= 140 {
-                0.3
-            } else {
-                0.0
-            })
-        })
-        .collect();
+    let off = |i: usize| match i {
+        60..140 => 6.0,
+        140.. => 0.3,
+        _ => 0.0,
+    };
+    let course: Vec<Vec<f64>> = (0..300).map(|i| row(off(i), if i < 240 { 1.0 } else { 6.0 })).collect();
     let (mut state, mut by_formula) = (model.initial_state().to_vec(), fitted.start());
     let (mut alarms, mut settled, mut held) = (0, 0, 0);
-    for rows in course.windows(10) {
+    for (i, rows) in course.windows(10).enumerate() {
         let data: Vec<f32> = rows.iter().flatten().map(|v| *v as f32).collect();
         let exact: Vec<f64> = data.iter().map(|v| f64::from(*v)).collect();
         let window = Window { machine: "m".into(), end: Time(0), data, quality: vec![Quality::Good; 3] };
         let opinion = model.judge(&[&window], &[&state]).expect("judged")[0].clone().expect("an opinion");
-        let stepped = fitted.step(&by_formula, &fitted.mean_of(&exact));
+        let stepped = fitted.step(&by_formula, &fitted.aspects_of(&exact));
         assert!((opinion.score - stepped.score).abs() < 1e-2 * (1.0 + stepped.score), "{opinion:?} {stepped:?}");
         model.follow(&mut state, opinion.next, false);
         by_formula = stepped.next;
-        assert_eq!(f64::from(state[6]), by_formula.alarm);
-        assert_eq!(f64::from(state[7]), by_formula.settling);
-        assert_eq!(f64::from(state[9]), by_formula.patience);
+        assert_eq!(f64::from(state[12]), by_formula.alarm);
+        assert_eq!(f64::from(state[13]), by_formula.settling);
+        assert_eq!(f64::from(state[15]), by_formula.patience);
+        if i >= 250 {
+            assert!(
+                by_formula.alarm > 0.5 && opinion.shares[2] > 0.5,
+                "a rough signal is seen and named: {:?}",
+                opinion.shares
+            );
+            continue;
+        }
         held += u32::from(by_formula.alarm > 0.5 && !stepped.strange);
-        alarms += u32::from(by_formula.alarm > 0.5);
+        alarms += u32::from(by_formula.alarm > 0.5 && i < 220);
         settled += u32::from(by_formula.settling > 0.5);
     }
     assert!((70..100).contains(&alarms) && settled > 5 && held > 5, "{alarms} {settled} {held}");

@@ -112,7 +112,7 @@ fn manifest(about: &About, learnt: &Learnt, digests: Value) -> Value {
 fn description(learnt: &Learnt) -> &'static str {
     match learnt {
         Learnt::Baseline(_) => {
-            "Distance of each window's mean from a baseline that follows the machine, by how healthy windows stray together"
+            "Distance of each window's levels and restlessness from a baseline that follows the machine, by how healthy windows stray together"
         }
         Learnt::Course(_) => {
             "How rare the value and its course over the window are, by distance from the windows learnt from"
@@ -209,16 +209,19 @@ fn baseline_card(about: &About, fitted: &Fitted) -> String {
     let slowest = fitted.rates.iter().copied().fold(f64::MAX, f64::min);
     format!(
         "# {}\n\nLearnt on the gateway by `andon learn` from {} at {}.\n\n\
-         The score is the distance of a window's mean ({} steps, {seconds} s) from a baseline that follows the machine, \
-         in units of how healthy means stray from it together (Mahalanobis, shrinkage 0.1), over {} channels. A channel \
-         that moves slowly, so that the data holds few states of it, is doubted: it has to move that many times as far. \
-         Levels and relations between channels are seen, rhythms are not. The baseline forgets within {:.0} s (channels \
+         Of each window ({} steps, {seconds} s) two things are held against a baseline that follows the machine, in \
+         units of how healthy windows stray from it together (Mahalanobis, with shrinkage), over {} channels: the \
+         levels, and how restless each channel is (the logarithm of its mean step from row to row). The score is the \
+         larger of both distances; contributions say by how much it would shrink if a channel were where the others \
+         would have it. A channel that moves slowly, so that the data holds few states of it, is doubted: its level has \
+         to move that many times as far. Slower rhythms are not seen. The baseline forgets within {:.0} s (channels \
          that wander: half of that), since the data could not show what is normal over longer times: what goes wrong \
          more slowly is not seen. From a score of {:.3} on it rests, so a fault is not learnt. The alarm ends when for a \
          tenth of the time it had lasted, at most a window's length, the score was below {:.3} or less than {:.0} % of the \
          fault was left; after a clear fault the baseline then takes up the new state for {:.0} s, in which nothing is flagged.\n\n\
-         {} reference scores come from windows; they overlap, so they are worth about {} independent ones. They were \
-         enlarged by {:.2}, because the fit had seen them, and completed by {} scores that normal data would give.\n\n",
+         {} reference scores come from windows; they overlap, so they are worth about {} independent ones. Each window \
+         was judged by a fit on windows far from it; scores of levels are {:.2} times those of the fit on all. They \
+         were completed by {} scores that normal data would give.\n\n",
         about.name,
         about.source,
         about.at,
