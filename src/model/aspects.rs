@@ -4,7 +4,7 @@
 
 /// Steps smaller than this share of a channel's deviation are as good as none, so that a sensor's
 /// resolution is not taken for its behaviour.
-pub(super) const STILL: f64 = 0.03;
+pub(super) const STILL: f64 = 0.01;
 
 /// Sums over a window, by channel.
 struct Sums {
