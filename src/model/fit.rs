@@ -152,7 +152,9 @@ pub fn fit(stretches: &[Stretch], names: &[String], steps: usize, limit: &Limit)
     let n = names.len();
     let rows: Vec<&Vec<f64>> = stretches.iter().flatten().collect();
     let column = |c: usize| rows.iter().map(move |r| r[c]);
-    let mean: Vec<f64> = (0..n).map(|c| column(c).sum::<f64>() / rows.len() as f64).collect();
+    // As the graph will have it: a counter's deviation is small beside what single precision leaves of its mean.
+    let single = |v: f64| f64::from(v as f32);
+    let mean: Vec<f64> = (0..n).map(|c| single(column(c).sum::<f64>() / rows.len() as f64)).collect();
     let variance = |c: usize| column(c).map(|v| (v - mean[c]).powi(2)).sum::<f64>() / rows.len() as f64;
     let std: Vec<f64> = (0..n).map(|c| variance(c).sqrt()).collect();
     let moves = |c: &usize| std[*c] > 1e-12 * (1.0 + mean[*c].abs());

@@ -218,7 +218,7 @@ fn written(learnt: &Learnt, channels: Vec<String>, healthy: &[Vec<f64>]) -> Arc<
         metrics: serde_json::Value::Null,
     };
     let dir = tempfile::tempdir().expect("a directory");
-    let windows: Vec<Vec<f64>> = healthy.chunks(10).map(<[Vec<f64>]>::concat).collect();
+    let windows: Vec<Vec<f64>> = healthy.chunks(learnt.common().steps).map(<[Vec<f64>]>::concat).collect();
     write::bundle(dir.path(), &about, learnt, &windows).expect("written");
     Model::load(dir.path()).expect("loaded, so its golden cases hold")
 }
@@ -268,4 +268,19 @@ fn the_learnt_graph_does_what_the_formula_says() {
         settled += u32::from(by_formula.settling > 0.5);
     }
     assert!((70..100).contains(&alarms) && settled > 5 && held > 5, "{alarms} {settled} {held}");
+}
+
+/// What single precision leaves of a counter is enough for its golden cases, and so is a window of one row.
+#[test]
+fn large_values_that_hardly_move_are_learnt() {
+    let mut rng = fastrand::Rng::with_seed(6);
+    let mut noise = move || (0..6).map(|_| rng.f64() - 0.5).sum::<f64>();
+    let names: Vec<String> = ["pressure", "counter"].map(String::from).to_vec();
+    let single = |v: f64| f64::from(v as f32);
+    let healthy: Vec<Vec<f64>> =
+        (0..500).map(|_| vec![single(101_325.0 + 0.5 * noise()), single(1e6 + noise())]).collect();
+    for steps in [1, 2, 10] {
+        let learnt = Learnt::fit(std::slice::from_ref(&healthy), &names, steps, &Limit::PValue(1e-4)).expect("fitted");
+        assert_eq!(written(&learnt, names.clone(), &healthy).manifest().steps, steps);
+    }
 }
