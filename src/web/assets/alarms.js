@@ -170,6 +170,8 @@ function buildExplanation(box, x) {
       const figures = el("span", "figures");
       figures.append(value, el("span", "live"));
       if (c.normal) figures.append(el("span", "quiet", t("normal") + " " + num(c.normal[0]) + " … " + num(c.normal[1]) + unit));
+      // Within its range a signal can still be alone with its value, or move as it never did.
+      if (c.normal && !outside && c.value !== null && (i === 0 || c.share >= 0.15)) figures.append(el("span", "quiet", t("unusual beside the others, or in how it moves")));
       line.append(head, figures);
       // The loudest, and what is where it should not be, with their course.
       if (c.trace.length > 1 && (i === 0 || outside || c.share >= 0.15)) line.append(course(c));

@@ -15,7 +15,7 @@ const ZH = {
   "second opinion": "第二意见", "an anomaly": "异常", "no anomaly": "无异常", "severity": "严重度", "since": "自", "seen by": "确认人", "until": "至", "left": "剩余", "by": "操作人", "first out": "首发", "chattering": "频繁抖动",
   "repeated": "重复", "Your name": "您的姓名", "For how long": "搁置多久", "minutes": "分钟", "hours": "小时", "Comment": "备注", "Cancel": "取消",
   "Shelve this alarm": "搁置此报警", "It comes back by itself.": "到时自动恢复。", "Critical alarms are not shelved.": "紧急报警不可搁置。",
-  "now": "当前", "was": "报警时", "rarer than 1 in a million": "不到百万分之一", "normal": "正常范围", "share": "占比", "model": "模型", "records waiting": "待发送记录", "records sent": "已发送记录",
+  "now": "当前", "was": "报警时", "unusual beside the others, or in how it moves": "与其他信号不一致，或变化方式异常", "rarer than 1 in a million": "不到百万分之一", "normal": "正常范围", "share": "占比", "model": "模型", "records waiting": "待发送记录", "records sent": "已发送记录",
   "readings per second": "每秒读数", "readings": "读数", "no verdict yet": "尚无判定", "reason": "结论", "score": "分数", "how rare": "罕见程度",
   "limit": "限值", "health": "健康度", "useful life left": "剩余寿命", "class": "类别", "window ends": "窗口结束", "usual": "常见",
   "over the limit": "超过限值", "alarms, audit": "报警、审计", "verdicts": "判定", "What speaks loudest now": "当前贡献最大的信号", "good": "良好", "not heard yet": "尚未收到", "up": "正常", "down": "故障", "degraded": "降级",
