@@ -279,9 +279,12 @@ async fn an_andon_can_be_the_larger_model() {
     let mut plant = Plant::start("http://@WEB@", "model = \"one-step\"\nmay = []").await;
     plant.read(&["pump-1"], 9.6).await;
     until("it is answered", || plant.ended("uncertain", "answered") == 1.0);
-    let (_, machine) = plant.daemon.get("/api/v1/machines/pump-1").unwrap();
-    let machine: Value = serde_json::from_str(&machine).unwrap();
-    assert_eq!((&machine["second_opinion"]["anomaly"], &machine["alarms"]), (&json!(true), &json!([])), "{machine}");
+    let machine = || -> Value {
+        let (_, machine) = plant.daemon.get("/api/v1/machines/pump-1").unwrap();
+        serde_json::from_str(&machine).unwrap()
+    };
+    until("it is on the dashboard", || machine()["second_opinion"]["anomaly"] == true);
+    assert_eq!(machine()["alarms"], json!([]));
     let said = andon(["check", "-c", plant.daemon.config().to_str().unwrap(), "--connect"]);
     assert!(String::from_utf8_lossy(&said.stdout).contains("takes our windows (binary tensors)"), "{said:?}");
 }
