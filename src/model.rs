@@ -13,6 +13,7 @@ pub mod bundle;
 pub mod calibration;
 pub mod compat;
 pub mod course;
+pub mod directions;
 pub mod drift;
 pub mod explain;
 pub mod fit;

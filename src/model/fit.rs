@@ -7,6 +7,7 @@
 
 use super::aspects;
 use super::calibration::{Calibration, Limit};
+use super::directions::Directions;
 use super::drift::Bins;
 use super::gauge::Gauge;
 use super::spread::{distance, dot, doubts, parts, pulled};
@@ -165,13 +166,13 @@ pub fn fit(stretches: &[Stretch], names: &[String], steps: usize, limit: &Limit)
     let lag = (2 * steps).max((WHILE * rows.len() as f64) as usize);
     let slow: Vec<bool> = (0..n).map(|c| autocorrelation(stretches, c, mean[c], lag) > SLOW).collect();
     let memory = (MEMORY * windows as f64).max(LEAST_MEMORY * steps as f64);
-    let seen: Vec<Vec<f64>> =
-        stretches.iter().flat_map(|s| aspects::of_windows(&scaled(s, &mean, &std), steps)).collect();
+    let relative: Vec<Stretch> = stretches.iter().map(|s| scaled(s, &mean, &std)).collect();
+    let seen: Vec<Vec<f64>> = relative.iter().flat_map(|s| aspects::of_windows(s, steps)).collect();
     let (count, independent) = (seen.len() as f64, rows.len() as f64 / steps as f64);
     let mut fitted = Fitted {
         steps,
         range: (0..n).map(bounds).collect(),
-        spread: (0..n).map(|c| Bins::learn(stretches.iter().flatten().map(|row| row[c]).collect())).collect(),
+        spread: (0..n).map(|c| Bins::learn(column(c).collect())).collect(),
         centre: (0..2 * n).map(|a| seen.iter().map(|s| s[a]).sum::<f64>() / count).collect(),
         rates: (0..2 * n).map(|a| if slow.get(a) == Some(&true) { 2.0 / memory } else { 1.0 / memory }).collect(),
         settling_rate: (1.0 / (SETTLING_MEMORY * steps as f64)).min(1.0),
@@ -187,9 +188,11 @@ pub fn fit(stretches: &[Stretch], names: &[String], steps: usize, limit: &Limit)
         optimism: 1.0,
     };
     let strays = fitted.strays(&seen);
+    let together = Directions::of(&relative.concat(), &seen, steps, independent);
     let part = |from: usize| strays.iter().map(|s| s[from..from + n].to_vec()).collect::<Vec<_>>();
-    let levels = Gauge::of(&part(0), &fitted.doubts, steps, independent).ok_or(FitError::Singular)?;
-    let unrest = Gauge::of(&part(n), &vec![1.0; n], steps, independent).ok_or(FitError::Singular)?;
+    let levels = Gauge::of(&part(0), &fitted.doubts, steps, independent, &together).ok_or(FitError::Singular)?;
+    let unrest =
+        Gauge::of(&part(n), &vec![1.0; n], steps, independent, &Directions::apart(n)).ok_or(FitError::Singular)?;
     let p = if let Limit::PValue(p) = limit { *p } else { USUAL_P };
     // Healthy vectors are about 1 from the baseline; a limit below that would be no limit.
     let at = |gauge: &Gauge, share: f64| Calibration::new(gauge.scores()).score_at(p * share).max(1.0);

@@ -1,6 +1,7 @@
 //! How far from healthy a vector is: a distance, with the scores that healthy vectors have which it
 //! was not fitted on, and those that normal data would give where there are few.
 
+use super::directions::Directions;
 use super::spread::{Spread, distance, expected_scores, optimism, parts};
 
 /// Into so many parts the healthy vectors are cut: each is judged by a fit on the others.
@@ -25,13 +26,20 @@ pub struct Gauge {
 impl Gauge {
     /// Of the vectors of windows of `steps` rows that are a row apart, `independent` of which fit
     /// side by side; `None` where the channels are too entangled.
-    pub fn of(strays: &[Vec<f64>], doubts: &[f64], steps: usize, independent: f64) -> Option<Gauge> {
-        let spread = Spread::of(strays, doubts, independent)?;
+    pub fn of(
+        strays: &[Vec<f64>],
+        doubts: &[f64],
+        steps: usize,
+        independent: f64,
+        directions: &Directions,
+    ) -> Option<Gauge> {
+        let fit = |strays: &[Vec<f64>], independent| Spread::of(strays, doubts, independent, directions);
+        let spread = fit(strays, independent)?;
         let score = |d: &Vec<f64>| distance(&parts(d, &spread.precision));
         let fitted: Vec<f64> = strays.iter().map(score).collect();
-        let unseen = unseen(strays, doubts, steps, independent).unwrap_or_else(|| fitted.clone());
+        let unseen = unseen(strays, steps, independent, fit).unwrap_or_else(|| fitted.clone());
         let grown = (squares(&unseen) / squares(&fitted).max(f64::MIN_POSITIVE)).sqrt().max(1.0);
-        let optimism = optimism(strays.len(), spread.channels, steps).max(grown);
+        let optimism = optimism(strays.len(), spread.told, steps).max(grown);
         let missing = ENOUGH_WINDOWS.saturating_sub(strays.len() / steps);
         Some(Gauge {
             precision: spread.precision,
@@ -55,7 +63,12 @@ impl Gauge {
 }
 
 /// The score of each vector by a fit on those far from it; `None` where too few are.
-fn unseen(strays: &[Vec<f64>], doubts: &[f64], steps: usize, independent: f64) -> Option<Vec<f64>> {
+fn unseen(
+    strays: &[Vec<f64>],
+    steps: usize,
+    independent: f64,
+    fit: impl Fn(&[Vec<f64>], f64) -> Option<Spread>,
+) -> Option<Vec<f64>> {
     let all = strays.len();
     let mut scores = Vec::with_capacity(all);
     for fold in 0..FOLDS {
@@ -66,7 +79,7 @@ fn unseen(strays: &[Vec<f64>], doubts: &[f64], steps: usize, independent: f64) -
             return None;
         }
         let share = (FOLDS - 1) as f64 / FOLDS as f64;
-        let spread = Spread::of(&others, doubts, independent * share)?;
+        let spread = fit(&others, independent * share)?;
         scores.extend(strays[from..to].iter().map(|d| distance(&parts(d, &spread.precision))));
     }
     Some(scores)
@@ -104,25 +117,30 @@ mod tests {
         (0..count).map(|_| vec![one(), one(), one()]).collect()
     }
 
+    fn of(strays: &[Vec<f64>], steps: usize, independent: f64) -> Option<Gauge> {
+        Gauge::of(strays, &[1.0; 3], steps, independent, &Directions::apart(3))
+    }
+
     #[test]
     fn what_was_not_seen_before_raises_the_scores() {
-        let alike = Gauge::of(&noise(1000, 1), &[1.0; 3], 1, 1000.0).expect("regular");
+        let alike = of(&noise(1000, 1), 1, 1000.0).expect("regular");
         assert!(alike.optimism < 1.1, "{}", alike.optimism);
         let mut odd = noise(1000, 1);
         // A fifth of the data has a state that the rest does not know.
         odd[800..].iter_mut().for_each(|v| v[0] += 10.0);
-        let told = Gauge::of(&odd, &[1.0; 3], 1, 1000.0).expect("regular");
+        let told = of(&odd, 1, 1000.0).expect("regular");
         let top = |y: &Gauge| y.seen.iter().copied().fold(0.0, f64::max);
         assert!(told.optimism > 1.5 && top(&told) > 2.0 * top(&alike), "{} {}", told.optimism, top(&told));
     }
 
     #[test]
     fn few_windows_are_completed_and_too_few_are_not_cut() {
-        let few = Gauge::of(&noise(200, 2), &[1.0; 3], 10, 20.0).expect("regular");
+        let few = of(&noise(200, 2), 10, 20.0).expect("regular");
         assert_eq!((few.seen.len(), few.expected.len()), (200, 800));
         // Each window has rows in common with nearly all.
-        assert_eq!(unseen(&noise(100, 2), &[1.0; 3], 50, 3.0), None);
-        assert!(Gauge::of(&noise(100, 2), &[1.0; 3], 50, 3.0).is_some_and(|y| y.optimism > 1.0));
+        let fit = |strays: &[Vec<f64>], n| Spread::of(strays, &[1.0; 3], n, &Directions::apart(3));
+        assert_eq!(unseen(&noise(100, 2), 50, 3.0, fit), None);
+        assert!(of(&noise(100, 2), 50, 3.0).is_some_and(|y| y.optimism > 1.0));
     }
 
     #[test]

@@ -1,9 +1,15 @@
 //! How healthy vectors stray together, and what few data leave unknown of that: covariance with
 //! shrinkage, its inverse, and by how much each channel and all of them are to be doubted.
 
+use super::directions::{Directions, moments};
+
 /// Share of the covariance that would be drawn towards its diagonal if there were no windows at
 /// all: correlations are believed as far as there are windows to suggest them.
 const SHRINKAGE: f64 = 0.1;
+/// Of that, what is left where rows tell how channels go together.
+const LEAST_DRAWN: f64 = 0.1;
+/// Windows worth so many for each channel tell as much of how channels go together as rows do.
+const ENOUGH: f64 = 0.8;
 /// No mean is surer than this share of the channel's own variance over rows.
 const FLOOR: f64 = 1e-3;
 /// The most that scores are enlarged for what few windows leave unknown.
@@ -22,46 +28,41 @@ pub struct Spread {
     pub precision: Vec<f64>,
     /// As how many channels it counts, where those that are doubted count in part.
     pub channels: f64,
+    /// Of how many the windows had to tell how they go together.
+    pub told: f64,
 }
 
 impl Spread {
     /// Of these vectors, each of `doubts.len()` values, from windows `independent` of which fit side
-    /// by side; `None` where the channels are too entangled.
-    pub fn of(strays: &[Vec<f64>], doubts: &[f64], independent: f64) -> Option<Spread> {
-        let n = doubts.len();
-        let seen = covariance(strays, n, OVERLAPPING * independent);
+    /// by side, as far as those can tell; else of what goes along the directions. `None` where the
+    /// channels are too entangled.
+    pub fn of(strays: &[Vec<f64>], doubts: &[f64], independent: f64, directions: &Directions) -> Option<Spread> {
+        let (n, worth) = (doubts.len(), OVERLAPPING * independent);
+        let told = told(n, worth);
+        let own = moments(strays, n);
+        let (along, along_doubted) = directions.parted(&own);
         let at = |i: usize| doubts[i / n] * doubts[i % n];
-        let doubted: Vec<f64> = seen.iter().enumerate().map(|(i, c)| c * at(i)).collect();
+        let drawn = SHRINKAGE * told.max(LEAST_DRAWN) * (n as f64 + 1.0) / (n as f64 + 1.0 + worth);
+        let mixed = |i: usize, own: f64, along: f64| {
+            let mixed = told * own + (1.0 - told) * along;
+            if i / n == i % n { mixed } else { mixed * (1.0 - drawn) }
+        };
+        let floor = |i: usize| if i / n == i % n { FLOOR } else { 0.0 };
+        let seen: Vec<f64> = (0..n * n).map(|i| mixed(i, own[i], along[i]) + floor(i)).collect();
+        let doubted = (0..n * n).map(|i| mixed(i, own[i] * at(i), along_doubted[i]) + floor(i) * at(i)).collect();
         let inverse = invert(doubted, n)?;
         // Of vectors that stray as they were seen to, the mean squared distance.
         let channels = dot(&inverse, &seen);
         let precision = inverse.iter().map(|p| p * n as f64 / channels).collect();
-        Some(Spread { precision, channels })
+        Some(Spread { precision, channels, told: 1.0 + (channels - 1.0) * told })
     }
 }
 
-/// The shrunk covariance around zero, of vectors that are worth so many independent ones.
-fn covariance(strays: &[Vec<f64>], n: usize, worth: f64) -> Vec<f64> {
-    let count = strays.len() as f64;
-    let needed = n as f64 + 1.0;
-    let believed = 1.0 - SHRINKAGE * needed / (needed + worth);
-    let mut covariance = vec![0.0; n * n];
-    for d in strays {
-        for i in 0..n {
-            for j in 0..n {
-                covariance[i * n + j] += d[i] * d[j] / count;
-            }
-        }
-    }
-    for i in 0..n {
-        for j in 0..n {
-            if i != j {
-                covariance[i * n + j] *= believed;
-            }
-        }
-        covariance[i * n + i] += FLOOR;
-    }
-    covariance
+/// How far windows worth so many can tell how `n` channels go together: from 1 where they are many
+/// more than the channels to 0 where they are fewer.
+fn told(n: usize, worth: f64) -> f64 {
+    let few = ENOUGH * (n as f64 + 1.0) / worth;
+    1.0 / (1.0 + few.powi(5))
 }
 
 /// By how much each channel's strays are to be taken larger than they were seen, at least 1. A
@@ -220,8 +221,8 @@ mod tests {
     fn a_doubted_channel_counts_in_part() {
         let strays: Vec<Vec<f64>> =
             (0..100).map(|i| vec![if i % 2 == 0 { 1.0 } else { -1.0 }, if i % 4 < 2 { 1.0 } else { -1.0 }]).collect();
-        let plain = Spread::of(&strays, &[1.0, 1.0], 100.0).expect("regular");
-        let doubted = Spread::of(&strays, &[1.0, 5.0], 100.0).expect("regular");
+        let plain = Spread::of(&strays, &[1.0, 1.0], 100.0, &Directions::apart(2)).expect("regular");
+        let doubted = Spread::of(&strays, &[1.0, 5.0], 100.0, &Directions::apart(2)).expect("regular");
         assert!((plain.channels - 2.0).abs() < 1e-9 && (doubted.channels - 1.04).abs() < 1e-9);
         let of = |spread: &Spread, v: [f64; 2]| distance(&parts(&v, &spread.precision));
         // Vectors as those seen are at a distance of 1 in both.
@@ -239,10 +240,26 @@ mod tests {
             })
             .collect();
         let broken = |independent| {
-            let spread = Spread::of(&strays, &[1.0, 1.0], independent).expect("regular");
+            let spread = Spread::of(&strays, &[1.0, 1.0], independent, &Directions::apart(2)).expect("regular");
             distance(&parts(&[0.5, -0.5], &spread.precision))
         };
         assert!(broken(10.0) > 1.0 && broken(1000.0) > 2.0 * broken(10.0), "{} {}", broken(10.0), broken(1000.0));
+    }
+
+    #[test]
+    fn few_windows_are_helped_by_what_rows_tell() {
+        assert!(told(8, 20.0) > 0.99 && told(8, 1000.0) > 0.999_999);
+        assert!(told(52, 20.0) < 0.05 && told(52, 0.0) == 0.0);
+        // Two channels go together in each row; the two windows that there are cannot tell.
+        let rows: Vec<Vec<f64>> = (0..700).map(|i| f64::from(i % 7) - 3.0).map(|v| vec![v, v]).collect();
+        let together = Directions::of(&rows, &rows, 1, 700.0);
+        let strays = vec![vec![1.0, 1.0], vec![-1.0, -1.0]];
+        let broken = |directions| {
+            let spread = Spread::of(&strays, &[1.0, 1.0], 1.0, directions).expect("regular");
+            distance(&parts(&[0.5, -0.5], &spread.precision))
+        };
+        let (seen, unseen) = (broken(&together), broken(&Directions::apart(2)));
+        assert!(seen > 3.0 && unseen < 1.0, "{seen} {unseen}");
     }
 
     #[test]

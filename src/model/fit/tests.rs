@@ -146,6 +146,45 @@ fn faults_that_no_limit_sees_are_found_whatever_the_load() {
     }
 }
 
+/// Thirty signals that follow six causes, which forget slowly, as in a chemical process.
+fn process(rows: usize, seed: u64) -> Stretch {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut noise = move || (0..12).map(|_| rng.f64() - 0.5).sum::<f64>();
+    let mut weights = fastrand::Rng::with_seed(1);
+    let weights: Vec<f64> = (0..180).map(|_| 2.0 * weights.f64() - 1.0).collect();
+    let mut causes = [0.0; 6];
+    let row = |_| {
+        causes.iter_mut().for_each(|c| *c = 0.9 * *c + 0.436 * noise());
+        weights.chunks(6).map(|w| 100.0 + dot(w, &causes) + 0.4 * noise()).collect()
+    };
+    (0..rows).map(row).collect()
+}
+
+#[test]
+fn many_channels_and_few_windows_are_no_hindrance() {
+    let names: Vec<String> = (0..30).map(|c| format!("c{c}")).collect();
+    // A dozen windows, less than half of the channels.
+    let fitted = fit(&[process(400, 1)], &names, 30, &Limit::PValue(5e-5)).expect("fitted");
+    let flagged = |channel: usize, shift: f64| {
+        let mut rows = process(1200, 2);
+        rows[400..].iter_mut().for_each(|row| row[channel] += shift * fitted.std[channel]);
+        let (mut state, mut flagged, mut named) = (fitted.start(), [0, 0], 0);
+        for (i, window) in rows.windows(30).enumerate() {
+            let stepped = fitted.step(&state, &fitted.aspects_of(&window.concat()));
+            flagged[usize::from(i + 30 > 400)] += usize::from(stepped.next.alarm > 0.5);
+            let most = stepped.parts.iter().copied().fold(0.0, f64::max);
+            named += usize::from(stepped.next.alarm > 0.5 && stepped.parts[channel] == most);
+            state = stepped.next;
+        }
+        (flagged, named)
+    };
+    assert_eq!(flagged(0, 0.0).0, [0, 0]);
+    for channel in [0, 7, 29] {
+        let (shifted, named) = flagged(channel, 3.0);
+        assert!(shifted[0] == 0 && shifted[1] > 700 && named > shifted[1] * 9 / 10, "{channel}: {shifted:?} {named}");
+    }
+}
+
 #[test]
 fn what_cannot_be_learnt_is_refused() {
     let fit = |rows: Stretch| fit(&[rows], &names(), 10, &Limit::PValue(1e-4));
