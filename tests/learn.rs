@@ -115,6 +115,38 @@ fn what_the_agent_took_in_can_be_learnt_from_while_it_runs() {
 }
 
 #[test]
+fn a_channel_that_never_changes_is_left_out_and_said_to_be() {
+    let dir = place();
+    let wobble = |i: i32| f64::from(i * 7919 % 101) / 10.0;
+    // The setpoint is changed when four fifths are over: too late to learn from.
+    let row = |i: i32| {
+        let setpoint = if i < 590 { 7 } else { 8 };
+        format!("2026-01-01 00:{:02}:{:02},{},{},{setpoint}\n", i / 60, i % 60, 2000.0 + wobble(i), wobble(i + 3))
+    };
+    let rows: String = (0..600).map(row).collect();
+    std::fs::write(dir.path().join("data.csv"), format!("time,speed,flow,setpoint\n{rows}")).unwrap();
+    let learn = "learn -c andon.toml --input data.csv --machine pump-1 --out models/mine";
+    let told = andon(dir.path(), learn);
+    assert!(told.status.success(), "{}", said(&told));
+    assert!(
+        said(&told).contains("left out, since they do not change in the first four fifths of the data: setpoint"),
+        "{}",
+        said(&told)
+    );
+    assert!(said(&told).contains("learnt 2 channels"), "{}", said(&told));
+    let card = std::fs::read_to_string(dir.path().join("models/mine/MODEL_CARD.md")).unwrap();
+    assert!(
+        card.contains("Left out, since they do not change in the first four fifths of the data: setpoint."),
+        "{card}"
+    );
+    // Who names it wants it.
+    let channels = "[machine.channels]\nspeed = \"speed\"\nflow = \"flow\"\nsetpoint = \"setpoint\"\n";
+    std::fs::write(dir.path().join("andon.toml"), format!("{CONFIG}{channels}")).unwrap();
+    let told = andon(dir.path(), learn);
+    assert!(!told.status.success() && said(&told).contains("channel setpoint never changes"), "{}", said(&told));
+}
+
+#[test]
 fn what_teaches_nothing_is_refused_with_a_reason() {
     let dir = place();
     let learn = |rows: &dyn Fn(i32) -> String, n: i32| {
@@ -129,7 +161,9 @@ fn what_teaches_nothing_is_refused_with_a_reason() {
     let few = learn(&|i| format!("{},{}", 2000.0 + wobble(i), wobble(i + 3)), 50);
     assert!(few.contains("only 21 full windows"), "{few}");
     let flat = learn(&|i| format!("{},5", 2000.0 + wobble(i)), 600);
-    assert!(flat.contains("channel flow never changes"), "{flat}");
+    assert!(flat.contains("channel flow never changes") && flat.contains("--ignore flow)"), "{flat}");
+    let still = learn(&|_| "2000,5".into(), 600);
+    assert!(still.contains("channels speed, flow never change") && still.contains("--ignore speed,flow)"), "{still}");
     let drifting =
         learn(&|i| format!("{},{}", 2000.0 + wobble(i), if i < 480 { wobble(i) } else { 300.0 + wobble(i) }), 600);
     assert!(drifting.contains("look unlike those before"), "{drifting}");

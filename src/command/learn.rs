@@ -83,13 +83,13 @@ pub fn run(options: &Options) -> Result<()> {
     let matches = |m: &&Machine| WildMatch::new(&m.matcher).matches(&options.machine);
     let block = config.machines.iter().find(matches);
     let block = block.with_context(|| format!("no [[machine]] of the config matches {:?}", options.machine))?;
-    let recorded = match (&options.input, options.from_journal) {
+    let mut recorded = match (&options.input, options.from_journal) {
         (Some(csv), _) => read(csv, options, block)?,
         (None, Some(span)) => from_journal(&config.agent.data_dir, span, options, block)?,
         (None, None) => bail!("give --input or --from-journal"),
     };
     let steps = usize::from(options.window);
-    let stretches = align(&config, block, &recorded)?;
+    let (stretches, left_out) = learnable(&config, block, &mut recorded, steps)?;
     let limit = blocks::limit(&block.alarm.limit, recorded.rate.as_nanos() as i64, steps);
     let fitted = Learnt::fit(&stretches, &recorded.channels, steps, &limit)?;
     let (train, held) = split(&stretches, steps);
@@ -112,6 +112,7 @@ pub fn run(options: &Options) -> Result<()> {
         rate: recorded.rate,
         source: source(options),
         at: Time(Time::now().0 / 1_000_000_000 * 1_000_000_000),
+        left_out,
         metrics: json!({ "rows": rows, "held_back_windows_flagged": share }),
     };
     write::bundle(&options.out, &about, &fitted, &samples(&stretches, steps))
@@ -224,6 +225,31 @@ fn align(config: &Config, block: &Machine, recorded: &Recorded) -> Result<Vec<St
     Ok(stretches)
 }
 
+/// The rows of the channels that change, and the others, which are left out of what was recorded.
+/// Channels that the config names are wanted, and a machine that mostly stands still teaches nothing.
+fn learnable(
+    config: &Config,
+    block: &Machine,
+    recorded: &mut Recorded,
+    steps: usize,
+) -> Result<(Vec<Stretch>, Vec<String>)> {
+    let stretches = align(config, block, recorded)?;
+    // What is judged by the data held back is learnt from the rest.
+    let still = still(&split(&stretches, steps).0, &recorded.channels);
+    if still.is_empty() || !block.channels.is_empty() || 2 * still.len() >= recorded.channels.len() {
+        return Ok((stretches, Vec::new()));
+    }
+    recorded.channels.retain(|c| !still.contains(c));
+    Ok((align(config, block, recorded)?, still))
+}
+
+/// The channels that have one value throughout.
+fn still(stretches: &[Stretch], channels: &[String]) -> Vec<String> {
+    let rows = || stretches.iter().flatten();
+    let one_value = |c: usize| rows().zip(rows().skip(1)).all(|(a, b)| a[c] == b[c]);
+    channels.iter().enumerate().filter(|(c, _)| one_value(*c)).map(|(_, name)| name.clone()).collect()
+}
+
 /// The last fifth, with a window's length between.
 fn split(stretches: &[Stretch], steps: usize) -> (Vec<Stretch>, Vec<Stretch>) {
     let total: usize = stretches.iter().map(Vec::len).sum();
@@ -294,6 +320,12 @@ fn tell(out: &Path, about: &write::About, fitted: &Learnt, model: &Model, flagge
             Learnt::Course(_) => String::new(),
         };
         println!("  {channel:<24} {:>12.4} {:>12.4}{said}", common.mean[i], common.std[i]);
+    }
+    if !about.left_out.is_empty() {
+        println!(
+            "  left out, since they do not change in the first four fifths of the data: {}",
+            about.left_out.join(", ")
+        );
     }
     if common.optimism > 1.25 {
         let percent = (common.optimism - 1.0) * 100.0;

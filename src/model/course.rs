@@ -87,7 +87,7 @@ pub fn fit(stretches: &[Stretch], name: &str, steps: usize, limit: &Limit) -> Re
     let mean = rows.iter().sum::<f64>() / rows.len() as f64;
     let std = (rows.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / rows.len() as f64).sqrt();
     if std <= 1e-12 * (1.0 + mean.abs()) {
-        return Err(FitError::Constant(name.to_owned()));
+        return Err(FitError::Constant(vec![name.to_owned()]));
     }
     let (all, starts) = scaled_windows(stretches, steps, mean, std);
     let spaced = |most: usize| (0..all.len()).step_by(all.len().div_ceil(most));
@@ -387,7 +387,7 @@ mod tests {
             fit(&[rows.into_iter().map(|v| vec![v]).collect()], "level", 30, &Limit::PValue(1e-3)).map(|_| ())
         };
         assert_eq!(fit(healthy(88)), Err(FitError::TooLittle { found: 59, needed: 60 }));
-        assert_eq!(fit(vec![4.0; 300]), Err(FitError::Constant("level".into())));
+        assert_eq!(fit(vec![4.0; 300]), Err(FitError::Constant(vec!["level".into()])));
         assert_eq!(fit(healthy(89)), Ok(()));
     }
 

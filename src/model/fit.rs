@@ -63,12 +63,24 @@ pub enum FitError {
         /// How many there have to be.
         needed: usize,
     },
-    /// A channel never changes.
-    #[error("channel {0} never changes in the data: leave it out, or give data in which it does")]
-    Constant(String),
+    /// These channels never change.
+    #[error("{}", never_change(.0))]
+    Constant(Vec<String>),
     /// The numbers do not allow it.
     #[error("the channels are too entangled to be told apart; leave out those that are computed from others")]
     Singular,
+}
+
+fn never_change(channels: &[String]) -> String {
+    let (named, ignored) = (channels.join(", "), channels.join(","));
+    match channels {
+        [_] => format!(
+            "channel {named} never changes in the data: leave it out (--ignore {ignored}), or give data in which it does"
+        ),
+        _ => format!(
+            "channels {named} never change in the data: leave them out (--ignore {ignored}), or give data in which they do"
+        ),
+    }
 }
 
 /// Rows [n × channels] of one unbroken stretch.
@@ -158,9 +170,10 @@ pub fn fit(stretches: &[Stretch], names: &[String], steps: usize, limit: &Limit)
     let mean: Vec<f64> = (0..n).map(|c| single(column(c).sum::<f64>() / rows.len() as f64)).collect();
     let variance = |c: usize| column(c).map(|v| (v - mean[c]).powi(2)).sum::<f64>() / rows.len() as f64;
     let std: Vec<f64> = (0..n).map(|c| variance(c).sqrt()).collect();
-    let moves = |c: &usize| std[*c] > 1e-12 * (1.0 + mean[*c].abs());
-    if let Some(c) = (0..n).find(|c| !moves(c)) {
-        return Err(FitError::Constant(names[c].clone()));
+    let still = |c: &usize| std[*c] <= 1e-12 * (1.0 + mean[*c].abs());
+    let constant: Vec<String> = (0..n).filter(still).map(|c| names[c].clone()).collect();
+    if !constant.is_empty() {
+        return Err(FitError::Constant(constant));
     }
     let bounds = |c: usize| column(c).fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
     let lag = (2 * steps).max((WHILE * rows.len() as f64) as usize);

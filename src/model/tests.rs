@@ -212,6 +212,7 @@ fn written(learnt: &Learnt, channels: Vec<String>, healthy: &[Vec<f64>]) -> Arc<
         name: "learnt".into(),
         version: "1".into(),
         channels,
+        left_out: Vec::new(),
         rate: Duration::from_secs(1),
         source: "a test".into(),
         at: Time(0),

@@ -29,6 +29,8 @@ pub struct About {
     pub version: String,
     /// The channels' names, in order.
     pub channels: Vec<String>,
+    /// Those that were recorded and left out, since they do not change.
+    pub left_out: Vec<String>,
     /// The grid's step.
     pub rate: Duration,
     /// Where the data came from, for the card.
@@ -180,6 +182,13 @@ fn card(about: &About, learnt: &Learnt) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(out, "| {name} | {mean:.4} | {std:.4} | {low:.4} | {high:.4} | {slow} | {doubted} |");
     }
+    if !about.left_out.is_empty() {
+        let _ = writeln!(
+            out,
+            "\nLeft out, since they do not change in the first four fifths of the data: {}.",
+            about.left_out.join(", ")
+        );
+    }
     let _ = writeln!(out, "\nOn the data held back: `{}`.", about.metrics);
     out
 }
@@ -214,7 +223,8 @@ fn baseline_card(about: &About, fitted: &Fitted) -> String {
          levels, and how restless each channel is (the logarithm of its mean step from row to row). The score is the \
          larger of both distances; contributions say by how much it would shrink if a channel were where the others \
          would have it. A channel that moves slowly, so that the data holds few states of it, is doubted: its level has \
-         to move that many times as far. Slower rhythms are not seen. The baseline forgets within {:.0} s (channels \
+         to move that many times as far. Where there are more channels than windows to tell how their levels go together, \
+         rows tell. Slower rhythms are not seen. The baseline forgets within {:.0} s (channels \
          that wander: half of that), since the data could not show what is normal over longer times: what goes wrong \
          more slowly is not seen. From a score of {:.3} on it rests, so a fault is not learnt. The alarm ends when for a \
          tenth of the time it had lasted, at most a window's length, the score was below {:.3} or less than {:.0} % of the \

@@ -42,6 +42,7 @@ fn learn_steps(version: &str, seed: u64, steps: usize, edit: impl Fn(&mut serde_
         name: "learnt".into(),
         version: version.into(),
         channels: names,
+        left_out: Vec::new(),
         rate: Duration::from_millis(100),
         source: "a test".into(),
         at: Time(0),

@@ -191,7 +191,7 @@ fn what_cannot_be_learnt_is_refused() {
     assert_eq!(fit(healthy(100)), Err(FitError::TooLittle { found: 91, needed: MIN_WINDOWS }));
     let mut flat = healthy(300);
     flat.iter_mut().for_each(|r| r[1] = 4.0);
-    assert_eq!(fit(flat), Err(FitError::Constant("power".into())));
+    assert_eq!(fit(flat), Err(FitError::Constant(vec!["power".into()])));
 }
 
 proptest! {
