@@ -13,7 +13,7 @@ use super::table::Table;
 use crate::agent::blocks;
 use crate::config::{Config, Machine, Needs};
 use crate::logging;
-use crate::model::fit::Stretch;
+use crate::model::fit::{self, Stretch};
 use crate::model::learnt::Learnt;
 use crate::model::{Model, signature, write};
 use crate::pipeline::{self, Due, Layout};
@@ -235,19 +235,12 @@ fn learnable(
 ) -> Result<(Vec<Stretch>, Vec<String>)> {
     let stretches = align(config, block, recorded)?;
     // What is judged by the data held back is learnt from the rest.
-    let still = still(&split(&stretches, steps).0, &recorded.channels);
+    let still = fit::constant(&split(&stretches, steps).0, &recorded.channels);
     if still.is_empty() || !block.channels.is_empty() || 2 * still.len() >= recorded.channels.len() {
         return Ok((stretches, Vec::new()));
     }
     recorded.channels.retain(|c| !still.contains(c));
     Ok((align(config, block, recorded)?, still))
-}
-
-/// The channels that have one value throughout.
-fn still(stretches: &[Stretch], channels: &[String]) -> Vec<String> {
-    let rows = || stretches.iter().flatten();
-    let one_value = |c: usize| rows().zip(rows().skip(1)).all(|(a, b)| a[c] == b[c]);
-    channels.iter().enumerate().filter(|(c, _)| one_value(*c)).map(|(_, name)| name.clone()).collect()
 }
 
 /// The last fifth, with a window's length between.

@@ -7,7 +7,7 @@
 
 use super::calibration::{Calibration, Limit};
 use super::drift::Bins;
-use super::fit::{FitError, MOST_LIMIT, Stretch};
+use super::fit::{FitError, MOST_LIMIT, Stretch, constant};
 use super::graph;
 
 /// At most so many windows are kept to compare with, evenly spaced: they are part of the graph.
@@ -86,8 +86,9 @@ pub fn fit(stretches: &[Stretch], name: &str, steps: usize, limit: &Limit) -> Re
     let rows: Vec<f64> = stretches.iter().flatten().map(|r| r[0]).collect();
     let mean = rows.iter().sum::<f64>() / rows.len() as f64;
     let std = (rows.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / rows.len() as f64).sqrt();
-    if std <= 1e-12 * (1.0 + mean.abs()) {
-        return Err(FitError::Constant(vec![name.to_owned()]));
+    let constant = constant(stretches, &[name.to_owned()]);
+    if !constant.is_empty() {
+        return Err(FitError::Constant(constant));
     }
     let (all, starts) = scaled_windows(stretches, steps, mean, std);
     let spaced = |most: usize| (0..all.len()).step_by(all.len().div_ceil(most));

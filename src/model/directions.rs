@@ -28,16 +28,10 @@ impl Directions {
     pub fn of(rows: &[Vec<f64>], means: &[Vec<f64>], steps: usize, independent: f64) -> Directions {
         let n = rows.first().map_or(0, Vec::len);
         let (along, variances) = principal(moments(rows, n), n);
-        let apart = Directions { along, doubts: Vec::new() };
-        let scale: Vec<f64> = variances.iter().map(|v| v.max(f64::EPSILON).sqrt()).collect();
-        let scaled = |m: &Vec<f64>| apart.turned(&m[..n]).zip(&scale).map(|(v, s)| v / s).collect();
-        let turned: Vec<Vec<f64>> = means.iter().map(scaled).collect();
-        Directions { doubts: doubts(&turned, n, steps, independent), ..apart }
-    }
-
-    /// How far a vector goes along each.
-    fn turned(&self, vector: &[f64]) -> impl Iterator<Item = f64> {
-        self.along.chunks(vector.len().max(1)).map(move |u| dot(u, vector))
+        let deviations: Vec<f64> = variances.iter().map(|v| v.max(f64::EPSILON).sqrt()).collect();
+        let turned = |m: &Vec<f64>| along.chunks(n).zip(&deviations).map(|(u, s)| dot(u, &m[..n]) / s).collect();
+        let turned: Vec<Vec<f64>> = means.iter().map(turned).collect();
+        Directions { doubts: doubts(&turned, n, steps, independent), along }
     }
 
     /// What a covariance [n × n] has along each, as a covariance that has nothing between them, and the
@@ -75,7 +69,8 @@ pub fn moments(vectors: &[Vec<f64>], n: usize) -> Vec<f64> {
     out
 }
 
-fn identity(n: usize) -> Vec<f64> {
+/// The identity [n × n].
+pub fn identity(n: usize) -> Vec<f64> {
     (0..n * n).map(|i| if i / n == i % n { 1.0 } else { 0.0 }).collect()
 }
 

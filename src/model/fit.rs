@@ -162,6 +162,10 @@ pub fn fit(stretches: &[Stretch], names: &[String], steps: usize, limit: &Limit)
     if windows < MIN_WINDOWS {
         return Err(FitError::TooLittle { found: windows, needed: MIN_WINDOWS });
     }
+    let constant = constant(stretches, names);
+    if !constant.is_empty() {
+        return Err(FitError::Constant(constant));
+    }
     let n = names.len();
     let rows: Vec<&Vec<f64>> = stretches.iter().flatten().collect();
     let column = |c: usize| rows.iter().map(move |r| r[c]);
@@ -170,11 +174,6 @@ pub fn fit(stretches: &[Stretch], names: &[String], steps: usize, limit: &Limit)
     let mean: Vec<f64> = (0..n).map(|c| single(column(c).sum::<f64>() / rows.len() as f64)).collect();
     let variance = |c: usize| column(c).map(|v| (v - mean[c]).powi(2)).sum::<f64>() / rows.len() as f64;
     let std: Vec<f64> = (0..n).map(|c| variance(c).sqrt()).collect();
-    let still = |c: &usize| std[*c] <= 1e-12 * (1.0 + mean[*c].abs());
-    let constant: Vec<String> = (0..n).filter(still).map(|c| names[c].clone()).collect();
-    if !constant.is_empty() {
-        return Err(FitError::Constant(constant));
-    }
     let bounds = |c: usize| column(c).fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
     let lag = (2 * steps).max((WHILE * rows.len() as f64) as usize);
     let slow: Vec<bool> = (0..n).map(|c| autocorrelation(stretches, c, mean[c], lag) > SLOW).collect();
@@ -219,6 +218,18 @@ pub fn fit(stretches: &[Stretch], names: &[String], steps: usize, limit: &Limit)
     }
     .clamp(0.0, MOST_LIMIT);
     Ok(fitted)
+}
+
+/// The channels that have one value throughout.
+pub fn constant(stretches: &[Stretch], names: &[String]) -> Vec<String> {
+    let count = stretches.iter().map(Vec::len).sum::<usize>() as f64;
+    let still = |c: usize| {
+        let column = || stretches.iter().flatten().map(|row| row[c]);
+        let mean = column().sum::<f64>() / count;
+        let std = (column().map(|v| (v - mean).powi(2)).sum::<f64>() / count).sqrt();
+        std <= 1e-12 * (1.0 + mean.abs())
+    };
+    names.iter().enumerate().filter(|(c, _)| still(*c)).map(|(_, name)| name.clone()).collect()
 }
 
 impl Fitted {

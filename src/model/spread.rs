@@ -1,7 +1,7 @@
 //! How healthy vectors stray together, and what few data leave unknown of that: covariance with
 //! shrinkage, its inverse, and by how much each channel and all of them are to be doubted.
 
-use super::directions::{Directions, moments};
+use super::directions::{Directions, identity, moments};
 
 /// Share of the covariance that would be drawn towards its diagonal if there were no windows at
 /// all: correlations are believed as far as there are windows to suggest them.
@@ -156,8 +156,7 @@ pub fn distance(parts: &[f64]) -> f64 {
 
 /// Inverse of a symmetric positive definite matrix by Gauss–Jordan with pivoting.
 fn invert(mut a: Vec<f64>, n: usize) -> Option<Vec<f64>> {
-    let mut inverse = vec![0.0; n * n];
-    (0..n).for_each(|i| inverse[i * n + i] = 1.0);
+    let mut inverse = identity(n);
     for c in 0..n {
         let pivot = (c..n).max_by(|i, j| a[i * n + c].abs().total_cmp(&a[j * n + c].abs()))?;
         if a[pivot * n + c].abs() < 1e-12 {

@@ -115,27 +115,33 @@ fn compressor(rows: usize, seed: u64) -> Stretch {
     (0..rows).map(row).collect()
 }
 
+/// How many windows are flagged that end before so many rows and after, and in how many of them this
+/// channel has the largest part.
+fn flagged(fitted: &Fitted, rows: &[Vec<f64>], from: usize, channel: usize) -> ([usize; 2], usize) {
+    let (mut state, mut flagged, mut named) = (fitted.start(), [0, 0], 0);
+    for (i, window) in rows.windows(fitted.steps).enumerate() {
+        let stepped = fitted.step(&state, &fitted.aspects_of(&window.concat()));
+        let most = stepped.parts.iter().copied().fold(0.0, f64::max);
+        if stepped.next.alarm > 0.5 {
+            flagged[usize::from(i + fitted.steps > from)] += 1;
+            named += usize::from(stepped.parts[channel] == most);
+        }
+        state = stepped.next;
+    }
+    (flagged, named)
+}
+
 #[test]
 fn faults_that_no_limit_sees_are_found_whatever_the_load() {
     let names = ["discharge", "current", "oil", "suction"].map(String::from);
     let fitted = fit(&[compressor(3600, 1)], &names, 30, &Limit::PValue(5e-5)).expect("fitted");
     assert!(fitted.doubts[..2].iter().all(|d| *d < 1.5), "loads came and went: {:?}", fitted.doubts);
-    // The most that is flagged after so many rows, and in it the largest part of the channel with the fault.
     let run = |fault: &dyn Fn(usize, &mut Vec<f64>), channel: usize| {
         let mut rows = compressor(1200, 2);
         rows.iter_mut().enumerate().skip(400).for_each(|(i, row)| fault(i, row));
-        let (mut state, mut flagged, mut named) = (fitted.start(), [0, 0], 0);
-        for (i, window) in rows.windows(30).enumerate() {
-            let stepped = fitted.step(&state, &fitted.aspects_of(&window.concat()));
-            let most = stepped.parts.iter().copied().fold(0.0, f64::max);
-            if stepped.next.alarm > 0.5 {
-                flagged[usize::from(i + 30 > 400)] += 1;
-                named += usize::from(stepped.parts[channel] == most);
-            }
-            state = stepped.next;
-        }
-        assert_eq!(flagged[0], 0, "nothing is flagged before");
-        (flagged[1], named)
+        let ([before, after], named) = flagged(&fitted, &rows, 400, channel);
+        assert_eq!(before, 0, "nothing is flagged before");
+        (after, named)
     };
     assert_eq!(run(&|_, _| {}, 0).0, 0);
     let leak = run(&|i, row| row[1] *= 1.0 + 0.15 * ((i - 400) as f64 / 120.0).min(1.0), 1);
@@ -165,23 +171,15 @@ fn many_channels_and_few_windows_are_no_hindrance() {
     let names: Vec<String> = (0..30).map(|c| format!("c{c}")).collect();
     // A dozen windows, less than half of the channels.
     let fitted = fit(&[process(400, 1)], &names, 30, &Limit::PValue(5e-5)).expect("fitted");
-    let flagged = |channel: usize, shift: f64| {
+    let shifted = |channel: usize, shift: f64| {
         let mut rows = process(1200, 2);
         rows[400..].iter_mut().for_each(|row| row[channel] += shift * fitted.std[channel]);
-        let (mut state, mut flagged, mut named) = (fitted.start(), [0, 0], 0);
-        for (i, window) in rows.windows(30).enumerate() {
-            let stepped = fitted.step(&state, &fitted.aspects_of(&window.concat()));
-            flagged[usize::from(i + 30 > 400)] += usize::from(stepped.next.alarm > 0.5);
-            let most = stepped.parts.iter().copied().fold(0.0, f64::max);
-            named += usize::from(stepped.next.alarm > 0.5 && stepped.parts[channel] == most);
-            state = stepped.next;
-        }
-        (flagged, named)
+        flagged(&fitted, &rows, 400, channel)
     };
-    assert_eq!(flagged(0, 0.0).0, [0, 0]);
+    assert_eq!(shifted(0, 0.0).0, [0, 0]);
     for channel in [0, 7, 29] {
-        let (shifted, named) = flagged(channel, 3.0);
-        assert!(shifted[0] == 0 && shifted[1] > 700 && named > shifted[1] * 9 / 10, "{channel}: {shifted:?} {named}");
+        let (count, named) = shifted(channel, 3.0);
+        assert!(count[0] == 0 && count[1] > 700 && named > count[1] * 9 / 10, "{channel}: {count:?} {named}");
     }
 }
 
