@@ -452,18 +452,38 @@ pub struct Stored {
     pub record: Record,
 }
 
-/// How a machine stands, for lights and lists.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The state of a machine, as every light and list shows it. Declared from the most to the least urgent.
+/// docs/machine-state.md holds the truth table.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Light {
-    /// Well.
-    Green,
-    /// Something to look at: warming up, poor inputs, or a cleared alarm nobody has seen.
-    Amber,
-    /// In alarm.
+pub enum MachineState {
+    /// An alarm is active. It stays so when data stops.
     Red,
-    /// Off, or not heard.
-    Grey,
+    /// A person is needed: an alarm returned and unacknowledged, or input missing, bad, late or of a wrong clock.
+    Amber,
+    /// Watched, but not judged: no model is bound, or the model warms up within its time.
+    White,
+    /// Judged just now, normal, inputs good.
+    Green,
+    /// Fresh data says that the machine is not running.
+    Off,
+}
+
+impl MachineState {
+    /// All states, most urgent first.
+    pub const ALL: [MachineState; 5] =
+        [MachineState::Red, MachineState::Amber, MachineState::White, MachineState::Green, MachineState::Off];
+
+    /// The word used in the API, topics and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            MachineState::Red => "red",
+            MachineState::Amber => "amber",
+            MachineState::White => "white",
+            MachineState::Green => "green",
+            MachineState::Off => "off",
+        }
+    }
 }
 
 /// An alarm as it stands after a transition. The states are those of ISA-18.2.
@@ -604,7 +624,7 @@ pub enum Live {
         /// When.
         at: Time,
         /// Its light.
-        light: Light,
+        light: MachineState,
         /// Why, in a few words.
         why: String,
     },

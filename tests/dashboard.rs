@@ -10,7 +10,7 @@ use std::time::Duration;
 use andon::metrics::{Health, Shared};
 use andon::settings::Secret;
 use andon::types::{
-    Action, Alarm, AlarmState, Cause, Condition, Contribution, Light, Live, Quality, Reason, RecordId, Rul, Target,
+    Action, Alarm, AlarmState, Cause, Condition, Contribution, MachineState, Live, Quality, Reason, RecordId, Rul, Target,
     Time, Verdict,
 };
 use andon::web::{self, About, Band, Command, Config, State, View};
@@ -91,7 +91,7 @@ impl Plant {
         self.send(Live::Step { machine: machine.into(), at, values });
     }
 
-    fn light(&self, machine: &str, light: Light, why: &str) {
+    fn light(&self, machine: &str, light: MachineState, why: &str) {
         self.send(Live::State { machine: machine.into(), at: Time::now(), light, why: why.into() });
     }
 
@@ -159,11 +159,11 @@ impl Plant {
         }
         let silent = ("torque".into(), None, Quality::Stale, Cause::Timeout);
         self.send(Live::Step { machine: "mixer-2".into(), at: Time::now(), values: vec![silent] });
-        self.light("press-04", Light::Red, "anomaly: vib_x is unusual");
-        self.light("pump-1", Light::Green, "no anomaly");
-        self.light("mixer-2", Light::Amber, "torque has not been heard");
-        self.light("oven-1", Light::Grey, "machine off");
-        self.light(HOSTILE, Light::Green, "no <b>anomaly</b>");
+        self.light("press-04", MachineState::Red, "anomaly: vib_x is unusual");
+        self.light("pump-1", MachineState::Green, "no anomaly");
+        self.light("mixer-2", MachineState::Amber, "torque has not been heard");
+        self.light("oven-1", MachineState::Off, "machine off");
+        self.light(HOSTILE, MachineState::Green, "no <b>anomaly</b>");
         self.alarm("pump-1", AlarmState::ReturnedUnacknowledged, "pressure was unusual for 40 s", None);
         self.alarm("press-04", AlarmState::Unacknowledged, "Unusual vibration: vib_x speaks loudest (62 %)", None);
     }

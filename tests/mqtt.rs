@@ -12,7 +12,7 @@ use andon::mqtt::{self, Address, Connection, Event, Filter, Outgoing, Qos};
 use andon::settings::{Document, Surroundings};
 use andon::source;
 use andon::types::{
-    Alarm, AlarmState, Batch, Cause, Condition, Light, Live, Quality, Reason, RecordId, Reject, Time, Verdict,
+    Alarm, AlarmState, Batch, Cause, Condition, MachineState, Live, Quality, Reason, RecordId, Reject, Time, Verdict,
 };
 use support::certificates::certificates;
 use support::mosquitto::{Mosquitto, dynamic_security, free_port};
@@ -595,7 +595,7 @@ impl Publisher {
     }
 
     fn state(&self, why: &str) {
-        self.tell(Live::State { machine: "press".into(), at: Time(0), light: Light::Red, why: why.into() });
+        self.tell(Live::State { machine: "press".into(), at: Time(0), light: MachineState::Red, why: why.into() });
     }
 }
 

@@ -11,7 +11,7 @@ use andon::metrics::{Health, Shared};
 use andon::mqtt::{self, Address, Connection};
 use andon::settings::{Document, Surroundings};
 use andon::source;
-use andon::types::{Batch, Kind, Light, Live, Quality, Record, RecordId, Time};
+use andon::types::{Batch, Kind, MachineState, Live, Quality, Record, RecordId, Time};
 use serde_json::Value;
 use support::daemon::{Daemon, until};
 use support::mosquitto::Mosquitto;
@@ -224,7 +224,7 @@ async fn a_host_application_hears_us_through_birth_data_rebirth_outage_and_death
     assert!(own.contains(&"bdSeq=0".into()) && own.contains(&"Node Control/Rebirth=false".into()), "{own:?}");
 
     let state = |light| Live::State { machine: "press-04".into(), at: Time::now(), light, why: "well".into() };
-    assert!(live.send(state(Light::Green)).is_ok());
+    assert!(live.send(state(MachineState::Green)).is_ok());
     let birth = host.says("type").await;
     assert_eq!(
         (&birth["type"], &birth["device"], birth["seq"].as_u64()),
@@ -236,7 +236,7 @@ async fn a_host_application_hears_us_through_birth_data_rebirth_outage_and_death
     let data = host.says("type").await;
     assert_eq!((&data["type"], data["seq"].as_u64()), (&"DDATA".into(), Some(2)));
     assert!(values(&data).contains(&"Anomaly Score=0.25".into()), "the library knows our alias: {data}");
-    assert!(live.send(state(Light::Red)).is_ok());
+    assert!(live.send(state(MachineState::Red)).is_ok());
     assert_eq!(values(&host.says("type").await), ["Light=\"red\""]);
 
     host.order("rebirth lyon-line3 gw-07");

@@ -16,7 +16,7 @@ use andon::source::modbus::light::{self, Standing, Wrote};
 use andon::source::modbus::plan::Span;
 use andon::source::modbus::registers::Table;
 use andon::source::modbus::{Config, Connection, Lines};
-use andon::types::Light;
+use andon::types::MachineState;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -55,7 +55,7 @@ impl Lit {
         Lit { shared, standing, wrote, task }
     }
 
-    fn stand(&self, light: Light) {
+    fn stand(&self, light: MachineState) {
         self.standing.send_replace([("m".into(), light)].into_iter().collect());
     }
 
@@ -95,7 +95,7 @@ async fn a_light_shares_a_serial_line_with_those_who_read() {
     let mut lamp = Connection::dial(&lines, &device.url, 1, DEADLINE).await.unwrap();
     let span = Span { table: Table::Holding, start: 950, count: 1 };
     assert_eq!(lamp.read(span).await, Ok(vec![0]), "nothing is touched before the engine has spoken");
-    for (light, value, word) in [(Light::Green, 1, "green"), (Light::Red, 4, "red"), (Light::Grey, 0, "off")] {
+    for (light, value, word) in [(MachineState::Green, 1, "green"), (MachineState::Red, 4, "red"), (MachineState::Off, 0, "off")] {
         lit.stand(light);
         let wrote = lit.next().await;
         assert_eq!(said(&wrote), ("holding:950", value, &*format!("{word}: as the machines stand")));
@@ -119,7 +119,7 @@ async fn with_no_word_from_the_engine_it_goes_to_the_safe_state() {
     let server = Pymodbus::start();
     let device = config(&source_text(server.address, "timeout = \"10s\"", &registers([3000])));
     let mut lit = Lit::start(&device, &Lines::default(), COILS, Duration::from_millis(500));
-    lit.stand(Light::Red);
+    lit.stand(MachineState::Red);
     // pymodbus starts with 8 and 9 on.
     let wrote: Vec<Wrote> = [lit.next().await, lit.next().await, lit.next().await].into();
     let why = "red: as the machines stand";
@@ -128,7 +128,7 @@ async fn with_no_word_from_the_engine_it_goes_to_the_safe_state() {
         [("coil:10", 1, why), ("coil:8", 0, why), ("coil:9", 0, why)]
     );
     assert_eq!(said(&lit.next().await), ("coil:10", 0, "off: nothing is heard of the machines"));
-    lit.stand(Light::Amber);
+    lit.stand(MachineState::Amber);
     assert_eq!(said(&lit.next().await), ("coil:9", 1, "amber: as the machines stand"));
     assert_eq!(lit.stop().await.len(), 1);
 }
@@ -155,7 +155,7 @@ async fn a_device_that_only_says_it_has_done_it_is_found_out() {
     .await;
     let device = config(&source_text(address, "timeout = \"10s\"", &registers([3000])));
     let mut lit = Lit::start(&device, &Lines::default(), COILS, DEADLINE);
-    lit.stand(Light::Red);
+    lit.stand(MachineState::Red);
     let wrote = lit.next().await;
     assert_eq!((&*wrote.address, wrote.value), ("coil:10", 1));
     assert_eq!(wrote.failure.as_deref(), Some("what was written is not what is read back"));
@@ -182,7 +182,7 @@ async fn what_the_device_refuses_is_told() {
     let plc = andon::simulator::plc::Plc::start(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
     let device = config(&source_text(plc.address(), "timeout = \"10s\"", &registers([3000])));
     let mut lit = Lit::start(&device, &Lines::default(), COILS, DEADLINE);
-    lit.stand(Light::Green);
+    lit.stand(MachineState::Green);
     assert_eq!(lit.next().await.failure.as_deref(), Some("exception 1: illegal function"));
     lit.stop().await;
 }

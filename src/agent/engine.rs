@@ -17,7 +17,7 @@ use crate::model::calibration::Limit;
 use crate::model::{Model, ModelError, Opinion};
 use crate::pipeline::{self, Due, Layout, Step, Taken};
 use crate::types::{
-    Alarm, Ask, Change, Condition, Explanation, Light, Live, ModelStep, Name, Quality, Reading, Reason, Record,
+    Alarm, Ask, Change, Condition, Explanation, MachineState, Live, ModelStep, Name, Quality, Reading, Reason, Record,
     RecordId, Release, Time, Verdict, Window,
 };
 use second::Judged;
@@ -133,7 +133,7 @@ struct Unit {
     input: Tracker,
     /// Wall clock of its last reading.
     heard: Time,
-    light: Light,
+    light: MachineState,
     why: String,
     /// What the last verdict said.
     reason: Reason,
@@ -174,7 +174,7 @@ struct UnitSnapshot {
     anomaly: Tracker,
     input: Tracker,
     heard: Time,
-    light: Light,
+    light: MachineState,
     why: String,
     reason: Reason,
     on_since: Option<Time>,
@@ -238,7 +238,7 @@ impl Engine {
     }
 
     /// Each machine's light.
-    pub fn lights(&self) -> impl Iterator<Item = (Name, Light)> {
+    pub fn lights(&self) -> impl Iterator<Item = (Name, MachineState)> {
         self.units.iter().map(|u| (u.pipe.name().clone(), u.light))
     }
 
@@ -393,7 +393,7 @@ impl Engine {
         match step.due {
             None => {
                 if self.blocks[block].model.is_none() {
-                    self.set_light(i, step.at, Light::Green, "no model is bound", out);
+                    self.set_light(i, step.at, MachineState::Green, "no model is bound", out);
                 }
                 None
             }
@@ -510,7 +510,7 @@ impl Engine {
                 }
             }
             let heard = self.units[i].heard;
-            self.set_light(i, now, Light::Grey, &format!("not heard since {heard}"), out);
+            self.set_light(i, now, MachineState::Off, &format!("not heard since {heard}"), out);
         }
     }
 
@@ -518,27 +518,27 @@ impl Engine {
         let unit = &self.units[i];
         let (anomaly, input, reason) = (unit.anomaly.alarm(), unit.input.alarm(), unit.reason);
         let (light, why) = if let Some(a) = anomaly.filter(|_| unit.anomaly.is_calling()) {
-            (Light::Red, a.message.clone())
+            (MachineState::Red, a.message.clone())
         } else if reason == Reason::MachineOff {
-            (Light::Grey, "off".into())
+            (MachineState::Off, "off".into())
         } else if let Some(a) = input.filter(|_| unit.input.is_calling()) {
-            (Light::Amber, a.message.clone())
+            (MachineState::Amber, a.message.clone())
         } else if let Some(a) = anomaly.filter(|a| a.state.is_active()) {
-            (Light::Amber, format!("{}: {}", people::put_aside(a), a.message))
+            (MachineState::Amber, format!("{}: {}", people::put_aside(a), a.message))
         } else if let Some(a) = anomaly.filter(|a| a.state.is_owed()) {
-            (Light::Amber, format!("over, not acknowledged: {}", a.message))
+            (MachineState::Amber, format!("over, not acknowledged: {}", a.message))
         } else {
             match reason {
-                Reason::WarmingUp => (Light::Amber, "warming up".into()),
-                Reason::InputBad => (Light::Amber, "a signal is not usable".into()),
-                Reason::ModelUnavailable => (Light::Amber, "the model cannot be run".into()),
-                _ => (Light::Green, "well".into()),
+                Reason::WarmingUp => (MachineState::Amber, "warming up".into()),
+                Reason::InputBad => (MachineState::Amber, "a signal is not usable".into()),
+                Reason::ModelUnavailable => (MachineState::Amber, "the model cannot be run".into()),
+                _ => (MachineState::Green, "well".into()),
             }
         };
         self.set_light(i, at, light, &why, out);
     }
 
-    fn set_light(&mut self, i: usize, at: Time, light: Light, why: &str, out: &mut Outcome) {
+    fn set_light(&mut self, i: usize, at: Time, light: MachineState, why: &str, out: &mut Outcome) {
         let unit = &mut self.units[i];
         if unit.light != light || unit.why != why {
             unit.light = light;
@@ -646,7 +646,7 @@ impl Memory {
 impl Unit {
     fn new(block: usize, pipe: pipeline::Machine, heard: Time) -> Unit {
         let (anomaly, input, reason) = (Tracker::default(), Tracker::default(), Reason::WarmingUp);
-        let (light, why) = (Light::Amber, "warming up".into());
+        let (light, why) = (MachineState::Amber, "warming up".into());
         let (memory, rival, on_since, judged) = (Memory::default(), Memory::default(), None, Time::default());
         Unit { block, pipe, memory, rival, anomaly, input, heard, light, why, reason, on_since, judged }
     }
@@ -674,7 +674,7 @@ impl Unit {
     /// A grey one too may have readings that only a tick will judge: it went grey, and began to speak
     /// again for less than its lateness.
     fn wants_tick(&self, now: Time) -> bool {
-        self.is_silent(now) && (self.light != Light::Grey || self.pipe.is_pending())
+        self.is_silent(now) && (self.light != MachineState::Off || self.pipe.is_pending())
     }
 
     fn state(&self, at: Time) -> Live {

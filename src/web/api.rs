@@ -19,7 +19,7 @@ use super::json as render;
 use super::picture::Machine;
 use super::{App, actions, assets, events, inference, plot};
 use crate::metrics::{Component, Health};
-use crate::types::{Light, Time};
+use crate::types::{MachineState, Time};
 
 /// Request bodies larger than this are refused.
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -92,7 +92,7 @@ pub fn status_of(app: &App) -> Value {
         "components": components.iter().map(|(n, c)| (n.clone(), component(c, now))).collect::<BTreeMap<_, _>>(),
         "store": (app.state.store_status)(), "models": (app.state.models)(),
         "machines": {"total": total, "green": lights.green, "amber": lights.amber, "red": lights.red,
-                     "grey": lights.grey},
+                     "white": lights.white, "off": lights.off},
         "alarms": {"active": active, "unacknowledged": unacknowledged, "listed": listed},
         "readings_total": sample.readings, "readings_per_second": sample.readings_rate.round(),
         "records_waiting": sample.waiting, "records_forwarded_total": sample.forwarded,
@@ -151,7 +151,7 @@ struct Page {
     #[serde(default)]
     offset: usize,
     limit: Option<usize>,
-    light: Option<Light>,
+    light: Option<MachineState>,
     #[serde(default)]
     q: String,
 }
@@ -166,7 +166,7 @@ async fn machines(State(app): Shared, page: Result<Query<Page>, QueryRejection>)
             page.light.is_none_or(|l| l == m.light) && (wanted.is_empty() || name.to_lowercase().contains(&wanted))
         };
         let mut found: Vec<_> = picture.machines().iter().filter(fits).collect();
-        found.sort_by_key(|(_, m)| urgency(m.light));
+        found.sort_by_key(|(_, m)| m.light);
         let shown = found.iter().skip(page.offset).take(limit);
         json!({
             "total": picture.machines().len(), "found": found.len(), "offset": page.offset, "now": now.to_string(),
@@ -174,15 +174,6 @@ async fn machines(State(app): Shared, page: Result<Query<Page>, QueryRejection>)
         })
     });
     Ok(Json(answer))
-}
-
-fn urgency(light: Light) -> u8 {
-    match light {
-        Light::Red => 0,
-        Light::Amber => 1,
-        Light::Green => 2,
-        Light::Grey => 3,
-    }
 }
 
 async fn machine(State(app): Shared, Path(id): Path<String>) -> Answer {

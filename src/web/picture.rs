@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::course::Course;
 use super::ring::{KeptPoint, KeptScore, Point, Ring, ScorePoint};
 use crate::types::{
-    Alarm, AlarmState, Care, Cause, Condition, Flood, Light, Live, Name, Quality, Reason, SecondOpinion, Time, Verdict,
+    Alarm, AlarmState, Care, Cause, Condition, Flood, MachineState, Live, Name, Quality, Reason, SecondOpinion, Time, Verdict,
 };
 
 /// Machines shown. Further ones are counted as not shown.
@@ -66,7 +66,7 @@ impl Default for Signal {
 #[derive(Clone, Debug)]
 pub struct Machine {
     /// Its light.
-    pub light: Light,
+    pub light: MachineState,
     /// Why, in a few words.
     pub why: String,
     /// Since when, by the event's own time.
@@ -95,8 +95,8 @@ pub struct Machine {
 impl Machine {
     fn new(now: Time) -> Machine {
         Machine {
-            light: Light::Grey,
-            why: "not judged yet".into(),
+            light: MachineState::Amber,
+            why: "not heard yet".into(),
             since: now,
             at: Time::default(),
             signals: BTreeMap::new(),
@@ -120,14 +120,16 @@ impl Machine {
 /// How many machines show which light.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lights {
-    /// Well.
+    /// Judged and normal.
     pub green: usize,
     /// To look at.
     pub amber: usize,
     /// In alarm.
     pub red: usize,
-    /// Off or not heard.
-    pub grey: usize,
+    /// Watched, not judged.
+    pub white: usize,
+    /// Not running.
+    pub off: usize,
 }
 
 /// All that is shown. See the module's constants for its bounds.
@@ -176,10 +178,11 @@ impl Picture {
         let mut n = Lights::default();
         for m in self.machines.values() {
             match m.light {
-                Light::Green => n.green += 1,
-                Light::Amber => n.amber += 1,
-                Light::Red => n.red += 1,
-                Light::Grey => n.grey += 1,
+                MachineState::Green => n.green += 1,
+                MachineState::Amber => n.amber += 1,
+                MachineState::Red => n.red += 1,
+                MachineState::White => n.white += 1,
+                MachineState::Off => n.off += 1,
             }
         }
         n
@@ -293,7 +296,7 @@ impl Picture {
         m.fresh_step = true;
     }
 
-    fn state(&mut self, name: &Name, at: Time, light: Light, why: &str, now: Time) {
+    fn state(&mut self, name: &Name, at: Time, light: MachineState, why: &str, now: Time) {
         if !self.admit(name, now) {
             return;
         }

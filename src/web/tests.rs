@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::metrics::Health;
 use crate::settings::{Document, Surroundings};
-use crate::types::{Alarm, AlarmState, Cause, Condition, Light, Live, Quality, Reason, RecordId, Target, Verdict};
+use crate::types::{Alarm, AlarmState, Cause, Condition, MachineState, Live, Quality, Reason, RecordId, Target, Verdict};
 
 const TOKEN: &str = "a long enough token";
 
@@ -135,7 +135,7 @@ impl Server {
         let events = [
             Live::Step { machine: machine.clone(), at, values },
             Live::Verdict(Arc::new(verdict), r#"{"anomaly_score":0.72}"#.into()),
-            Live::State { machine, at, light: Light::Red, why: "anomaly".into() },
+            Live::State { machine, at, light: MachineState::Red, why: "anomaly".into() },
             Live::Alarm(Arc::new(alarm), "{}".into()),
         ];
         events.into_iter().for_each(|e| assert!(self.live.send(e).is_ok()));
@@ -392,7 +392,7 @@ async fn a_reader_that_takes_nothing_is_cut_off() {
     let mut rounds = 0;
     while server.get("/api/v1/status").await.1["view"]["streams"] == 1 {
         for n in 0..200 {
-            let light = if n % 2 == 0 { Light::Red } else { Light::Green };
+            let light = if n % 2 == 0 { MachineState::Red } else { MachineState::Green };
             let state = Live::State { machine: "m".into(), at: Time::now(), light, why: long.clone() };
             server.live.send(state).unwrap();
         }

@@ -83,7 +83,7 @@ impl Engine {
             let machine = alarm.machine.clone();
             self.announce(i, alarm, out);
             self.audit(act.at, &act.who, act.action.as_str(), &machine, &detail, out);
-            if self.units[i].light != Light::Grey {
+            if self.units[i].light != MachineState::Off {
                 self.refresh_light(i, act.at, out);
             }
         }
@@ -96,7 +96,7 @@ impl Engine {
                 let Some(alarm) = self.units[i].tracker_mut(condition).expire(now) else { continue };
                 let at = alarm.at;
                 self.announce(i, alarm, out);
-                if self.units[i].light != Light::Grey {
+                if self.units[i].light != MachineState::Off {
                     self.refresh_light(i, at, out);
                 }
             }

@@ -203,7 +203,7 @@ impl Engine {
             alarm = self.units[i].anomaly.annotate(|care| care.first_out = first).unwrap_or(alarm);
         }
         self.announce(i, alarm, out);
-        if self.units[i].light != Light::Grey {
+        if self.units[i].light != MachineState::Off {
             self.refresh_light(i, at, out);
         }
     }

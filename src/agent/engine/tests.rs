@@ -183,14 +183,14 @@ fn a_silent_machine_goes_grey_and_keeps_nothing_back() {
     let later = last.plus(Duration::from_secs(60));
     assert!(engine.wants_tick(later));
     let out = engine.step(&Group { inputs: vec![Input::Tick(later)] });
-    let grey = out.live.iter().filter(|l| matches!(l, Live::State { light: Light::Grey, .. })).count();
+    let grey = out.live.iter().filter(|l| matches!(l, Live::State { light: MachineState::Off, .. })).count();
     assert_eq!(grey, 2);
     assert!(!engine.wants_tick(later), "once is enough");
     // One signal of several speaks up again, once: its step waits for the others.
     let mut lonely = course(1, &[])[0].clone();
     lonely.at = later;
     engine.step(&Group { inputs: vec![Input::Readings(later, vec![lonely])] });
-    assert!(engine.units.iter().any(|u| u.light == Light::Grey && u.pipe.is_pending()), "nothing has judged it");
+    assert!(engine.units.iter().any(|u| u.light == MachineState::Off && u.pipe.is_pending()), "nothing has judged it");
     let end = later.plus(Duration::from_secs(60));
     assert!(engine.wants_tick(end), "grey or not");
     engine.step(&Group { inputs: vec![Input::Tick(end)] });

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::mqtt::{Outgoing, Qos};
-use crate::types::{Light, Time};
+use crate::types::{MachineState, Time};
 
 /// Topics below `{prefix}/{site}/{agent}`.
 pub struct Topics {
@@ -80,7 +80,7 @@ fn merge(into: &mut Value, more: Value) {
 }
 
 /// A machine's light as a payload.
-pub fn state(light: Light, since: Time, why: &str) -> String {
+pub fn state(light: MachineState, since: Time, why: &str) -> String {
     json!({"state": light, "since": since.to_string(), "why": why}).to_string()
 }
 

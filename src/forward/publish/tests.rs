@@ -4,7 +4,7 @@ use super::messages::{flat, level, levels, state};
 use super::standing::MAX_MACHINES;
 use super::*;
 use crate::settings::{Document, Surroundings};
-use crate::types::{Alarm, AlarmState, Condition, Light, RecordId, Time};
+use crate::types::{Alarm, AlarmState, Condition, MachineState, RecordId, Time};
 
 fn standing(home_assistant: bool) -> Standing {
     Standing::new(Topics::new("andon", "lyon/line3", "gw-07"), home_assistant)
@@ -60,8 +60,8 @@ fn only_the_latest_is_due_and_all_of_it_again_after_a_reconnect() {
     let mut s = standing(false);
     let machine: Name = "press-04".into();
     assert!(s.meet(&machine));
-    s.state(&machine, state(Light::Amber, Time(0), "warming up"));
-    s.state(&machine, state(Light::Green, Time(0), "well"));
+    s.state(&machine, state(MachineState::Amber, Time(0), "warming up"));
+    s.state(&machine, state(MachineState::Green, Time(0), "well"));
     s.alarm(&alarm(&machine, Condition::Anomaly, AlarmState::Unacknowledged, 700), r#"{"x":"anomaly"}"#.into());
     s.alarm(&alarm(&machine, Condition::Input, AlarmState::Normal, 900), r#"{"x":"input"}"#.into());
     let first = drain(&mut s);

@@ -4,7 +4,7 @@ use serde_json::{Map, Value as Json};
 
 use crate::mqtt::sparkplug::datatype::{BOOLEAN, DOUBLE, INT32, STRING};
 use crate::mqtt::sparkplug::{Metric, Value, ms};
-use crate::types::{Condition, Light, Time};
+use crate::types::{Condition, MachineState, Time};
 
 /// Aliases of one device; those of the next begin behind them.
 pub const ALIASES: u64 = 32;
@@ -80,13 +80,8 @@ impl Device {
     }
 
     /// The machine's light.
-    pub fn light(&mut self, light: Light, why: &str, at: Time) {
-        let word = match light {
-            Light::Green => "green",
-            Light::Amber => "amber",
-            Light::Red => "red",
-            Light::Grey => "grey",
-        };
+    pub fn light(&mut self, light: MachineState, why: &str, at: Time) {
+        let word = light.as_str();
         let data = Map::from_iter([("light".into(), Json::from(word)), ("why".into(), Json::from(why))]);
         self.stand(Origin::State, &data, at);
     }

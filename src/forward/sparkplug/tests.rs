@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::mqtt::sparkplug::decode;
-use crate::types::{Light, RecordId};
+use crate::types::{MachineState, RecordId};
 
 const BORN: Time = Time(1_000_000_000_000_000);
 
@@ -24,7 +24,7 @@ fn record(machine: &str, at: Time, score: f64) -> Record {
     Record { id: RecordId([0; 16]), kind: Kind::Verdict, subject: machine.into(), at, data }
 }
 
-fn light(machine: &str, light: Light, at: Time) -> Live {
+fn light(machine: &str, light: MachineState, at: Time) -> Live {
     Live::State { machine: machine.into(), at, light, why: "x".into() }
 }
 
@@ -56,14 +56,14 @@ fn all(messages: &[Outgoing]) -> String {
 #[test]
 fn tck_id_topics_nbirth_and_dbirth_metrics() {
     let mut node = node();
-    node.news(&light("press/04", Light::Green, BORN), BORN);
+    node.news(&light("press/04", MachineState::Green, BORN), BORN);
     insta::assert_snapshot!(all(&node.births(after(1))));
 }
 
 #[test]
 fn tck_id_payloads_name_birth_data_requirement() {
     let mut node = node();
-    node.news(&light("press", Light::Green, BORN), BORN);
+    node.news(&light("press", MachineState::Green, BORN), BORN);
     for message in node.births(after(1)) {
         let payload = decode(&message.payload).expect("a payload");
         assert_eq!(payload.timestamp, Some(ms(after(1))));
@@ -167,21 +167,21 @@ fn what_was_stored_before_a_restart_is_history() {
 #[test]
 fn a_new_machine_is_born_and_a_light_is_told_when_it_changes() {
     let mut node = node();
-    assert_eq!(node.news(&light("press", Light::Green, BORN), BORN), Some((None, None)), "not born yet");
+    assert_eq!(node.news(&light("press", MachineState::Green, BORN), BORN), Some((None, None)), "not born yet");
     node.births(BORN);
-    let (birth, change) = node.news(&light("pump", Light::Grey, after(1)), after(1)).expect("room");
+    let (birth, change) = node.news(&light("pump", MachineState::Off, after(1)), after(1)).expect("room");
     assert!(change.is_none() && shown(&birth.expect("a birth")).starts_with("spBv1.0/lyon-line3/DBIRTH/gw-07/pump 2 "));
-    let (birth, change) = node.news(&light("press", Light::Red, after(2)), after(2)).expect("room");
+    let (birth, change) = node.news(&light("press", MachineState::Red, after(2)), after(2)).expect("room");
     assert!(birth.is_none());
     assert_eq!(shown(&change.expect("data")), r#"spBv1.0/lyon-line3/DDATA/gw-07/press 3 #18="red""#);
-    assert_eq!(node.news(&light("press", Light::Red, after(3)), after(3)), Some((None, None)));
+    assert_eq!(node.news(&light("press", MachineState::Red, after(3)), after(3)), Some((None, None)));
 }
 
 #[test]
 fn a_storm_of_machines_does_not_grow_memory() {
     let mut node = node();
     for i in 0..MAX_MACHINES + 5 {
-        let room = node.news(&light(&i.to_string(), Light::Green, BORN), BORN).is_some();
+        let room = node.news(&light(&i.to_string(), MachineState::Green, BORN), BORN).is_some();
         assert_eq!(room, i < MAX_MACHINES);
     }
     assert_eq!(node.devices.len(), MAX_MACHINES);

@@ -18,7 +18,7 @@ use super::registers::{Address, Table};
 use crate::backoff::Backoff;
 use crate::metrics::{Health, Shared};
 use crate::settings::{Section, hint};
-use crate::types::{Light, Name, Time};
+use crate::types::{MachineState, Name, Time};
 
 /// The first and the longest wait before a write is tried again.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -31,7 +31,7 @@ const GOODBYE: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_secs(10);
 
 /// How the machines stand, as the engine tells it.
-pub type Standing = Arc<[(Name, Light)]>;
+pub type Standing = Arc<[(Name, MachineState)]>;
 
 /// What the light shows.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,12 +56,12 @@ impl Lamp {
     }
 
     /// The worst of the machines that `which` fits.
-    fn of(standing: &[(Name, Light)], which: &WildMatch) -> Lamp {
-        let lamp = |light: &Light| match light {
-            Light::Green => Lamp::Green,
-            Light::Amber => Lamp::Amber,
-            Light::Red => Lamp::Red,
-            Light::Grey => Lamp::Off,
+    fn of(standing: &[(Name, MachineState)], which: &WildMatch) -> Lamp {
+        let lamp = |light: &MachineState| match light {
+            MachineState::Green => Lamp::Green,
+            MachineState::Amber => Lamp::Amber,
+            MachineState::Red => Lamp::Red,
+            MachineState::White | MachineState::Off => Lamp::Off,
         };
         standing.iter().filter(|(name, _)| which.matches(name)).map(|(_, l)| lamp(l)).max().unwrap_or(Lamp::Off)
     }

@@ -3,8 +3,8 @@
 "use strict";
 
 const MOST_ALARMS = 100, PLOT_EVERY = 3000, RESYNC_EVERY = 60000;
-const WORDS = { green: "well", amber: "look", red: "alarm", grey: "off" };
-const ORDER = { red: 0, amber: 1, green: 2, grey: 3 };
+const WORDS = { green: "normal", amber: "attention", red: "alarm", white: "not judged", off: "off" };
+const ORDER = { red: 0, amber: 1, white: 2, green: 3, off: 4 };
 const alarms = new Map();
 let status = {}, open = null, shown = null, heardAt = 0, opener = null;
 // What has to be drawn anew.
@@ -84,7 +84,7 @@ function drawStatus() {
   put($("site"), s.site);
   put($("agent"), s.agent + " · andon " + s.version);
   document.title = (n.red ? "(" + n.red + ") " : "") + s.site + " · andon";
-  const light = n.red ? "red" : s.health === "down" ? "red" : n.amber || s.health !== "up" ? "amber" : n.green ? "green" : "grey";
+  const light = n.red ? "red" : s.health === "down" ? "red" : n.amber || s.health !== "up" ? "amber" : n.green ? "green" : "off";
   mark($("overall"), "light", light);
   put($("overall"), t(n.red ? n.red + " in alarm" : s.health !== "up" ? "agent " + s.health : n.amber ? n.amber + " to look at" : n.green ? "all well" : "nothing running"));
   drawChips(n);

@@ -117,7 +117,7 @@ function redraw(id) {
 
 // How many show which light; each is a filter.
 function drawChips(n) {
-  const chips = [["red", n.red, "in alarm"], ["amber", n.amber, "to look at"], ["green", n.green, "well"], ["grey", n.grey, "off"]];
+  const chips = [["red", n.red, "in alarm"], ["amber", n.amber, "to look at"], ["green", n.green, "well"], ["off", n.off, "off"]];
   const box = $("counts");
   fit(box, chips.length, "button", () => []);
   chips.forEach(([light, count, word], i) => {
@@ -194,7 +194,7 @@ function fresh(id) { freshCards.add(id); if (id === open) stale.detail = true; i
 function stepTold(s) {
   const m = machines.get(s.machine);
   if (m) keep({ id: m.id, at: s.at, behind_seconds: s.behind_seconds, signals: s.signals });
-  else if (watchedFor.has(s.machine)) keep({ id: s.machine, light: "grey", signals: s.signals });
+  else if (watchedFor.has(s.machine)) keep({ id: s.machine, light: "off", signals: s.signals });
   fresh(s.machine);
 }
 function verdictTold(v) {

@@ -1,7 +1,7 @@
 //! The dashboard's picture of machines and alarms, kept up to date and bounded.
 
 use super::*;
-use crate::types::{Alarm, AlarmState, Cause, Condition, Light, Quality, Reason, RecordId, Verdict};
+use crate::types::{Alarm, AlarmState, Cause, Condition, MachineState, Quality, Reason, RecordId, Verdict};
 use crate::web::picture::{self, MAX_ALARMS, MAX_MACHINES, MAX_NAME_BYTES, MAX_RINGS, MAX_SIGNALS};
 use crate::web::ring::POINTS;
 
@@ -66,7 +66,7 @@ fn a_million_machines_take_the_room_of_the_first_ten_thousand() {
     assert_eq!(p.not_shown, 500);
     assert_eq!(p.rings(), MAX_RINGS);
     let long = "x".repeat(MAX_NAME_BYTES + 1);
-    p.apply(&Live::State { machine: long.into(), at: at(1), light: Light::Red, why: "".into() }, at(1));
+    p.apply(&Live::State { machine: long.into(), at: at(1), light: MachineState::Red, why: "".into() }, at(1));
     assert_eq!(p.not_shown, 501);
 }
 
@@ -163,10 +163,10 @@ fn unchanged_is_not_the_same_as_not_heard() {
 fn since_moves_only_with_the_light() {
     let mut p = Picture::default();
     let state = |second, light| Live::State { machine: "m".into(), at: at(second), light, why: format!("w{second}") };
-    p.apply(&state(1, Light::Red), at(9));
-    p.apply(&state(2, Light::Red), at(9));
+    p.apply(&state(1, MachineState::Red), at(9));
+    p.apply(&state(2, MachineState::Red), at(9));
     assert_eq!((p.machines()["m"].since, p.machines()["m"].why.as_str()), (at(1), "w2"));
-    p.apply(&state(3, Light::Green), at(9));
+    p.apply(&state(3, MachineState::Green), at(9));
     assert_eq!(p.machines()["m"].since, at(3));
     assert_eq!(p.lights(), picture::Lights { green: 1, ..Default::default() });
 }
@@ -236,7 +236,7 @@ async fn a_browser_hears_of_the_machines_it_shows_and_of_all_alarms() {
     for n in 0..1_000 {
         tx.send(step(&format!("m{n}"), 1, vec![good("a", n as f64)])).unwrap();
     }
-    tx.send(Live::State { machine: "m3".into(), at: at(2), light: Light::Red, why: "anomaly".into() }).unwrap();
+    tx.send(Live::State { machine: "m3".into(), at: at(2), light: MachineState::Red, why: "anomaly".into() }).unwrap();
     tx.send(alarm(3, AlarmState::Unacknowledged, 500)).unwrap();
     drop(tx);
     view.clone().follow(rx, CancellationToken::new()).await;

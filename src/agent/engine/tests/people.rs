@@ -54,7 +54,7 @@ fn shelved_it_comes_back_by_itself_and_calls_again() {
     let light = |live: &[Live]| {
         live.iter().rev().find_map(|l| if let Live::State { light, .. } = l { Some(*light) } else { None })
     };
-    assert_eq!(light(&out.live), Some(Light::Amber), "a shelved alarm does not call");
+    assert_eq!(light(&out.live), Some(MachineState::Amber), "a shelved alarm does not call");
     assert!(!engine.wants_clock(now.plus(Duration::from_secs(59))));
     let later = now.plus(Duration::from_secs(61));
     assert!(engine.wants_clock(later));
@@ -66,7 +66,7 @@ fn shelved_it_comes_back_by_itself_and_calls_again() {
         now.plus(Duration::from_secs(60)).to_string(),
         "when it was due, not when it was seen"
     );
-    assert_eq!(light(&out.live), Some(Light::Red));
+    assert_eq!(light(&out.live), Some(MachineState::Red));
     assert!(!engine.wants_clock(later), "once");
 }
 
@@ -82,10 +82,10 @@ fn a_machine_is_taken_out_of_service_before_anything_happens() {
     let raised = alarms(&records);
     assert_eq!(raised[0]["shown_state"], "out_of_service");
     let unit = engine.units.iter().find(|u| &**u.pipe.name() == "pump-2").expect("the pump");
-    assert_eq!((unit.light, unit.why.starts_with("out of service (Ana)")), (Light::Amber, true), "{}", unit.why);
+    assert_eq!((unit.light, unit.why.starts_with("out of service (Ana)")), (MachineState::Amber, true), "{}", unit.why);
     do_to(&mut engine, machine(), Action::InService, Time(21_000 * MS));
     let unit = engine.units.iter().find(|u| &**u.pipe.name() == "pump-2").expect("the pump");
-    assert_eq!(unit.light, Light::Red, "{}", unit.why);
+    assert_eq!(unit.light, MachineState::Red, "{}", unit.why);
 }
 
 #[test]
