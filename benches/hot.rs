@@ -21,7 +21,7 @@ use andon::settings::{Document, Surroundings};
 use andon::source::payload::{self, Found};
 use andon::source::topic::Pattern;
 use andon::store::{self, Commit, Store};
-use andon::types::{Cause, Name, Quality, Reading, Receipt, Record, Stored, Time, Window};
+use andon::types::{Name, Quality, Reading, Receipt, Record, Stored, Time, Window};
 use criterion::{Criterion, Throughput};
 
 /// Readings or records in a group, as under load.
@@ -242,7 +242,7 @@ fn stores(c: &mut Criterion) {
 }
 
 fn reading(machine: Name, signal: Name, at: i64, value: f64) -> Reading {
-    Reading { machine, signal, at: Time(at), value, quality: Quality::Good, cause: Cause::None }
+    Reading::good(machine, signal, Time(at), value)
 }
 
 /// Looks measured: three decimals.

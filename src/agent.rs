@@ -35,9 +35,11 @@ pub mod engine;
 mod feed;
 mod guests;
 pub mod input;
+pub mod machine_state;
 mod outbox;
 pub mod records;
 mod recover;
+pub mod refused;
 mod reload;
 mod rollout;
 mod scribe;
@@ -226,9 +228,6 @@ impl Agent {
         let run = move || {
             runtime.block_on(async move {
                 recover::replay(&mut engine, recovered, &commits).await;
-                for event in engine.present() {
-                    let _ = live.send(event);
-                }
                 // Nobody may be waiting for it.
                 let _ = restored_tx.send(());
                 let Inputs {

@@ -62,7 +62,7 @@ metrics! {
     readings: Counters<2>, "readings", None, Family::default();
     /// Payloads that could not be read and were set aside, by source.
     rejects: Counters<1>, "rejected_payloads", None, Family::default();
-    /// Readings not used, by reason: duplicate, late, future, no_machine, limit.
+    /// Readings not used, by reason: duplicate, late, future, no_machine, other_origin, limit.
     readings_dropped: Counters<1>, "readings_dropped", None, Family::default();
     /// Whether the source is connected, 1 or 0.
     source_connected: Gauges<1>, "source_connected", None, Family::default();
@@ -102,6 +102,8 @@ metrics! {
     alarms_put_aside: Gauge, "alarms_put_aside", None, Gauge::default();
     /// Whether there is a flood of alarms, 1 or 0.
     alarm_flood: Gauge, "alarm_flood", None, Gauge::default();
+    /// The state of each machine (red, amber, white, green or off), always 1.
+    machine_state: Gauges<2>, "machine_state", None, Family::default();
     /// Machines known.
     machines: Gauge, "machines", None, Gauge::default();
     /// Groups written and synced.

@@ -6,134 +6,34 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::settings::Section;
 use crate::types::{Cause, Name, Quality, Reading, Reason, Time, Window};
 
 pub mod align;
+pub mod clock;
+pub mod evidence;
+mod layout;
 pub mod mode;
 mod recent;
+pub mod rhythm;
 pub mod window;
 
-use align::{Refused, Row, Track};
-use mode::Condition;
+use align::{Refused, Row, Track, TroubleKind};
+use clock::Step as ClockStep;
+pub use layout::{Layout, Settings, StaleAfter};
 use window::Rows;
 
 /// How far ahead of the wall clock a reading may be before it is refused.
 const FUTURE_LIMIT: Duration = Duration::from_secs(60);
+/// Steps that one reading may close; steps beyond that are skipped and told as a gap.
+const STEPS_PER_READING: u32 = 1_000;
+/// Steps that may be closed at once after a machine has been heard for a while.
+const MOST_STEPS: u32 = 200_000;
+/// Offsets (ns) of two signals of one device that are nearer than this are the same.
+const SAME_OFFSET: i64 = 1_500_000_000;
 /// A wall clock earlier than this (2024-01-01) has not been set yet and judges nobody.
 const CLOCK_IS_SET: Time = Time(1_704_067_200_000_000_000);
 /// Signals of one machine that are followed; more would be a topic storm, not a machine.
 pub const MAX_SIGNALS: usize = 256;
-
-/// The pipeline's part of a `[[machine]]` block.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
-    /// The grid's step; absent: the model's.
-    pub rate: Option<Duration>,
-    /// How long a value stays valid without a new one; absent: five steps, at least 1 s.
-    pub stale_after: Option<Duration>,
-    /// How long to wait for stragglers before a step is closed without them; absent: two steps, at
-    /// least 200 ms, and no waiting at all once every channel has been heard.
-    pub lateness: Option<Duration>,
-    /// The machine is off unless this holds.
-    pub running: Option<Condition>,
-    /// Signals and the values they can have: outside is bad.
-    pub ranges: Vec<(String, [f64; 2])>,
-    /// A channel that rests on the very same value for longer is bad; absent: never.
-    pub stuck_after: Option<Duration>,
-}
-
-impl Settings {
-    /// Reads its keys of a `[[machine]]` section.
-    pub fn read(s: &Section<'_>) -> Settings {
-        let ranges = s.section("range").map(|r| {
-            let read = |key: String| r.floats::<2>(&key).map(|bounds| (key, bounds));
-            r.keys().into_iter().filter_map(read).collect()
-        });
-        let running = s.string("running").and_then(|text| match Condition::parse(&text) {
-            Ok(c) => Some(c),
-            Err(e) => {
-                s.problem("running", e);
-                None
-            }
-        });
-        let positive = |key: &str| {
-            let d = s.duration(key);
-            if d.is_some_and(|d| d.is_zero()) {
-                s.problem(key, "has to be longer than zero");
-            }
-            d.filter(|d| !d.is_zero())
-        };
-        Settings {
-            rate: positive("rate"),
-            stale_after: positive("stale_after"),
-            lateness: s.duration("lateness"),
-            running,
-            ranges: ranges.unwrap_or_default(),
-            stuck_after: positive("stuck_after"),
-        }
-    }
-}
-
-/// Everything fixed about one machine's pipeline: the settings met with its model.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Layout {
-    /// The grid's step in nanoseconds, above zero.
-    pub rate: i64,
-    /// Rows in a window.
-    pub steps: usize,
-    /// A window is due at every step whose index is a multiple of this.
-    pub stride: usize,
-    /// The signal of each of the model's channels, in order; empty without a model.
-    pub channels: Vec<Name>,
-    /// Nanoseconds a value stays valid.
-    pub stale_after: i64,
-    /// Nanoseconds to wait for stragglers.
-    pub lateness: i64,
-    /// Close a step as soon as every channel has been heard.
-    pub eager: bool,
-    /// The machine is off unless this holds.
-    pub running: Option<Condition>,
-    /// Bounds by signal.
-    pub ranges: Vec<(String, [f64; 2])>,
-    /// Nanoseconds after which a resting channel is bad.
-    pub stuck_after: Option<i64>,
-}
-
-impl Layout {
-    /// Settings met with what the model asks for; without a model the grid is 1 s.
-    pub fn new(settings: &Settings, channels: Vec<Name>, steps: usize, stride: usize, rate: Duration) -> Layout {
-        let rate = nanos(settings.rate.unwrap_or(rate)).max(1);
-        Layout {
-            rate,
-            steps: steps.max(1),
-            stride: stride.max(1),
-            channels,
-            stale_after: settings.stale_after.map_or((5 * rate).max(1_000_000_000), nanos),
-            lateness: settings.lateness.map_or((2 * rate).max(200_000_000), nanos),
-            eager: settings.lateness.is_none(),
-            running: settings.running.clone(),
-            ranges: settings.ranges.clone(),
-            stuck_after: settings.stuck_after.map(nanos),
-        }
-    }
-
-    fn step_of(&self, at: Time) -> i64 {
-        at.0.saturating_add(self.rate - 1).div_euclid(self.rate)
-    }
-
-    fn time_of(&self, step: i64) -> Time {
-        Time(step.saturating_mul(self.rate))
-    }
-
-    fn range_of(&self, signal: &str) -> Option<[f64; 2]> {
-        self.ranges.iter().find(|(s, _)| s == signal).map(|(_, r)| *r)
-    }
-}
-
-fn nanos(d: Duration) -> i64 {
-    i64::try_from(d.as_nanos()).unwrap_or(i64::MAX / 4)
-}
 
 /// One closed step of the grid.
 #[derive(Clone, Debug, PartialEq)]
@@ -167,7 +67,7 @@ pub enum Due {
 }
 
 /// A stretch without usable data.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
     /// `no_data` or `late`.
     pub reason: GapReason,
@@ -187,6 +87,10 @@ pub enum GapReason {
     NoData,
     /// It came after its step had been closed.
     Late,
+    /// The device's clock had stepped, until that was adopted.
+    Clock,
+    /// The grid would have had more steps than can be closed.
+    TooManySteps,
 }
 
 impl GapReason {
@@ -195,6 +99,8 @@ impl GapReason {
         match self {
             GapReason::NoData => "no_data",
             GapReason::Late => "late",
+            GapReason::Clock => "clock",
+            GapReason::TooManySteps => "too_many_steps",
         }
     }
 }
@@ -212,6 +118,19 @@ pub enum Taken {
     Future,
     /// The machine has too many signals.
     Limit,
+    /// Another topic or device feeds this signal.
+    OtherOrigin,
+}
+
+/// A step of a device's clock that was adopted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClockChange {
+    /// The signal by which it was found.
+    pub signal: Name,
+    /// What was found.
+    pub step: ClockStep,
+    /// Where readings are missing because of it.
+    pub gap: Gap,
 }
 
 /// One machine's pipeline.
@@ -219,11 +138,15 @@ pub struct Machine {
     name: Name,
     layout: Arc<Layout>,
     state: State,
+    /// Until somebody takes it, right after the reading that brought it.
+    clock_change: Option<ClockChange>,
 }
 
 /// What has to survive a restart.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
+    /// The grid's step (ns): another grid does not go on with what is kept.
+    rate: i64,
     tracks: Vec<Track>,
     /// The next step to close.
     next: Option<i64>,
@@ -231,22 +154,23 @@ pub struct State {
     off: bool,
     /// Readings lost to lateness since the last gap was told.
     late: Option<Gap>,
+    /// Steps that may be closed until more is heard.
+    allowance: u32,
 }
 
 impl Machine {
     /// A machine that has not been heard yet.
     pub fn new(name: Name, layout: Arc<Layout>) -> Machine {
-        let mut state = State::default();
-        state.tracks.extend(layout.channels.iter().cloned().map(Track::new));
-        Machine { name, layout, state }
+        let tracks = layout.channels.iter().cloned().map(Track::new).collect();
+        let state = State { rate: layout.rate, tracks, ..State::default() };
+        Machine { name, layout, state, clock_change: None }
     }
 
-    /// A machine as it was. A state that was kept under another layout starts afresh.
+    /// A machine as it was. Under another layout its signals are known, so that repeats and clocks are
+    /// recognised, and its windows begin anew, after the last step that was closed.
     pub fn restore(name: Name, layout: Arc<Layout>, state: State) -> Machine {
-        let same = state.tracks.len() >= layout.channels.len()
-            && state.tracks.iter().zip(&layout.channels).all(|(t, c)| t.signal() == c)
-            && state.rows.fits(layout.steps, layout.channels.len());
-        if same { Machine { name, layout, state } } else { Machine::new(name, layout) }
+        let state = if state.fits(&layout) { state } else { State::carried_over(state, &layout) };
+        Machine { name, layout, state, clock_change: None }
     }
 
     /// What has to survive a restart.
@@ -274,27 +198,81 @@ impl Machine {
         self.state.tracks.iter().any(|t| &**t.signal() == signal)
     }
 
-    /// Takes one reading; `arrived` is the wall clock when it came, `again` whether the other side says
-    /// that it may have delivered it before.
+    /// Takes one reading of an unnamed source; see [`Machine::push_from`].
     pub fn push(&mut self, reading: &Reading, arrived: Time, again: bool) -> Taken {
-        if arrived > CLOCK_IS_SET && reading.at > arrived.plus(FUTURE_LIMIT) {
+        self.push_from(None, reading, arrived, again)
+    }
+
+    /// Takes one reading; `arrived` is the wall clock when it came, `again` whether the other side says
+    /// that it may have delivered it before. Afterwards [`Machine::take_clock_change`] may have news.
+    pub fn push_from(&mut self, source: Option<&Name>, reading: &Reading, arrived: Time, again: bool) -> Taken {
+        let Some(index) = self.track(&reading.signal) else { return Taken::Limit };
+        self.state.allowance = self.state.allowance.saturating_add(STEPS_PER_READING).min(MOST_STEPS);
+        if !self.state.tracks[index].admits(reading.origin, source, arrived, &self.layout) {
+            return Taken::OtherOrigin;
+        }
+        let taken = self.take(index, reading, arrived, again);
+        let kind = match taken {
+            Taken::Late => TroubleKind::Late,
+            Taken::Future => TroubleKind::Future,
+            Taken::Duplicate if !again => TroubleKind::Repeated,
+            _ => return taken,
+        };
+        match self.state.tracks[index].refused(reading, arrived, kind) {
+            Some(step) => {
+                self.adopt(index, step, arrived);
+                self.take(index, reading, arrived, again)
+            }
+            None => taken,
+        }
+    }
+
+    /// The clock change that the last reading brought, if it did.
+    pub fn take_clock_change(&mut self) -> Option<ClockChange> {
+        self.clock_change.take()
+    }
+
+    fn take(&mut self, index: usize, reading: &Reading, arrived: Time, again: bool) -> Taken {
+        let track = &mut self.state.tracks[index];
+        let at = track.clock().corrected(reading, arrived);
+        if arrived > CLOCK_IS_SET && at > arrived.plus(FUTURE_LIMIT) {
             return Taken::Future;
         }
-        let step = self.layout.step_of(reading.at);
-        let Some(index) = self.track(&reading.signal) else { return Taken::Limit };
+        let step = self.layout.step_of(at);
         let next = *self.state.next.get_or_insert(step);
         let range = self.layout.range_of(&reading.signal);
-        let jump = self.layout.lateness.max(8 * self.layout.rate);
-        let track = &mut self.state.tracks[index];
-        match track.push(reading, arrived, range, step < next, jump) {
-            Err(Refused::Late) if again && track.has_forgotten(reading.at) => Taken::Duplicate,
+        let jump = self.layout.lateness.max(self.layout.rate.saturating_mul(8));
+        match track.push(reading, at, arrived, range, step < next, jump) {
+            Err(Refused::Late) if again && track.has_forgotten(at) => Taken::Duplicate,
             Ok(()) => Taken::Yes,
             Err(Refused::Duplicate) => Taken::Duplicate,
             Err(Refused::Late) => {
-                self.count_late(reading.at);
+                self.count_late(at);
                 Taken::Late
             }
         }
+    }
+
+    /// A device's clock has stepped: windows are cut, since they would mix two times. Signals of one device share
+    /// one offset, and only the first of them is told.
+    fn adopt(&mut self, index: usize, step: ClockStep, arrived: Time) {
+        self.state.rows.clear();
+        let late = self.state.late.take();
+        if let ClockStep::Offset(offset) = step {
+            let near = |o: &i64| *o != 0 && o.abs_diff(offset) <= SAME_OFFSET as u64;
+            let others = self.state.tracks.iter().enumerate().filter(|(i, _)| *i != index);
+            let sibling = others.map(|(_, t)| t.clock().offset()).find(near);
+            if let Some(same) = sibling {
+                self.state.tracks[index].clock_mut().align(same);
+                return;
+            }
+        }
+        let track = &self.state.tracks[index];
+        let trouble = track.trouble();
+        let from = trouble.map_or(arrived, |t| t.since);
+        let refused = late.map_or(0, |g| g.readings).max(trouble.map_or(0, |t| t.readings));
+        let gap = Gap { reason: GapReason::Clock, from, to: arrived, readings: refused };
+        self.clock_change = Some(ClockChange { signal: track.signal().clone(), step, gap });
     }
 
     /// Closes the next step if it is time; call until `None`.
@@ -303,7 +281,26 @@ impl Machine {
         if !self.is_complete(self.layout.time_of(next)) {
             return None;
         }
+        self.state.allowance = self.state.allowance.saturating_sub(1);
+        if self.state.allowance == 0 {
+            return self.skip(next);
+        }
         Some(self.close(next))
+    }
+
+    /// Goes on at the next reading, or at the newest where all are in a step, without the steps before it.
+    fn skip(&mut self, next: i64) -> Option<Step> {
+        let pending = self.state.tracks.iter().filter_map(Track::earliest_pending).min();
+        let newest = self.state.tracks.iter().filter_map(Track::frontier).max()?;
+        let target = self.layout.step_of(pending.unwrap_or(newest).min(newest));
+        if target <= next {
+            return Some(self.close(next));
+        }
+        self.state.rows.clear();
+        let (from, to) = (self.layout.time_of(next), self.layout.time_of(target));
+        let step = self.close(target);
+        let gap = Gap { reason: GapReason::TooManySteps, from, to, readings: 0 };
+        Some(Step { gap: step.gap.or(Some(gap)), ..step })
     }
 
     /// Closes the next step though some signals are missing: nothing has been heard for so long
@@ -359,19 +356,31 @@ impl Machine {
         let end = self.layout.time_of(step);
         let last = self.state.tracks.iter().filter_map(Track::last_heard).max()?;
         let pending = self.state.tracks.iter().filter_map(Track::earliest_pending).min()?;
-        let silent = end.0 - last.0 > self.layout.stale_after && self.layout.step_of(pending) > step;
+        let is_stale =
+            |t: &Track| t.last_heard().is_none_or(|at| end.0.saturating_sub(at.0) > t.valid_for(&self.layout));
+        let silent = self.layout.step_of(pending) > step && self.state.tracks.iter().all(is_stale);
         silent.then_some(Gap { reason: GapReason::NoData, from: last, to: pending, readings: 0 })
     }
 
     fn judge(&mut self, step: i64, end: Time, row: &[Row]) -> Option<Due> {
+        let unknown = self.update_mode(row);
         if self.layout.channels.is_empty() {
             return None;
         }
-        self.update_mode(row);
         let due = step.rem_euclid(self.layout.stride as i64) == 0;
         if self.state.off {
             self.state.rows.clear();
-            let not = Due::NotScored { reason: Reason::MachineOff, quality: Quality::Good, channel: None, others: 0 };
+            let not = match unknown {
+                // It was off when that was last known, which is not to know that it is.
+                Some(signal) => {
+                    let (reason, quality) = (Reason::InputBad, Quality::Stale);
+                    Due::NotScored { reason, quality, channel: Some(signal), others: 0 }
+                }
+                None => {
+                    let (reason, quality) = (Reason::MachineOff, Quality::Good);
+                    Due::NotScored { reason, quality, channel: None, others: 0 }
+                }
+            };
             return due.then_some(not);
         }
         let channels = &row[..self.layout.channels.len()];
@@ -394,16 +403,21 @@ impl Machine {
         }
     }
 
-    fn update_mode(&mut self, row: &[Row]) {
-        let Some(running) = &self.layout.running else { return };
+    /// Notes whether the machine runs; a signal without which that cannot be told, if it cannot.
+    fn update_mode(&mut self, row: &[Row]) -> Option<Name> {
+        let running = self.layout.running.as_ref()?;
         let tracks = &self.state.tracks;
         let value = |signal: &str| {
             let at = tracks.iter().position(|t| &**t.signal() == signal)?;
             row[at].value.filter(|_| row[at].quality < Quality::Stale)
         };
-        // A mode that cannot be told stays what it was.
-        if let Some(on) = running.holds(&value) {
-            self.state.off = !on;
+        match running.holds(&value) {
+            Some(on) => {
+                self.state.off = !on;
+                None
+            }
+            // A mode that cannot be told stays what it was.
+            None => running.signals().into_iter().find(|s| value(s).is_none()).map(Name::from),
         }
     }
 
@@ -412,6 +426,36 @@ impl Machine {
         gap.from = gap.from.min(at);
         gap.to = gap.to.max(at);
         gap.readings += 1;
+    }
+}
+
+impl State {
+    /// Whether a machine of this layout can go on with it as it is.
+    pub fn fits(&self, layout: &Layout) -> bool {
+        self.rate == layout.rate
+            && self.tracks.len() >= layout.channels.len()
+            && self.tracks.iter().zip(&layout.channels).all(|(t, c)| t.signal() == c)
+            && self.rows.fits(layout.steps, layout.channels.len())
+    }
+
+    /// What of a state goes on under another layout.
+    fn carried_over(old: State, layout: &Layout) -> State {
+        let closed = old.next.map(|next| Time((next - 1).saturating_mul(old.rate)));
+        let mut rest = old.tracks;
+        let mut known = |name: &Name| {
+            let at = rest.iter().position(|t| t.signal() == name);
+            at.map_or_else(|| Track::new(name.clone()), |at| rest.remove(at))
+        };
+        let mut tracks: Vec<Track> = layout.channels.iter().map(&mut known).collect();
+        tracks.append(&mut rest);
+        State {
+            rate: layout.rate,
+            tracks,
+            next: closed.map(|end| layout.step_of(Time(end.0.saturating_add(1)))),
+            off: old.off,
+            late: old.late,
+            ..State::default()
+        }
     }
 }
 

@@ -168,6 +168,11 @@ impl<'d> Section<'d> {
         self.ask(key).is_some()
     }
 
+    /// Whether the key is there and holds a table.
+    pub fn is_table(&self, key: &str) -> bool {
+        self.ask(key).is_some_and(|v| v.as_table().is_some())
+    }
+
     /// A string with `${ENV}` filled in.
     pub fn string(&self, key: &str) -> Option<String> {
         let value = self.ask(key)?;

@@ -164,18 +164,62 @@ pub struct Reading {
     pub quality: Quality,
     /// Why not, when not good.
     pub cause: Cause,
+    /// The topic or device it came from.
+    pub origin: Origin,
+    /// Whose clock `at` is.
+    pub clock: Clock,
 }
 
 impl Reading {
-    /// A good value.
+    /// A good value of unknown origin.
     pub fn good(machine: Name, signal: Name, at: Time, value: f64) -> Reading {
-        Reading { machine, signal, at, value, quality: Quality::Good, cause: Cause::None }
+        let (quality, cause, origin, clock) = Default::default();
+        Reading { machine, signal, at, value, quality, cause, origin, clock }
     }
 
-    /// A value that could not be had.
+    /// A value that could not be had, of unknown origin.
     pub fn bad(machine: Name, signal: Name, at: Time, cause: Cause) -> Reading {
-        Reading { machine, signal, at, value: 0.0, quality: Quality::Bad, cause }
+        Reading { quality: Quality::Bad, cause, ..Reading::good(machine, signal, at, 0.0) }
     }
+
+    /// The same reading with its origin and clock.
+    pub fn of(self, origin: Origin, clock: Clock) -> Reading {
+        Reading { origin, clock, ..self }
+    }
+}
+
+/// The topic or device that a reading came from, as a hash of its source's name and its own; 0 is unknown.
+/// Two origins of one signal are told apart by it.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Origin(pub u32);
+
+impl Origin {
+    /// The origin `place` of the source `source`; never 0.
+    pub fn new(source: &str, place: &str) -> Origin {
+        let mut hash = crc32fast::Hasher::new();
+        hash.update(source.as_bytes());
+        hash.update(&[0]);
+        hash.update(place.as_bytes());
+        Origin(hash.finalize().max(1))
+    }
+
+    /// Whether it is known.
+    pub fn is_known(self) -> bool {
+        self != Origin::default()
+    }
+}
+
+/// Whose clock gives a reading's time, and what is done when that clock steps.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Clock {
+    /// The device's; a steady new offset to the gateway's clock is adopted.
+    #[default]
+    Follow,
+    /// The device's, as it is.
+    Device,
+    /// The gateway's, at arrival.
+    Arrival,
 }
 
 /// Input that could not be read: kept aside as a dead letter so that it can be looked at.

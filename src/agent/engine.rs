@@ -9,25 +9,32 @@ use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
 
 use super::audit::{Entry, Ledger};
-use super::input::{Group, Input, Running};
+use super::input::{Group, Input, Link, Running};
+use super::machine_state::Evidence;
 use super::records::Recorder;
+use super::refused::Refused;
 use crate::alarm::{self, Act, Observation, Rule, Tracker, flood};
 use crate::forward::inference::Policy;
 use crate::model::calibration::Limit;
 use crate::model::{Model, ModelError, Opinion};
-use crate::pipeline::{self, Due, Layout, Step, Taken};
+use crate::pipeline::rhythm::Rhythm;
+use crate::pipeline::{self, ClockChange, Due, Layout, Step, Taken};
 use crate::types::{
-    Alarm, Ask, Change, Condition, Explanation, MachineState, Live, ModelStep, Name, Quality, Reading, Reason, Record,
+    Alarm, Ask, Change, Condition, Explanation, Live, MachineState, ModelStep, Name, Quality, Reading, Reason, Record,
     RecordId, Release, Time, Verdict, Window,
 };
+use intake::Delivery;
 use second::Judged;
 
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod any_bytes;
+mod intake;
 mod judge;
 mod people;
 mod rollout;
 pub mod second;
+mod silence;
+mod standing;
 
 pub use rollout::{Drift, Versions, figures, release_of};
 use rollout::{Line, LineState};
@@ -37,7 +44,7 @@ use rollout::{Line, LineState};
 const MAX_SIGNALS: usize = 200_000;
 
 /// Version of the snapshot; another one is not restored.
-const SNAPSHOT_VERSION: u32 = 6;
+const SNAPSHOT_VERSION: u32 = 7;
 /// What every machine has an alarm for.
 const CONDITIONS: [Condition; 2] = [Condition::Anomaly, Condition::Input];
 
@@ -89,6 +96,10 @@ pub struct Tally {
     pub errors: Vec<(Name, String)>,
     /// The first reading for which there was no room, for a person.
     pub full: Option<String>,
+    /// Readings not used, by machine and reason; at most [`MOST_REFUSED`].
+    pub refused: Vec<Refused>,
+    /// Clocks of devices that were found to have stepped.
+    pub clock_changes: Vec<(Name, ClockChange)>,
     /// Windows that were to be put before a larger model: how that ended, as far as it has.
     pub escalations: Vec<second::Escalation>,
     /// What those that ended have cost, in millionths of a unit.
@@ -113,6 +124,10 @@ pub struct Engine {
     now: Time,
     /// The wall clock as the inputs told it last, right or wrong.
     wall: Time,
+    /// The sources, as far as anything was said of them.
+    links: BTreeMap<Name, Link>,
+    /// When the gateway's clock was set last: ages across that moment are unknown.
+    clock_set: Time,
     policy: Option<Policy>,
     desk: second::Desk,
     /// Models by name, with their versions.
@@ -122,25 +137,41 @@ pub struct Engine {
     report_every: Duration,
 }
 
-/// One machine.
+/// One machine: its block, its pipeline and its state.
 struct Unit {
     block: usize,
     pipe: pipeline::Machine,
+    state: UnitState,
+}
+
+/// What of a machine has to survive, beside its pipeline's state. Times are the gateway's clock at arrival, unless
+/// said otherwise.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct UnitState {
     /// What the incumbent keeps, and what the candidate does.
     memory: Memory,
     rival: Memory,
     anomaly: Tracker,
     input: Tracker,
-    /// Wall clock of its last reading.
+    /// Its last reading.
     heard: Time,
+    /// Its first reading.
+    first_heard: Time,
+    /// The state as it is shown, why, and the evidence for it.
     light: MachineState,
     why: String,
+    evidence: Evidence,
     /// What the last verdict said.
     reason: Reason,
-    /// When it last began to run.
+    /// When it last began to run, by its own time.
     on_since: Option<Time>,
-    /// The end of its last window that was judged, or could not be.
+    /// The end of its last window that was judged, or could not be, by its own time.
     judged: Time,
+    /// When that was, and the usual distance between such moments.
+    judged_at: Time,
+    judging: Rhythm,
+    /// Since when it has been warming up.
+    warming_since: Time,
 }
 
 /// What a machine's model keeps from window to window.
@@ -163,22 +194,15 @@ struct Snapshot {
     now: Time,
     desk: second::Desk,
     lines: BTreeMap<Name, LineState>,
+    links: BTreeMap<Name, Link>,
+    clock_set: Time,
 }
 
 #[derive(Serialize, Deserialize)]
 struct UnitSnapshot {
     name: Name,
     pipe: pipeline::State,
-    memory: Memory,
-    rival: Memory,
-    anomaly: Tracker,
-    input: Tracker,
-    heard: Time,
-    light: MachineState,
-    why: String,
-    reason: Reason,
-    on_since: Option<Time>,
-    judged: Time,
+    state: UnitState,
 }
 
 impl Engine {
@@ -202,6 +226,8 @@ impl Engine {
             running,
             now,
             wall,
+            links: BTreeMap::new(),
+            clock_set: Time::default(),
             policy: None,
             desk,
             lines,
@@ -239,39 +265,38 @@ impl Engine {
 
     /// Each machine's light.
     pub fn lights(&self) -> impl Iterator<Item = (Name, MachineState)> {
-        self.units.iter().map(|u| (u.pipe.name().clone(), u.light))
+        self.units.iter().map(|u| (u.pipe.name().clone(), u.state.light))
     }
 
     /// How the machines stand, for a dashboard that starts after a restart.
     pub fn present(&self) -> Vec<Live> {
         let mut live = Vec::new();
         for u in &self.units {
-            let alarms = [&u.anomaly, &u.input].into_iter().filter_map(Tracker::alarm);
+            let alarms = [&u.state.anomaly, &u.state.input].into_iter().filter_map(Tracker::alarm);
             live.extend(alarms.map(|a| Live::Alarm(Arc::new(a.clone()), self.recorder.alarm(a).data.into())));
-            live.push(u.state(u.heard));
+            live.push(u.shown(u.state.heard));
         }
         live.extend(self.flood.flood().map(|f| Live::Flood(Some(f.clone()))));
         live
-    }
-
-    /// Whether a machine has fallen silent with readings pending or a light still on.
-    pub fn wants_tick(&self, now: Time) -> bool {
-        self.units.iter().any(|u| u.wants_tick(now))
     }
 
     /// Takes a group in.
     pub fn step(&mut self, group: &Group) -> Outcome {
         let mut out = Outcome { first_ordinal: self.ordinal, ..Outcome::default() };
         let mut touched = Vec::new();
-        let mut again = false;
+        let (mut again, mut source) = (false, None);
         for input in &group.inputs {
             match input {
                 Input::Readings(arrived, readings) => {
                     self.hear_clock(*arrived);
-                    self.take(readings, *arrived, again, &mut touched, &mut out);
+                    let delivery = Delivery { source: source.take(), arrived: *arrived, again };
+                    self.take(readings, &delivery, &mut touched, &mut out);
                     again = false;
                 }
                 Input::Again => again = true,
+                Input::From(name) => source = Some(name),
+                Input::Link(link) => self.link(link, &mut out),
+                Input::GatewayClock(now, by) => self.gateway_clock(*now, *by, &mut out),
                 Input::Tick(now) => {
                     self.hear_clock(*now);
                     self.tick(*now, &mut out);
@@ -299,6 +324,9 @@ impl Engine {
             }
             self.judge(due, &mut out);
         }
+        for i in touched {
+            self.refresh_light(i, self.wall, &mut out);
+        }
         self.review(&mut out);
         self.ordinal += out.records.len() as u64;
         out
@@ -306,69 +334,6 @@ impl Engine {
 
     fn hear_clock(&mut self, now: Time) {
         (self.now, self.wall) = (self.now.max(now), now);
-    }
-
-    fn take(&mut self, readings: &[Reading], arrived: Time, again: bool, touched: &mut Vec<usize>, out: &mut Outcome) {
-        for r in readings {
-            let Some(i) = self.place(&r.machine, arrived, out) else { continue };
-            let unit = &mut self.units[i];
-            unit.heard = unit.heard.max(arrived);
-            let before = unit.pipe.signals();
-            let taken = if self.signals >= self.max_signals && !unit.pipe.follows(&r.signal) {
-                Taken::Limit
-            } else {
-                unit.pipe.push(r, arrived, again)
-            };
-            self.signals += unit.pipe.signals() - before;
-            let drop = match taken {
-                Taken::Yes => {
-                    if touched.last() != Some(&i) {
-                        touched.push(i);
-                    }
-                    continue;
-                }
-                Taken::Duplicate => "duplicate",
-                Taken::Late => "late",
-                Taken::Future => "future",
-                Taken::Limit => {
-                    let signals = unit.pipe.signals();
-                    let full =
-                        || format!("signal {:?} of machine {:?}: {signals} signals of it are", r.signal, r.machine);
-                    out.tally.full.get_or_insert_with(|| format!("{} followed, of all {}", full(), self.signals));
-                    "limit"
-                }
-            };
-            *out.tally.dropped.entry(drop).or_default() += 1;
-        }
-    }
-
-    /// The machine's place; a new one is made where a block matches and there is room.
-    fn place(&mut self, name: &Name, arrived: Time, out: &mut Outcome) -> Option<usize> {
-        if let Some(i) = self.places.get(name) {
-            return Some(*i);
-        }
-        let block = self.blocks.iter().position(|b| b.matcher.matches(name));
-        let full = self.units.len() >= self.max_machines;
-        let Some(block) = block.filter(|_| !full) else {
-            if full && block.is_some() {
-                let n = self.max_machines;
-                out.tally
-                    .full
-                    .get_or_insert_with(|| format!("machine {name:?}: {n} are followed ([agent] max_machines)"));
-            }
-            *out.tally.dropped.entry(if full { "limit" } else { "no_machine" }).or_default() += 1;
-            return None;
-        };
-        let pipe = pipeline::Machine::new(name.clone(), self.blocks[block].layout.clone());
-        self.places.insert(name.clone(), self.units.len());
-        self.signals += pipe.signals();
-        self.units.push(Unit::new(block, pipe, arrived));
-        let i = self.units.len() - 1;
-        let line = self.line(i);
-        let memory = Memory::of(line.map(|l| &*l.incumbent));
-        let rival = Memory::of(line.and_then(|l| l.candidate.as_deref()));
-        (self.units[i].memory, self.units[i].rival) = (memory, rival);
-        Some(i)
     }
 
     /// Closes a machine's steps up to the next window it has for the model.
@@ -393,7 +358,7 @@ impl Engine {
         match step.due {
             None => {
                 if self.blocks[block].model.is_none() {
-                    self.set_light(i, step.at, MachineState::Green, "no model is bound", out);
+                    self.watched(i, step.at, out);
                 }
                 None
             }
@@ -498,70 +463,11 @@ impl Engine {
         out.records.push(record);
     }
 
-    /// Machines that have fallen silent: what is pending is judged, and the light goes grey.
-    fn tick(&mut self, now: Time, out: &mut Outcome) {
-        for i in 0..self.units.len() {
-            if !self.units[i].wants_tick(now) {
-                continue;
-            }
-            while let Some(step) = self.units[i].pipe.pop_idle() {
-                if let Some(window) = self.closed(i, step, out) {
-                    self.judge(vec![(i, window)], out);
-                }
-            }
-            let heard = self.units[i].heard;
-            self.set_light(i, now, MachineState::Off, &format!("not heard since {heard}"), out);
-        }
-    }
-
-    fn refresh_light(&mut self, i: usize, at: Time, out: &mut Outcome) {
-        let unit = &self.units[i];
-        let (anomaly, input, reason) = (unit.anomaly.alarm(), unit.input.alarm(), unit.reason);
-        let (light, why) = if let Some(a) = anomaly.filter(|_| unit.anomaly.is_calling()) {
-            (MachineState::Red, a.message.clone())
-        } else if reason == Reason::MachineOff {
-            (MachineState::Off, "off".into())
-        } else if let Some(a) = input.filter(|_| unit.input.is_calling()) {
-            (MachineState::Amber, a.message.clone())
-        } else if let Some(a) = anomaly.filter(|a| a.state.is_active()) {
-            (MachineState::Amber, format!("{}: {}", people::put_aside(a), a.message))
-        } else if let Some(a) = anomaly.filter(|a| a.state.is_owed()) {
-            (MachineState::Amber, format!("over, not acknowledged: {}", a.message))
-        } else {
-            match reason {
-                Reason::WarmingUp => (MachineState::Amber, "warming up".into()),
-                Reason::InputBad => (MachineState::Amber, "a signal is not usable".into()),
-                Reason::ModelUnavailable => (MachineState::Amber, "the model cannot be run".into()),
-                _ => (MachineState::Green, "well".into()),
-            }
-        };
-        self.set_light(i, at, light, &why, out);
-    }
-
-    fn set_light(&mut self, i: usize, at: Time, light: MachineState, why: &str, out: &mut Outcome) {
-        let unit = &mut self.units[i];
-        if unit.light != light || unit.why != why {
-            unit.light = light;
-            why.clone_into(&mut unit.why);
-            out.live.push(unit.state(at));
-        }
-    }
-
     /// Everything that has to survive a restart.
     pub fn snapshot(&self) -> Vec<u8> {
-        let unit = |u: &Unit| UnitSnapshot {
-            name: u.pipe.name().clone(),
-            pipe: u.pipe.state().clone(),
-            memory: u.memory.clone(),
-            rival: u.rival.clone(),
-            anomaly: u.anomaly.clone(),
-            input: u.input.clone(),
-            heard: u.heard,
-            light: u.light,
-            why: u.why.clone(),
-            reason: u.reason,
-            on_since: u.on_since,
-            judged: u.judged,
+        let unit = |u: &Unit| {
+            let (name, pipe) = (u.pipe.name().clone(), u.pipe.state().clone());
+            UnitSnapshot { name, pipe, state: u.state.clone() }
         };
         let snapshot = Snapshot {
             version: SNAPSHOT_VERSION,
@@ -573,6 +479,8 @@ impl Engine {
             now: self.now,
             desk: self.desk.clone(),
             lines: self.line_states(),
+            links: self.links.clone(),
+            clock_set: self.clock_set,
         };
         postcard::to_stdvec(&snapshot).unwrap_or_default()
     }
@@ -589,36 +497,28 @@ impl Engine {
         self.ordinal = snapshot.ordinal;
         (self.flood, self.ledger, self.running) = (snapshot.flood, snapshot.ledger, snapshot.running);
         self.now = snapshot.now;
+        (self.links, self.clock_set) = (snapshot.links, snapshot.clock_set);
         self.desk = snapshot.desk.restored(self.policy.as_ref());
         self.line_up(snapshot.lines);
         self.units.clear();
         self.places.clear();
         for u in snapshot.units {
             let Some(block) = self.blocks.iter().position(|b| b.matcher.matches(&u.name)) else { continue };
-            let pipe = pipeline::Machine::restore(u.name.clone(), self.blocks[block].layout.clone(), u.pipe);
+            let layout = &self.blocks[block].layout;
+            let mut state = u.state;
+            if !u.pipe.fits(layout) {
+                (state.reason, state.warming_since) = (Reason::WarmingUp, snapshot.now);
+            }
+            let pipe = pipeline::Machine::restore(u.name.clone(), layout.clone(), u.pipe);
             self.places.insert(u.name, self.units.len());
-            let UnitSnapshot { memory, rival, anomaly, input, heard, light, why, reason, on_since, judged, .. } = u;
-            self.units.push(Unit {
-                block,
-                pipe,
-                memory,
-                rival,
-                anomaly,
-                input,
-                heard,
-                light,
-                why,
-                reason,
-                on_since,
-                judged,
-            });
+            self.units.push(Unit { block, pipe, state });
             let i = self.units.len() - 1;
             let line = self.line(i);
             let incumbent = Memory::of(line.map(|l| &*l.incumbent));
             let candidate = Memory::of(line.and_then(|l| l.candidate.as_deref()));
             let unit = &mut self.units[i];
-            unit.memory.renew(incumbent);
-            unit.rival.renew(candidate);
+            unit.state.memory.renew(incumbent);
+            unit.state.rival.renew(candidate);
         }
         self.signals = self.units.iter().map(|u| u.pipe.signals()).sum();
         Ok(())
@@ -645,40 +545,44 @@ impl Memory {
 
 impl Unit {
     fn new(block: usize, pipe: pipeline::Machine, heard: Time) -> Unit {
-        let (anomaly, input, reason) = (Tracker::default(), Tracker::default(), Reason::WarmingUp);
-        let (light, why) = (MachineState::Amber, "warming up".into());
-        let (memory, rival, on_since, judged) = (Memory::default(), Memory::default(), None, Time::default());
-        Unit { block, pipe, memory, rival, anomaly, input, heard, light, why, reason, on_since, judged }
+        let state = UnitState {
+            memory: Memory::default(),
+            rival: Memory::default(),
+            anomaly: Tracker::default(),
+            input: Tracker::default(),
+            heard,
+            first_heard: heard,
+            light: MachineState::White,
+            why: String::new(),
+            evidence: Evidence::default(),
+            reason: Reason::WarmingUp,
+            on_since: None,
+            judged: Time::default(),
+            judged_at: heard,
+            judging: Rhythm::default(),
+            warming_since: heard,
+        };
+        Unit { block, pipe, state }
     }
 
     fn tracker(&self, condition: Condition) -> &Tracker {
         match condition {
-            Condition::Anomaly => &self.anomaly,
-            Condition::Input => &self.input,
+            Condition::Anomaly => &self.state.anomaly,
+            Condition::Input => &self.state.input,
         }
     }
 
     fn tracker_mut(&mut self, condition: Condition) -> &mut Tracker {
         match condition {
-            Condition::Anomaly => &mut self.anomaly,
-            Condition::Input => &mut self.input,
+            Condition::Anomaly => &mut self.state.anomaly,
+            Condition::Input => &mut self.state.input,
         }
     }
 
-    fn is_silent(&self, now: Time) -> bool {
-        // Messages may come in bursts: a quiet second is not silence.
-        let limit = Duration::from_nanos(self.pipe.layout().stale_after as u64).max(Duration::from_secs(2));
-        now.since(self.heard) > limit
-    }
-
-    /// A grey one too may have readings that only a tick will judge: it went grey, and began to speak
-    /// again for less than its lateness.
-    fn wants_tick(&self, now: Time) -> bool {
-        self.is_silent(now) && (self.light != MachineState::Off || self.pipe.is_pending())
-    }
-
-    fn state(&self, at: Time) -> Live {
-        Live::State { machine: self.pipe.name().clone(), at, light: self.light, why: self.why.clone() }
+    /// Its state for dashboards.
+    fn shown(&self, at: Time) -> Live {
+        let (machine, light, why) = (self.pipe.name().clone(), self.state.light, self.state.why.clone());
+        Live::State { machine, at, light, why }
     }
 }
 

@@ -56,10 +56,15 @@ pub enum Order {
     News(ModelNews, Option<Arc<Model>>),
 }
 
+mod clocks;
 mod escalation;
+mod links;
 mod scores;
+mod states;
 
+use clocks::{Clocks, GatewayClock};
 use scores::Scores;
+use states::States;
 
 /// See the module.
 pub struct Feed {
@@ -84,6 +89,9 @@ pub struct Feed {
     rollouts: Rollouts,
     model_commands: Option<mpsc::Receiver<web::ModelCommand>>,
     scores: Scores,
+    states: States,
+    clocks: Clocks,
+    gateway_clock: GatewayClock,
 }
 
 /// The two ends that stack lights have in the engine: how the machines stand, told twice a second even
@@ -132,6 +140,9 @@ impl Feed {
             carrier,
             live,
             scores: Scores::new(shared.metrics.clone()),
+            states: States::new(shared.metrics.clone()),
+            clocks: Clocks::default(),
+            gateway_clock: GatewayClock::new(Time::now(), Instant::now()),
             shared,
             pulse,
             since_checkpoint,
@@ -175,6 +186,7 @@ impl Feed {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut taken = Vec::with_capacity(GROUP_BATCHES);
+        self.begin().await;
         self.rollouts.show(&self.engine);
         for news in std::mem::take(&mut self.rollouts.first) {
             self.do_and_note(Input::Rollout(news), None).await;
@@ -219,8 +231,10 @@ impl Feed {
         let mut group = Group::default();
         let mut receipts = Vec::new();
         let mut rejects = Vec::new();
+        self.watch_gateway_clock().await;
         for batch in taken.drain(..) {
             if !batch.readings.is_empty() {
+                group.inputs.push(Input::From(batch.source));
                 if batch.again {
                     group.inputs.push(Input::Again);
                 }
@@ -273,13 +287,12 @@ impl Feed {
             Order::Reconfigure(blocks, running, reply) => {
                 let done = self.engine.reconfigure(blocks);
                 if done.is_ok() {
-                    for event in self.engine.present() {
-                        let _ = self.live.send(event);
-                    }
                     // With a snapshot, so that nothing from before is replayed under the new blocks.
                     let checkpoint = Some(self.engine.snapshot());
                     self.send(Commit { checkpoint, first_ordinal: self.engine.ordinal(), ..Commit::default() }).await;
                     self.do_and_note(Input::Running(running), None).await;
+                    self.step(Group { inputs: vec![Input::Tick(Time::now())] }, Vec::new(), Vec::new()).await;
+                    self.present();
                 }
                 let _ = reply.send(done);
             }
@@ -325,26 +338,41 @@ impl Feed {
         }
     }
 
-    /// Tells the engine the time when a machine has fallen silent, but only while every source is
-    /// up: what a broken link holds back is not silence and will still come.
+    /// Tells the engine the time where that changes something: what it knows ages, and a machine falls silent,
+    /// whatever other sources do.
     async fn tick(&mut self) {
-        self.gauge();
-        if let Some(lights) = &self.lights {
-            lights.standing.send_replace(self.engine.lights().collect());
-        }
+        self.watch_gateway_clock().await;
+        self.watch_links().await;
         let now = Time::now();
         for news in self.rollouts.measured(&self.engine, now) {
             self.step(Group { inputs: vec![Input::Rollout(news)] }, Vec::new(), Vec::new()).await;
         }
-        let sources_up = || {
-            let parts = self.shared.board.components();
-            parts.iter().all(|(name, c)| !name.starts_with("source/") || c.health == Health::Up)
-        };
-        if self.engine.wants_tick(now) && sources_up() {
+        if self.engine.wants_tick(now) {
             self.step(Group { inputs: vec![Input::Tick(now)] }, Vec::new(), Vec::new()).await;
         }
         if self.engine.wants_clock(now) {
             self.step(Group { inputs: vec![Input::Clock(now)] }, Vec::new(), Vec::new()).await;
+        }
+        self.gauge();
+        if let Some(lights) = &self.lights {
+            lights.standing.send_replace(self.engine.lights().collect());
+        }
+    }
+
+    /// Before anything is taken in: no source is up yet, and what machines showed when the last run ended is
+    /// looked at anew.
+    async fn begin(&mut self) {
+        self.links_begin().await;
+        self.step(Group { inputs: vec![Input::Tick(Time::now())] }, Vec::new(), Vec::new()).await;
+        self.present();
+    }
+
+    /// Tells dashboards how everything stands.
+    fn present(&mut self) {
+        for event in self.engine.present() {
+            self.states.note(&event);
+            // Fails only when nobody listens.
+            let _ = self.live.send(event);
         }
     }
 
@@ -414,10 +442,12 @@ impl Feed {
             self.shared.board.set(&format!("model/{model}"), Health::Degraded, error.clone());
         }
         self.count_escalations(&outcome.tally);
+        self.tell_clock_changes(&outcome.tally.clock_changes);
         if let Some(full) = &outcome.tally.full {
             self.warn_of_limit(full);
         }
         for event in &outcome.live {
+            self.states.note(event);
             match event {
                 Live::Verdict(v, _) => self.scores.count(v),
                 Live::Flood(flood) => self.tell_flood(flood.as_ref()),
@@ -454,6 +484,7 @@ impl Feed {
 
     fn gauge(&mut self) {
         self.rollouts.show(&self.engine);
+        self.show_clocks();
         let m = &self.shared.metrics;
         m.machines.set(self.engine.machines() as i64);
         for condition in [Condition::Anomaly, Condition::Input] {

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::alarm::Act;
 use crate::source::modbus::light::Wrote;
-use crate::types::{Action, Answer, Cause, ModelNews, Name, Quality, Reading, RecordId, Target, Time};
+use crate::types::{Action, Answer, Cause, Clock, ModelNews, Name, Origin, Quality, Reading, RecordId, Target, Time};
 
 /// Version of the encoding; a newer one is refused.
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 
 /// One thing the engine reacts to.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,12 +29,31 @@ pub enum Input {
     Running(Running),
     /// The readings that follow may have been delivered before, says the broker.
     Again,
+    /// The readings that follow came by this source.
+    From(Name),
+    /// A source has come up or gone down.
+    Link(Link),
+    /// The gateway's clock was set, by so many nanoseconds, and now shows this.
+    GatewayClock(Time, i64),
     /// Something was written to a device.
     Wrote(Wrote),
     /// A larger model has answered, or could not be asked.
     Opinion(Answer),
     /// Something happened to a bundle, or is to happen.
     Rollout(ModelNews),
+}
+
+/// The state of a source's connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// The source's name in the config.
+    pub source: Name,
+    /// When it came into this state.
+    pub at: Time,
+    /// Whether it delivers.
+    pub up: bool,
+    /// Why not.
+    pub detail: String,
 }
 
 /// What the agent runs with: for the audit log.
@@ -68,6 +87,7 @@ struct Wire<'a> {
 
 #[derive(Serialize, Deserialize)]
 enum WireInput {
+    /// Of versions up to 3.
     Readings(i64, Vec<WireReading>),
     Tick(i64),
     /// Of version 1.
@@ -79,7 +99,20 @@ enum WireInput {
     Wrote(WireWrote),
     Opinion(Answer),
     Rollout(ModelNews),
+    From(u32),
+    Link(Link),
+    GatewayClock(i64, i64),
+    /// Arrival, the series that occur, and their readings.
+    Samples(i64, Vec<WireSeries>, Vec<WireSample>),
 }
+
+/// Machine and signal by their place in the table of names, origin, clock.
+#[derive(Copy, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+struct WireSeries(u32, u32, Origin, Clock);
+
+/// Series by its place in the list; the time as an offset from the arrival.
+#[derive(Serialize, Deserialize)]
+struct WireSample(u32, i64, f64, Quality, Cause);
 
 /// Device, time, address, value, reason, failure.
 #[derive(Serialize, Deserialize)]
@@ -131,13 +164,7 @@ impl<'a> Names<'a> {
 
 fn encode_input<'a>(input: &'a Input, names: &mut Names<'a>) -> WireInput {
     match input {
-        Input::Readings(arrived, readings) => {
-            let wire = |r: &'a Reading| {
-                let (machine, signal) = (names.place(&r.machine), names.place(&r.signal));
-                WireReading(machine, signal, r.at.0.wrapping_sub(arrived.0), r.value, r.quality, r.cause)
-            };
-            WireInput::Readings(arrived.0, readings.iter().map(wire).collect())
-        }
+        Input::Readings(arrived, readings) => encode_readings(*arrived, readings, names),
         Input::Tick(now) => WireInput::Tick(now.0),
         Input::Act(target, act) => {
             WireInput::Act(target.clone(), act.action, act.who.clone(), act.comment.clone(), act.at.0)
@@ -145,6 +172,9 @@ fn encode_input<'a>(input: &'a Input, names: &mut Names<'a>) -> WireInput {
         Input::Clock(now) => WireInput::Clock(now.0),
         Input::Running(running) => WireInput::Running(running.clone()),
         Input::Again => WireInput::Again,
+        Input::From(source) => WireInput::From(names.place(source)),
+        Input::Link(link) => WireInput::Link(link.clone()),
+        Input::GatewayClock(now, by) => WireInput::GatewayClock(now.0, *by),
         Input::Rollout(news) => WireInput::Rollout(news.clone()),
         Input::Wrote(w) => {
             let (address, reason) = (w.address.clone(), w.reason.clone());
@@ -154,13 +184,47 @@ fn encode_input<'a>(input: &'a Input, names: &mut Names<'a>) -> WireInput {
     }
 }
 
+fn encode_readings<'a>(arrived: Time, readings: &'a [Reading], names: &mut Names<'a>) -> WireInput {
+    let (mut series, mut places): (Vec<WireSeries>, HashMap<WireSeries, u32>) = Default::default();
+    let sample = |r: &'a Reading| {
+        let of = WireSeries(names.place(&r.machine), names.place(&r.signal), r.origin, r.clock);
+        let place = match series.last() {
+            // Arrays of samples and slow devices repeat one series.
+            Some(last) if *last == of => series.len() as u32 - 1,
+            _ => *places.entry(of).or_insert_with(|| {
+                series.push(of);
+                series.len() as u32 - 1
+            }),
+        };
+        WireSample(place, r.at.0.wrapping_sub(arrived.0), r.value, r.quality, r.cause)
+    };
+    let samples = readings.iter().map(sample).collect();
+    WireInput::Samples(arrived.0, series, samples)
+}
+
+fn decode_readings(
+    arrived: i64,
+    series: &[WireSeries],
+    samples: Vec<WireSample>,
+    names: &[Name],
+) -> Option<Vec<Reading>> {
+    let reading = |WireSample(place, at, value, quality, cause)| {
+        let WireSeries(machine, signal, origin, clock) = *series.get(place as usize)?;
+        let (machine, signal) = (names.get(machine as usize)?.clone(), names.get(signal as usize)?.clone());
+        let at = Time(arrived.wrapping_add(at));
+        Some(Reading { machine, signal, at, value, quality, cause, origin, clock })
+    };
+    samples.into_iter().map(reading).collect()
+}
+
 fn decode_input(input: WireInput, names: &[Name]) -> Option<Input> {
     Some(match input {
         WireInput::Readings(arrived, readings) => {
             let reading = |WireReading(machine, signal, at, value, quality, cause)| {
                 let (machine, signal) = (names.get(machine as usize)?, names.get(signal as usize)?);
                 let at = Time(arrived.wrapping_add(at));
-                Some(Reading { machine: machine.clone(), signal: signal.clone(), at, value, quality, cause })
+                let good = Reading::good(machine.clone(), signal.clone(), at, value);
+                Some(Reading { quality, cause, ..good })
             };
             Input::Readings(Time(arrived), readings.into_iter().map(reading).collect::<Option<_>>()?)
         }
@@ -175,6 +239,12 @@ fn decode_input(input: WireInput, names: &[Name]) -> Option<Input> {
         WireInput::Clock(now) => Input::Clock(Time(now)),
         WireInput::Running(running) => Input::Running(running),
         WireInput::Again => Input::Again,
+        WireInput::From(source) => Input::From(names.get(source as usize)?.clone()),
+        WireInput::Link(link) => Input::Link(link),
+        WireInput::GatewayClock(now, by) => Input::GatewayClock(Time(now), by),
+        WireInput::Samples(arrived, series, samples) => {
+            Input::Readings(Time(arrived), decode_readings(arrived, &series, samples, names)?)
+        }
         WireInput::Rollout(news) => Input::Rollout(news),
         WireInput::Wrote(WireWrote(device, at, address, value, reason, failure)) => {
             Input::Wrote(Wrote { device: device.into(), at: Time(at), address, value, reason, failure })
@@ -200,6 +270,8 @@ mod tests {
             value,
             quality: Quality::Bad,
             cause: Cause::Timeout,
+            origin: Origin(at as u32 % 3),
+            clock: Clock::Device,
         })
     }
 
@@ -240,7 +312,10 @@ mod tests {
             let running = Running { at, who: who.clone(), models: [(who.clone(), "1".into())].into(), ..Running::default() };
             let inputs = vec![
                 Input::Again,
+                Input::From("shop".into()),
                 Input::Readings(at, readings),
+                Input::Link(Link { source: "shop".into(), at, up: true, detail: who.clone() }),
+                Input::GatewayClock(at, -5),
                 Input::Tick(at),
                 act(Target::Alarm(RecordId([7; 16])), Action::Shelve(60)),
                 act(Target::Machine("pump-1".into()), Action::OutOfService),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::model::drift::{self, Outcomes, Report};
-use crate::pipeline::Gap;
+use crate::pipeline::{ClockChange, Gap, clock};
 use crate::types::{
     Alarm, Answer, Ask, Change, Contribution, Kind, ModelStep, Name, Quality, Ranked, Reason, Record, RecordId,
     SecondOpinion, Time, Verdict, priority,
@@ -172,6 +172,20 @@ struct GapData<'a> {
 }
 
 #[derive(Serialize)]
+struct ClockData<'a> {
+    timestamp: String,
+    machine: &'a str,
+    reason: &'a str,
+    from: String,
+    to: String,
+    readings: u64,
+    signal: &'a str,
+    stands_still: bool,
+    /// Device time minus the gateway's; below zero the device is behind.
+    offset_seconds: Option<f64>,
+}
+
+#[derive(Serialize)]
 struct ModelData<'a> {
     timestamp: String,
     model: &'a str,
@@ -303,6 +317,26 @@ impl Recorder {
             from: gap.from.to_string(),
             to: gap.to.to_string(),
             readings: gap.readings,
+        };
+        self.record(Kind::Gap, machine, gap.to, gap.reason.as_str().as_bytes(), &data)
+    }
+
+    /// The record of a device's clock that has stepped, or stands still.
+    pub fn clock_change(&self, machine: &Name, change: &ClockChange) -> Record {
+        let gap = &change.gap;
+        let data = ClockData {
+            timestamp: gap.to.to_string(),
+            machine,
+            reason: gap.reason.as_str(),
+            from: gap.from.to_string(),
+            to: gap.to.to_string(),
+            readings: gap.readings,
+            signal: &change.signal,
+            stands_still: change.step == clock::Step::StandsStill,
+            offset_seconds: match change.step {
+                clock::Step::Offset(by) => Some(tidy(by as f64 / 1e9)),
+                clock::Step::StandsStill => None,
+            },
         };
         self.record(Kind::Gap, machine, gap.to, gap.reason.as_str().as_bytes(), &data)
     }

@@ -64,6 +64,11 @@ impl Tracker {
         self.change(next, Change::Overruled, at)
     }
 
+    /// Whether a larger model's word counts at this time rather than the local one.
+    pub fn is_overruled_at(&self, at: Time) -> bool {
+        self.overruled.is_some_and(|(until, _)| at < until)
+    }
+
     /// Whether the local word does not count for now.
     pub(super) fn is_overruled(&mut self, at: Time, strength: f64) -> bool {
         let still = self.overruled.is_some_and(|(until, then)| at < until && strength < WORSE * then.max(1.0));

@@ -5,8 +5,10 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use super::Layout;
+use super::clock::{DeviceClock, Step};
 use super::recent::Recent;
-use crate::types::{Cause, Name, Quality, Reading, Time};
+use super::rhythm::Rhythm;
+use crate::types::{Cause, Name, Origin, Quality, Reading, Time};
 
 /// Times remembered to tell a repeat from a straggler. A broker that keeps to `receive_maximum` repeats
 /// less; mosquitto 2.0.11 was seen to have its whole queue unacked, 1000 messages more for each ack.
@@ -19,6 +21,9 @@ const RECENT_AGE: i64 = 10_000_000_000;
 const RECENT_PAUSE: i64 = 1_000_000_000;
 /// Readings of one signal waiting for their step; beyond this the oldest step is overdue anyway.
 const MAX_PENDING: usize = 65_536;
+
+/// Messages may come in bursts: a shorter pause (ns) by the gateway's clock is not silence.
+const SHORTEST_SILENCE: i64 = 2_000_000_000;
 
 /// Why a reading was not taken.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -46,10 +51,10 @@ pub struct Track {
     signal: Name,
     /// Not yet in a step, by time.
     pending: VecDeque<Point>,
-    /// Times taken of late, and when on `clock` that was.
+    /// Times taken of late, and when on `heard_for` that was.
     recent: Recent,
     /// Nanoseconds in which this signal arrived, pauses cut short.
-    clock: i64,
+    heard_for: i64,
     /// When it last arrived, by the wall clock.
     arrived: Time,
     /// The last usable value and when it was measured.
@@ -61,9 +66,47 @@ pub struct Track {
     /// A reading far ahead of the frontier: believed once a second one agrees.
     leap: Option<Time>,
     /// Nanoseconds between the last two readings that agreed on a leap: how slow the signal is.
-    pace: i64,
+    leap_pace: i64,
     /// Since when the value has been the very same.
     resting_since: Option<Time>,
+    /// The topic or device that feeds it, and the source that one belongs to.
+    origin: Origin,
+    source: Option<Name>,
+    /// Distances between readings by their own time, and by their arrival.
+    pace: Rhythm,
+    arrivals: Rhythm,
+    /// The clock behind it.
+    clock: DeviceClock,
+    /// When a usable value arrived last, by the gateway's clock.
+    usable: Option<Time>,
+    /// Why what came after that cannot be used.
+    trouble: Option<Trouble>,
+}
+
+/// Why the newest readings of a signal cannot be used.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// What is wrong with them.
+    pub kind: TroubleKind,
+    /// When the first of them arrived.
+    pub since: Time,
+    /// How many there are.
+    pub readings: u64,
+    /// Device time minus arrival (ns) of the newest one.
+    pub offset: i64,
+}
+
+/// What is wrong with readings that cannot be used.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TroubleKind {
+    /// They are marked bad, or are out of range.
+    Bad(Cause),
+    /// Their step is closed.
+    Late,
+    /// They have the time of one before them.
+    Repeated,
+    /// They are from the future.
+    Future,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -81,14 +124,21 @@ impl Track {
             signal,
             pending: VecDeque::new(),
             recent: Recent::default(),
-            clock: 0,
+            heard_for: 0,
             arrived: Time(0),
             last: None,
             heard: None,
             frontier: None,
             leap: None,
-            pace: 0,
+            leap_pace: 0,
             resting_since: None,
+            origin: Origin::default(),
+            source: None,
+            pace: Rhythm::default(),
+            arrivals: Rhythm::default(),
+            clock: DeviceClock::default(),
+            usable: None,
+            trouble: None,
         }
     }
 
@@ -112,29 +162,111 @@ impl Track {
         self.pending.front().map(|p| p.at)
     }
 
-    /// Takes a reading that arrived at `arrived`. `closed`: its step is closed already. `jump` (ns): how far
+    /// The source that feeds it, once a reading with a source has come.
+    pub fn source(&self) -> Option<&Name> {
+        self.source.as_ref()
+    }
+
+    /// When a usable value arrived last, by the gateway's clock.
+    pub fn usable(&self) -> Option<Time> {
+        self.usable
+    }
+
+    /// Why what came after that cannot be used.
+    pub fn trouble(&self) -> Option<&Trouble> {
+        self.trouble.as_ref()
+    }
+
+    /// The last usable value.
+    pub fn value(&self) -> Option<f64> {
+        self.last.map(|(_, v)| v)
+    }
+
+    /// The clock behind it.
+    pub fn clock(&self) -> &DeviceClock {
+        &self.clock
+    }
+
+    /// The same, to be aligned with another's.
+    pub fn clock_mut(&mut self) -> &mut DeviceClock {
+        &mut self.clock
+    }
+
+    /// The usual distance (ns) between arrivals, once it is known.
+    pub fn usual_arrival(&self) -> Option<i64> {
+        self.arrivals.usual()
+    }
+
+    /// How long (ns) no value may have come by the gateway's clock before the signal counts as silent.
+    pub fn silence_limit(&self, layout: &Layout) -> i64 {
+        layout.stale_after.limit(&self.signal, &self.arrivals).max(SHORTEST_SILENCE)
+    }
+
+    /// Nanoseconds of its own time that a value stays valid.
+    pub fn valid_for(&self, layout: &Layout) -> i64 {
+        layout.stale_after.limit(&self.signal, &self.pace)
+    }
+
+    /// Whether readings of this origin are the signal's. The first origin is; another one takes over once the
+    /// first has been silent for too long.
+    pub fn admits(&mut self, origin: Origin, source: Option<&Name>, arrived: Time, layout: &Layout) -> bool {
+        if origin.is_known() && origin != self.origin {
+            let silent = || arrived.since(self.arrived).as_nanos() as i64 > self.silence_limit(layout);
+            if self.origin.is_known() && !silent() {
+                return false;
+            }
+            self.origin = origin;
+        }
+        if let Some(source) = source.filter(|s| self.source.as_ref() != Some(*s)) {
+            self.source = Some(source.clone());
+        }
+        true
+    }
+
+    /// Notes that a reading was refused for its time; what that tells of the device's clock.
+    pub fn refused(&mut self, r: &Reading, arrived: Time, kind: TroubleKind) -> Option<Step> {
+        self.note(kind, r, arrived);
+        self.clock.refused(r, arrived)
+    }
+
+    fn note(&mut self, kind: TroubleKind, r: &Reading, arrived: Time) {
+        let offset = r.at.0.saturating_sub(arrived.0);
+        match self.trouble.as_mut().filter(|t| t.kind == kind) {
+            Some(t) => (t.readings, t.offset) = (t.readings.saturating_add(1), offset),
+            None => self.trouble = Some(Trouble { kind, since: arrived, readings: 1, offset }),
+        }
+    }
+
+    /// Takes a reading that counts as of `at` and arrived at `arrived`. `closed`: its step is closed already. `jump` (ns): how far
     /// ahead of the frontier one reading alone is not believed, so that a single wild clock closes no steps.
     pub fn push(
         &mut self,
         r: &Reading,
+        at: Time,
         arrived: Time,
         range: Option<[f64; 2]>,
         closed: bool,
         jump: i64,
     ) -> Result<(), Refused> {
         // What was repeated once may be repeated until it is acked.
-        if self.recent.hear(r.at.0, self.clock) {
+        if self.recent.hear(at.0, self.heard_for) {
             return Err(Refused::Duplicate);
         }
         if closed || self.pending.len() >= MAX_PENDING {
             return Err(Refused::Late);
         }
-        self.remember(r.at.0, arrived);
-        self.advance(r.at, jump);
+        self.remember(at.0, arrived);
+        self.advance(at, jump);
         let (quality, cause) = gate(r, range);
-        let in_order = self.pending.back().is_none_or(|last| last.at <= r.at);
-        let place = if in_order { self.pending.len() } else { self.pending.partition_point(|p| p.at <= r.at) };
-        self.pending.insert(place, Point { at: r.at, value: r.value, quality, cause });
+        if quality == Quality::Bad {
+            self.note(TroubleKind::Bad(cause), r, arrived);
+        } else {
+            (self.usable, self.trouble) = (Some(arrived), None);
+        }
+        self.clock.taken(r, arrived);
+        let in_order = self.pending.back().is_none_or(|last| last.at <= at);
+        let place = if in_order { self.pending.len() } else { self.pending.partition_point(|p| p.at <= at) };
+        self.pending.insert(place, Point { at, value: r.value, quality, cause });
         Ok(())
     }
 
@@ -148,6 +280,7 @@ impl Track {
     pub fn close(&mut self, end: Time, layout: &Layout) -> Row {
         let (mut mean, mut n, mut bad) = (0.0, 0.0, None);
         while let Some(p) = self.pending.pop_front_if(|p| p.at <= end) {
+            self.pace.learn(self.heard.map_or(0, |heard| p.at.0.saturating_sub(heard.0)));
             self.heard = Some(p.at);
             if p.quality == Quality::Bad {
                 bad = Some(p.cause);
@@ -168,7 +301,7 @@ impl Track {
         if n == 0.0 {
             let (quality, cause) = match bad {
                 Some(cause) => (Quality::Bad, cause),
-                None if end.0 - at.0 > layout.stale_after => (Quality::Stale, Cause::Held),
+                None if end.0.saturating_sub(at.0) > self.valid_for(layout) => (Quality::Stale, Cause::Held),
                 None => (Quality::Good, Cause::Held),
             };
             return Row { value: Some(held), quality, cause };
@@ -183,10 +316,14 @@ impl Track {
     }
 
     fn remember(&mut self, at: i64, arrived: Time) {
-        self.clock += arrived.0.saturating_sub(self.arrived.0).clamp(0, RECENT_PAUSE);
+        let since = arrived.0.saturating_sub(self.arrived.0);
+        if self.arrived != Time(0) {
+            self.arrivals.learn(since);
+        }
+        self.heard_for += since.clamp(0, RECENT_PAUSE);
         self.arrived = arrived;
-        self.recent.insert(at, self.clock);
-        self.recent.forget(self.clock - RECENT_AGE, RECENT_TIMES);
+        self.recent.insert(at, self.heard_for);
+        self.recent.forget(self.heard_for - RECENT_AGE, RECENT_TIMES);
     }
 
     /// Moves the frontier. A reading far ahead of it is believed when the next one agrees: it is
@@ -196,7 +333,7 @@ impl Track {
             self.frontier = Some(at);
             return;
         };
-        let reach = jump.max(self.pace.saturating_mul(3));
+        let reach = jump.max(self.leap_pace.saturating_mul(3));
         if at.0 <= frontier.0.saturating_add(reach) {
             self.frontier = Some(frontier.max(at));
             self.leap = None;
@@ -208,7 +345,7 @@ impl Track {
         };
         match self.leap.take_if(|leap| agrees(leap)) {
             Some(leap) => {
-                self.pace = at.0.saturating_sub(leap.0).max(0);
+                self.leap_pace = at.0.saturating_sub(leap.0).max(0);
                 self.frontier = Some(at.max(leap));
             }
             None => self.leap = Some(at),

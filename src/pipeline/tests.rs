@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::mode::Condition;
 use super::*;
 
 const MS: i64 = 1_000_000;
@@ -9,7 +10,7 @@ const MS: i64 = 1_000_000;
 fn settings() -> Settings {
     Settings {
         rate: Some(Duration::from_millis(100)),
-        stale_after: Some(Duration::from_secs(1)),
+        stale_after: vec![("*".into(), Duration::from_secs(1))],
         lateness: None,
         running: None,
         ranges: vec![("temp".into(), [-40.0, 200.0])],
@@ -215,7 +216,7 @@ fn one_wild_clock_makes_nobody_late() {
 
 #[test]
 fn a_signal_slower_than_the_grid_moves_the_steps_on() {
-    let slow = Settings { stale_after: Some(Duration::from_secs(600)), ..settings() };
+    let slow = Settings { stale_after: vec![("*".into(), Duration::from_secs(600))], ..settings() };
     let layout = Layout::new(&slow, vec!["flow".into()], 2, 1, Duration::from_secs(1));
     let mut m = machine(layout);
     let each_minute: Vec<Reading> = (1..=6).map(|n| at(n * 60_000, "flow", n as f64)).collect();
@@ -294,7 +295,7 @@ proptest! {
     /// the steps are the same.
     #[test]
     fn disorder_within_the_lateness_changes_nothing(readings in run(), swaps in prop::collection::vec(0usize..1000, 0..60)) {
-        let patient = Layout { lateness: 3000 * MS, eager: false, stale_after: 60_000 * MS, ..layout(&["flow", "temp"], 3) };
+        let patient = Layout { lateness: 3000 * MS, eager: false, stale_after: StaleAfter::new(&[("*".into(), Duration::from_secs(60))], 1), ..layout(&["flow", "temp"], 3) };
         let plain = feed(&mut machine(patient.clone()), &readings);
         let mut shuffled = readings.clone();
         for s in swaps {

@@ -240,7 +240,7 @@ impl Host {
                     *since = at;
                     let (machine, signal) = (device.machine.clone(), known.signal.clone());
                     let cause = if *quality == Quality::Good { Cause::None } else { Cause::Source };
-                    out.push(Reading { machine, signal, at, value: *value, quality: *quality, cause });
+                    out.push(Reading { quality: *quality, cause, ..Reading::good(machine, signal, at, *value) });
                 }
             }
         }
@@ -490,7 +490,7 @@ impl Device {
             known.last = Some((at, value, quality));
         }
         let (machine, signal) = (self.machine.clone(), known.signal.clone());
-        told.out.push(Reading { machine, signal, at, value, quality, cause });
+        told.out.push(Reading { quality, cause, ..Reading::good(machine, signal, at, value) });
     }
 
     /// None of its values holds any more.

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::types::Name;
+use crate::types::{Name, Origin};
 
 /// Topics remembered with their meaning. A plant has some thousands; when a storm of made-up
 /// topics fills the table it starts afresh.
@@ -221,6 +221,8 @@ pub struct Place {
     pub machine: Name,
     /// The signal, where the topic or the config names it.
     pub signal: Option<Name>,
+    /// The topic, as the origin of readings.
+    pub origin: Origin,
 }
 
 /// Remembers the meaning of topics, because they repeat, and hands out names without copying them.
@@ -328,7 +330,9 @@ mod tests {
         let mut topics = Topics::default();
         for i in 0..MAX_TOPICS * 2 + 5 {
             topics.name(&i.to_string());
-            let place = |t: &mut Topics| Ok(Place { subscription: 0, machine: t.name("m"), signal: None });
+            let place = |t: &mut Topics| {
+                Ok(Place { subscription: 0, machine: t.name("m"), signal: None, origin: Origin::default() })
+            };
             topics.place(&i.to_string(), place).expect("a place");
             assert!(topics.places.len() <= MAX_TOPICS && topics.names.len() <= MAX_TOPICS);
         }

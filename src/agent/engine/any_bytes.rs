@@ -21,7 +21,7 @@ fn plain() -> Engine {
     let second = Duration::from_secs(1);
     let settings = Settings {
         rate: None,
-        stale_after: Some(second),
+        stale_after: vec![("*".into(), second)],
         lateness: None,
         running: None,
         ranges: Vec::new(),

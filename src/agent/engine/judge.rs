@@ -37,7 +37,7 @@ impl Engine {
         out: &mut Outcome,
     ) -> Vec<Option<Opinion>> {
         let windows: Vec<&Window> = batch.iter().map(|(_, w)| w).collect();
-        let memory = |i: &usize| if candidate { &self.units[*i].rival } else { &self.units[*i].memory };
+        let memory = |i: &usize| if candidate { &self.units[*i].state.rival } else { &self.units[*i].state.memory };
         let states: Vec<&[f32]> = batch.iter().map(|(i, _)| &*memory(i).values).collect();
         let (started, computed) = (Instant::now(), thread_time());
         let judged = model.judge(&windows, &states);
@@ -101,8 +101,8 @@ impl Engine {
     fn go_on(&mut self, i: usize, model: &Model, next: Option<Vec<f32>>, seen: Option<Seen>, candidate: bool) {
         let Some(next) = next else { return };
         let unit = &mut self.units[i];
-        let in_alarm = seen.is_some_and(|s| s.anomaly) || unit.anomaly.is_active();
-        let memory = if candidate { &mut unit.rival } else { &mut unit.memory };
+        let in_alarm = seen.is_some_and(|s| s.anomaly) || unit.state.anomaly.is_active();
+        let memory = if candidate { &mut unit.state.rival } else { &mut unit.state.memory };
         model.follow(&mut memory.values, next, in_alarm);
     }
 

@@ -82,10 +82,8 @@ impl Engine {
             detail.extend(act.comment.iter().map(|c| format!(": {c}")));
             let machine = alarm.machine.clone();
             self.announce(i, alarm, out);
-            self.audit(act.at, &act.who, act.action.as_str(), &machine, &detail, out);
-            if self.units[i].light != MachineState::Off {
-                self.refresh_light(i, act.at, out);
-            }
+            self.note_audit(act.at, &act.who, act.action.as_str(), &machine, &detail, out);
+            self.refresh_light(i, act.at, out);
         }
     }
 
@@ -96,9 +94,7 @@ impl Engine {
                 let Some(alarm) = self.units[i].tracker_mut(condition).expire(now) else { continue };
                 let at = alarm.at;
                 self.announce(i, alarm, out);
-                if self.units[i].light != MachineState::Off {
-                    self.refresh_light(i, at, out);
-                }
+                self.refresh_light(i, at, out);
             }
         }
         if self.flood.clock(now) {
@@ -113,7 +109,7 @@ impl Engine {
             if from != to {
                 let or = |t: &str| if t.is_empty() { "none".to_owned() } else { t.to_owned() };
                 let detail = format!("{} to {}", or(from), or(to));
-                self.audit(new.at, &new.who, action, &subject.into(), &detail, out);
+                self.note_audit(new.at, &new.who, action, &subject.into(), &detail, out);
             }
         };
         note("version", "andon", &old.version, &new.version);
@@ -129,10 +125,18 @@ impl Engine {
     pub(super) fn wrote(&mut self, w: &Wrote, out: &mut Outcome) {
         let end = w.failure.as_ref().map_or_else(|| "verified".to_owned(), |why| format!("failed: {why}"));
         let detail = format!("{} {} {}; {end}", w.address, w.value, w.reason);
-        self.audit(w.at, "alarms", "write", &w.device, &detail, out);
+        self.note_audit(w.at, "alarms", "write", &w.device, &detail, out);
     }
 
-    fn audit(&mut self, at: Time, who: &str, action: &str, subject: &Name, detail: &str, out: &mut Outcome) {
+    pub(super) fn note_audit(
+        &mut self,
+        at: Time,
+        who: &str,
+        action: &str,
+        subject: &Name,
+        detail: &str,
+        out: &mut Outcome,
+    ) {
         let entry = Entry { at, who, action, subject, detail };
         let (number, data) = self.ledger.write(&entry);
         out.records.push(self.recorder.audit(subject, at, number, data));
@@ -179,24 +183,13 @@ impl Engine {
             of.and_then(|(_, value, quality, _)| value.filter(|_| *quality < Quality::Stale))
         };
         let ruled = block.suppress.as_ref().is_some_and(|c| c.holds(&value) == Some(true));
-        let on = ruled || unit.on_since.is_some_and(|t| step.at.since(t) < start_up);
+        let on = ruled || unit.state.on_since.is_some_and(|t| step.at.since(t) < start_up);
         for condition in CONDITIONS {
             let rule = self.rule(i, condition);
             if let Some(alarm) = self.units[i].tracker_mut(condition).suppress(&rule, on, step.at) {
                 self.announce(i, alarm, out);
             }
         }
-    }
-
-    /// Notes what a verdict says of the machine, and when it began to run.
-    pub(super) fn ran(&mut self, i: usize, at: Time, reason: Reason) {
-        let unit = &mut self.units[i];
-        match reason {
-            Reason::MachineOff => unit.on_since = None,
-            _ if unit.on_since.is_none() => unit.on_since = Some(at),
-            _ => {}
-        }
-        (unit.reason, unit.judged) = (reason, at);
     }
 }
 

@@ -237,7 +237,7 @@ impl Engine {
         let compat = &model.manifest().compat;
         let limits = Limits { p99_ms: compat.p99_ms, max_ram_mb: compat.max_ram_mb };
         let trial = Trial::new(release.clone(), rollout.clone(), limits, self.now);
-        self.each_unit(&release.model, |unit| unit.rival = Memory::of(Some(&model)));
+        self.each_unit(&release.model, |unit| unit.state.rival = Memory::of(Some(&model)));
         let lasts = format!(
             "it is compared with version {} for {:?}",
             self.lines[&release.model].incumbent.manifest().version,
@@ -272,7 +272,7 @@ impl Engine {
         (line.state.active, line.state.since) = (back, now);
         line.state.monitor.restart();
         let incumbent = line.incumbent.clone();
-        self.each_unit(model, |unit| unit.memory = Memory::of(Some(&incumbent)));
+        self.each_unit(model, |unit| unit.state.memory = Memory::of(Some(&incumbent)));
         self.step_taken(&active, Stage::RolledBack, reason.to_owned(), None, out);
     }
 
@@ -281,7 +281,7 @@ impl Engine {
         let Some(line) = self.lines.get_mut(model) else { return };
         line.candidate = None;
         let Some(trial) = line.state.trial.take() else { return };
-        self.each_unit(model, |unit| unit.rival = Memory::default());
+        self.each_unit(model, |unit| unit.state.rival = Memory::default());
         let stage = if trial.stage == Stage::Shadow { Stage::Refused } else { Stage::RolledBack };
         self.step_taken(&trial.release, stage, reason, Some(&trial), out);
     }
@@ -298,7 +298,7 @@ impl Engine {
             line.state.previous = line.state.active.replace(before.release.clone());
             (line.incumbent, line.state.since) = (candidate, now);
             line.state.monitor.restart();
-            self.each_unit(model, |unit| unit.memory = std::mem::take(&mut unit.rival));
+            self.each_unit(model, |unit| unit.state.memory = std::mem::take(&mut unit.state.rival));
         }
         self.step_taken(&before.release, stage, reason.to_owned(), Some(&before), out);
         self.trim_shelf();

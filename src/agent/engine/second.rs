@@ -192,20 +192,18 @@ impl Engine {
         let Some(&i) = self.places.get(&asked.ask.machine) else { return };
         let rule = self.rule(i, Condition::Anomaly);
         // The machine has gone on meanwhile, and alarms with it.
-        let at = self.units[i].judged.max(asked.ask.at);
+        let at = self.units[i].state.judged.max(asked.ask.at);
         let message =
             format!("{} finds an anomaly where it was uncertain here{}", opinion.model, rarity(asked.p_value));
         let look = Observation { at, strength: None, top_channel: asked.top_channel.clone(), message };
         let word = Word { opinion, strength: asked.strength, look };
-        let Some(mut alarm) = self.units[i].anomaly.hear(&rule, policy.may, &word) else { return };
+        let Some(mut alarm) = self.units[i].state.anomaly.hear(&rule, policy.may, &word) else { return };
         if alarm.care.change == Change::Raised {
             let first = self.is_first_out(i, Condition::Anomaly);
-            alarm = self.units[i].anomaly.annotate(|care| care.first_out = first).unwrap_or(alarm);
+            alarm = self.units[i].state.anomaly.annotate(|care| care.first_out = first).unwrap_or(alarm);
         }
         self.announce(i, alarm, out);
-        if self.units[i].light != MachineState::Off {
-            self.refresh_light(i, at, out);
-        }
+        self.refresh_light(i, at, out);
     }
 }
 

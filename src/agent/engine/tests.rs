@@ -73,7 +73,7 @@ pub(super) fn engine() -> Engine {
 fn engine_with(model: Arc<Model>) -> Engine {
     let settings = Settings {
         rate: None,
-        stale_after: Some(Duration::from_secs(1)),
+        stale_after: vec![("*".into(), Duration::from_secs(1))],
         lateness: None,
         running: None,
         ranges: Vec::new(),
@@ -190,7 +190,10 @@ fn a_silent_machine_goes_grey_and_keeps_nothing_back() {
     let mut lonely = course(1, &[])[0].clone();
     lonely.at = later;
     engine.step(&Group { inputs: vec![Input::Readings(later, vec![lonely])] });
-    assert!(engine.units.iter().any(|u| u.light == MachineState::Off && u.pipe.is_pending()), "nothing has judged it");
+    assert!(
+        engine.units.iter().any(|u| u.state.light == MachineState::Off && u.pipe.is_pending()),
+        "nothing has judged it"
+    );
     let end = later.plus(Duration::from_secs(60));
     assert!(engine.wants_tick(end), "grey or not");
     engine.step(&Group { inputs: vec![Input::Tick(end)] });
@@ -209,14 +212,14 @@ fn a_snapshot_of_another_version_is_refused() {
 fn what_another_model_kept_is_not_gone_on_with() {
     let mut learnt = engine_with(learnt_model());
     feed(&mut learnt, &course(5, &[]), &[16]);
-    let kept = &learnt.units[0].memory;
+    let kept = &learnt.units[0].state.memory;
     assert_ne!(kept.values, learnt_model().initial_state(), "it has learnt something");
     let mut other = engine();
     other.restore(&learnt.snapshot()).expect("restored");
-    assert_eq!(other.units[0].memory, Memory::default());
+    assert_eq!(other.units[0].state.memory, Memory::default());
     let mut same = engine_with(learnt_model());
     same.restore(&learnt.snapshot()).expect("restored");
-    assert_eq!(&same.units[0].memory, kept);
+    assert_eq!(&same.units[0].state.memory, kept);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use super::plan::{Advice, Memory, Request, Span, plan, split};
 use super::report::Report;
 use crate::backoff::Backoff;
 use crate::metrics::Shared;
-use crate::types::{Cause, Reading, Time};
+use crate::types::{Cause, Clock, Origin, Reading, Time};
 
 /// The first and the longest wait before dialing again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
@@ -340,15 +340,17 @@ impl Poller {
     fn finish(&mut self, due: &[usize], mut round: Round) -> Vec<Reading> {
         let now = Time::now();
         let mut readings = Vec::with_capacity(due.len());
+        let origin = Origin::new(&self.config.name, "");
         for &i in due {
             let (at, result) = round.results[i].take().unwrap_or((now, Err(Cause::Disconnected)));
             let signal = &self.config.signals[i];
             let (machine, name) = (signal.machine.clone(), signal.name.clone());
             self.causes[i] = result.err().unwrap_or_default();
-            readings.push(match result {
+            let reading = match result {
                 Ok(value) => Reading::good(machine, name, at, value),
                 Err(cause) => Reading::bad(machine, name, at, cause),
-            });
+            };
+            readings.push(reading.of(origin, Clock::Arrival));
         }
         let up = matches!(self.link, Link::Up { .. }) && (round.answered || !round.asked);
         self.report.round(up, &self.config, &self.causes, &readings);

@@ -13,7 +13,7 @@ use crate::source::mqtt::settings::Subscription;
 use crate::source::payload::Found;
 use crate::source::sparkplug::{Host, Settings};
 use crate::source::topic::{Place, Topics, is_name};
-use crate::types::{Batch, Cause, Name, Quality, Reading, Reject, Time};
+use crate::types::{Batch, Cause, Clock, Name, Origin, Quality, Reading, Reject, Time};
 
 /// Reads messages; keeps what repeats.
 pub struct Reader {
@@ -86,14 +86,18 @@ impl Reader {
     }
 
     fn try_read(&mut self, message: &Message, batch: &mut Batch) -> Result<(), String> {
-        let subscriptions = &self.subscriptions;
-        let place = self.topics.place(message.topic(), |topics| find(subscriptions, topics, message.topic()))?;
+        let (subscriptions, source) = (&self.subscriptions, &*self.source);
+        let place =
+            self.topics.place(message.topic(), |topics| find(source, subscriptions, topics, message.topic()))?;
         if message.full_size > MAX_PAYLOAD {
             return Err(format!("its {} bytes are more than {MAX_PAYLOAD}", message.full_size));
         }
         if let Some(host) = &mut self.hosts[place.subscription] {
             let now = stamp(&mut self.stamped, batch.arrived);
+            let before = batch.readings.len();
             let outcome = host.take(message.topic(), &place.machine, &message.payload, now, &mut batch.readings);
+            let clock = subscriptions[place.subscription].clock;
+            batch.readings[before..].iter_mut().for_each(|r| timed(r, clock, now));
             self.asks.extend(outcome.ask);
             return outcome.complaint.map_or(Ok(()), Err);
         }
@@ -102,7 +106,12 @@ impl Reader {
         let now = stamp(&mut self.stamped, batch.arrived);
         for (name, value, at) in self.found.values() {
             match signal(&mut self.topics, &place, name) {
-                Some(signal) => batch.readings.push(reading(&place, signal, value, at, message, now)),
+                Some(signal) => {
+                    let mut reading = reading(&place, signal, value, at, message, now);
+                    let clock = subscriptions[place.subscription].clock;
+                    timed(&mut reading, if at.is_some() { clock } else { Clock::Arrival }, now);
+                    batch.readings.push(reading);
+                }
                 None if name.is_empty() => {
                     complaint = complaint.or(Some("neither topic nor payload names the signal".into()))
                 }
@@ -120,6 +129,7 @@ impl Reader {
     /// The connection is gone: what that makes stale.
     pub fn lost(&mut self, now: Time, readings: &mut Vec<Reading>) {
         self.hosts.iter_mut().flatten().for_each(|h| h.lost(now, readings));
+        readings.iter_mut().for_each(|r| timed(r, Clock::Arrival, now));
     }
 
     /// The connection is back.
@@ -162,7 +172,7 @@ fn stamp(stamped: &mut Time, arrived: Time) -> Time {
 }
 
 /// The first subscription that matches, and the names it gives.
-fn find(subscriptions: &[Subscription], topics: &mut Topics, topic: &str) -> Result<Place, String> {
+fn find(source: &str, subscriptions: &[Subscription], topics: &mut Topics, topic: &str) -> Result<Place, String> {
     for (index, subscription) in subscriptions.iter().enumerate() {
         let Some(named) = subscription.pattern.matches(topic) else { continue };
         if let Some(settings) = &subscription.sparkplug {
@@ -179,7 +189,7 @@ fn find(subscriptions: &[Subscription], topics: &mut Topics, topic: &str) -> Res
             (Some(signal), _) => return Err(format!("the topic's {signal:?} cannot be the name of a signal")),
             (None, signal) => signal.clone(),
         };
-        return Ok(Place { subscription: index, machine, signal });
+        return Ok(Place { subscription: index, machine, signal, origin: Origin::new(source, topic) });
     }
     Err("no subscription's topic matches it".into())
 }
@@ -190,7 +200,7 @@ fn sparkplug_place(index: usize, settings: &Settings, topics: &mut Topics, topic
     if !is_name(&machine) {
         return Err(format!("the topic's {machine:?} cannot be the name of a machine"));
     }
-    Ok(Place { subscription: index, machine: topics.name(&machine), signal: None })
+    Ok(Place { subscription: index, machine: topics.name(&machine), signal: None, origin: Origin::default() })
 }
 
 /// The signal's name: the topic's, the payload's, or both joined by a dot.
@@ -203,10 +213,21 @@ fn signal(topics: &mut Topics, place: &Place, name: &str) -> Option<Name> {
     }
 }
 
+/// Gives a reading the clock that its time is of. What andon says itself of a link has the gateway's.
+fn timed(reading: &mut Reading, clock: Clock, now: Time) {
+    reading.clock = if reading.cause == Cause::Disconnected { Clock::Arrival } else { clock };
+    if clock == Clock::Arrival {
+        reading.at = now;
+    }
+}
+
 fn reading(place: &Place, signal: Name, value: Option<f64>, at: Option<Time>, message: &Message, now: Time) -> Reading {
     let machine = place.machine.clone();
-    let Some(value) = value else { return Reading::bad(machine, signal, at.unwrap_or(now), Cause::Source) };
-    let mut reading = Reading::good(machine, signal, at.unwrap_or(now), value);
+    let Some(value) = value else {
+        let bad = Reading::bad(machine, signal, at.unwrap_or(now), Cause::Source);
+        return Reading { origin: place.origin, ..bad };
+    };
+    let mut reading = Reading { origin: place.origin, ..Reading::good(machine, signal, at.unwrap_or(now), value) };
     if message.retained && at.is_none() {
         // What the broker had kept is of unknown age.
         reading.quality = Quality::Uncertain;

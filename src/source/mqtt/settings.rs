@@ -8,7 +8,7 @@ use crate::settings::Section;
 use crate::source::payload;
 use crate::source::sparkplug::{self, Naming};
 use crate::source::topic::{Pattern, Shape, is_name};
-use crate::types::Name;
+use crate::types::{Clock, Name};
 
 /// How often an unchanged Sparkplug metric is told again unless the config says otherwise.
 const HOLD: Duration = Duration::from_secs(1);
@@ -32,6 +32,8 @@ pub struct Subscription {
     pub(super) payload: payload::Config,
     pub(super) machine: Option<Name>,
     pub(super) signal: Option<Name>,
+    /// Whose clock gives the time of readings.
+    pub(super) clock: Clock,
     /// With Sparkplug B.
     pub(super) sparkplug: Option<sparkplug::Settings>,
 }
@@ -123,7 +125,9 @@ fn subscription(section: &Section<'_>) -> Option<Subscription> {
         rebirth: rebirth.unwrap_or(true),
         hold: Some(hold.unwrap_or(HOLD)).filter(|d| !d.is_zero()),
     });
-    Some(Subscription { pattern, qos, payload, machine, signal, sparkplug })
+    let clocks = [("follow", Clock::Follow), ("device", Clock::Device), ("arrival", Clock::Arrival)];
+    let clock = section.choice("clock", &clocks).unwrap_or_default();
+    Some(Subscription { pattern, qos, payload, machine, signal, clock, sparkplug })
 }
 
 /// Sparkplug's topics have fixed levels: `spBv1.0/GROUP/TYPE/NODE[/DEVICE]`.

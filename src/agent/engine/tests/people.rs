@@ -23,14 +23,14 @@ fn alarms(records: &[Record]) -> Vec<serde_json::Value> {
 fn in_alarm() -> (Engine, RecordId, Time) {
     let mut engine = engine();
     feed(&mut engine, &course(12, &[]), &[16]);
-    let alarm = engine.units.iter().find_map(|u| u.anomaly.alarm()).expect("an alarm").clone();
+    let alarm = engine.units.iter().find_map(|u| u.state.anomaly.alarm()).expect("an alarm").clone();
     (engine, alarm.id, Time(12_000 * MS))
 }
 
 #[test]
 fn an_alarm_says_why_and_what_to_check() {
     let (engine, ..) = in_alarm();
-    let alarm = engine.units.iter().find_map(|u| u.anomaly.alarm()).expect("an alarm");
+    let alarm = engine.units.iter().find_map(|u| u.state.anomaly.alarm()).expect("an alarm");
     let why = alarm.care.explanation.as_ref().expect("an explanation");
     let first = &why.channels[0];
     assert_eq!((&*first.name, first.unit.as_str()), ("suction_pressure", "bar"));
@@ -82,10 +82,15 @@ fn a_machine_is_taken_out_of_service_before_anything_happens() {
     let raised = alarms(&records);
     assert_eq!(raised[0]["shown_state"], "out_of_service");
     let unit = engine.units.iter().find(|u| &**u.pipe.name() == "pump-2").expect("the pump");
-    assert_eq!((unit.light, unit.why.starts_with("out of service (Ana)")), (MachineState::Amber, true), "{}", unit.why);
+    assert_eq!(
+        (unit.state.light, unit.state.why.starts_with("out of service (Ana)")),
+        (MachineState::Amber, true),
+        "{}",
+        unit.state.why
+    );
     do_to(&mut engine, machine(), Action::InService, Time(21_000 * MS));
     let unit = engine.units.iter().find(|u| &**u.pipe.name() == "pump-2").expect("the pump");
-    assert_eq!(unit.light, MachineState::Red, "{}", unit.why);
+    assert_eq!(unit.state.light, MachineState::Red, "{}", unit.state.why);
 }
 
 #[test]
@@ -107,7 +112,7 @@ fn other_blocks_are_taken_over_with_what_stands() {
     let mut other = self::engine();
     other.blocks[0].alarm.severity = 650;
     engine.reconfigure(other.blocks).expect("taken over");
-    let alarm = engine.units.iter().find_map(|u| u.anomaly.alarm()).expect("the alarm stands");
+    let alarm = engine.units.iter().find_map(|u| u.state.anomaly.alarm()).expect("the alarm stands");
     assert_eq!((alarm.id, alarm.state, alarm.shown_state()), (id, AlarmState::Unacknowledged, "shelved"));
     assert_eq!(engine.rule(0, Condition::Anomaly).severity, 650);
 }

@@ -110,7 +110,7 @@ fn a_good_candidate_comes_in_step_by_step_and_every_window_has_one_verdict() {
     let now = &engine.versions()[0];
     assert_eq!((now.model.digest(), now.trial.is_none()), (good().digest(), true));
     // What it has learnt in the shadow it goes on with.
-    assert!(engine.units.iter().all(|u| u.memory.digest.as_ref() == Some(good().digest())));
+    assert!(engine.units.iter().all(|u| u.state.memory.digest.as_ref() == Some(good().digest())));
 }
 
 #[test]
