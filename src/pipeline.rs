@@ -30,6 +30,8 @@ const STEPS_PER_READING: u32 = 1_000;
 const MOST_STEPS: u32 = 200_000;
 /// Offsets (ns) of two signals of one device that are nearer than this are the same.
 const SAME_OFFSET: i64 = 1_500_000_000;
+/// Signals of one device whose clocks step alike within this time have seen one step.
+const ONE_CHANGE: Duration = Duration::from_secs(300);
 /// A wall clock earlier than this (2024-01-01) has not been set yet and judges nobody.
 const CLOCK_IS_SET: Time = Time(1_704_067_200_000_000_000);
 /// Signals of one machine that are followed; more would be a topic storm, not a machine.
@@ -156,6 +158,8 @@ pub struct State {
     late: Option<Gap>,
     /// Steps that may be closed until more is heard.
     allowance: u32,
+    /// The last step of a device's clock that was told, and when.
+    clock_told: Option<(ClockStep, Time)>,
 }
 
 impl Machine {
@@ -211,6 +215,9 @@ impl Machine {
         if !self.state.tracks[index].admits(reading.origin, source, arrived, &self.layout) {
             return Taken::OtherOrigin;
         }
+        if let Some(step) = self.state.tracks[index].clock_mut().put_right(reading, arrived) {
+            self.adopt(index, step, arrived);
+        }
         let taken = self.take(index, reading, arrived, again);
         let kind = match taken {
             Taken::Late => TroubleKind::Late,
@@ -258,15 +265,18 @@ impl Machine {
     fn adopt(&mut self, index: usize, step: ClockStep, arrived: Time) {
         self.state.rows.clear();
         let late = self.state.late.take();
-        if let ClockStep::Offset(offset) = step {
-            let near = |o: &i64| *o != 0 && o.abs_diff(offset) <= SAME_OFFSET as u64;
-            let others = self.state.tracks.iter().enumerate().filter(|(i, _)| *i != index);
-            let sibling = others.map(|(_, t)| t.clock().offset()).find(near);
-            if let Some(same) = sibling {
+        let told = self.state.clock_told.filter(|(_, at)| arrived.since(*at) < ONE_CHANGE);
+        let step = match (step, told) {
+            (ClockStep::Offset(new), Some((ClockStep::Offset(same), _)))
+                if new.abs_diff(same) <= SAME_OFFSET as u64 =>
+            {
                 self.state.tracks[index].clock_mut().align(same);
                 return;
             }
-        }
+            (ClockStep::StandsStill, Some((ClockStep::StandsStill, _))) => return,
+            (step, _) => step,
+        };
+        self.state.clock_told = Some((step, arrived));
         let track = &self.state.tracks[index];
         let trouble = track.trouble();
         let from = trouble.map_or(arrived, |t| t.since);

@@ -192,6 +192,7 @@ struct Snapshot {
     ledger: Ledger,
     running: Running,
     now: Time,
+    wall: Time,
     desk: second::Desk,
     lines: BTreeMap<Name, LineState>,
     links: BTreeMap<Name, Link>,
@@ -477,6 +478,7 @@ impl Engine {
             ledger: self.ledger.clone(),
             running: self.running.clone(),
             now: self.now,
+            wall: self.wall,
             desk: self.desk.clone(),
             lines: self.line_states(),
             links: self.links.clone(),
@@ -496,7 +498,7 @@ impl Engine {
         let snapshot: Snapshot = postcard::from_bytes(bytes).map_err(damaged)?;
         self.ordinal = snapshot.ordinal;
         (self.flood, self.ledger, self.running) = (snapshot.flood, snapshot.ledger, snapshot.running);
-        self.now = snapshot.now;
+        (self.now, self.wall) = (snapshot.now, snapshot.wall);
         (self.links, self.clock_set) = (snapshot.links, snapshot.clock_set);
         self.desk = snapshot.desk.restored(self.policy.as_ref());
         self.line_up(snapshot.lines);

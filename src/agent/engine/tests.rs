@@ -175,32 +175,6 @@ fn a_storm_of_names_does_not_grow_memory_and_is_told() {
 }
 
 #[test]
-fn a_silent_machine_goes_grey_and_keeps_nothing_back() {
-    let mut engine = engine();
-    feed(&mut engine, &course(5, &[]), &[16]);
-    let last = Time(5_000 * MS);
-    assert!(!engine.wants_tick(last.plus(Duration::from_secs(1))));
-    let later = last.plus(Duration::from_secs(60));
-    assert!(engine.wants_tick(later));
-    let out = engine.step(&Group { inputs: vec![Input::Tick(later)] });
-    let grey = out.live.iter().filter(|l| matches!(l, Live::State { light: MachineState::Off, .. })).count();
-    assert_eq!(grey, 2);
-    assert!(!engine.wants_tick(later), "once is enough");
-    // One signal of several speaks up again, once: its step waits for the others.
-    let mut lonely = course(1, &[])[0].clone();
-    lonely.at = later;
-    engine.step(&Group { inputs: vec![Input::Readings(later, vec![lonely])] });
-    assert!(
-        engine.units.iter().any(|u| u.state.light == MachineState::Off && u.pipe.is_pending()),
-        "nothing has judged it"
-    );
-    let end = later.plus(Duration::from_secs(60));
-    assert!(engine.wants_tick(end), "grey or not");
-    engine.step(&Group { inputs: vec![Input::Tick(end)] });
-    assert!(!engine.wants_tick(end) && engine.units.iter().all(|u| !u.pipe.is_pending()));
-}
-
-#[test]
 fn a_snapshot_of_another_version_is_refused() {
     let mut engine = engine();
     assert!(engine.restore(b"garbage").is_err());
@@ -280,5 +254,6 @@ proptest! {
     }
 }
 
+mod light;
 mod people;
 mod rollout;
