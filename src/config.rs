@@ -1,7 +1,7 @@
 //! The whole configuration, one field per stage. Each stage reads its own part; this file joins
 //! them, checks what only the whole can show, and points at the line of every mistake.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -166,6 +166,7 @@ impl Config {
                 root.problem("source", format_args!("two sources are named {name:?}; give each its own `name`"));
             }
         }
+        self.check_origins(root);
         if needs.source && names.is_empty() {
             root.problem("source", "there is none: add a [[source.mqtt]] or a [[source.modbus]]");
         }
@@ -178,6 +179,26 @@ impl Config {
             let known: Vec<&str> = mqtt.collect();
             let near = hint(&publish.source, &known);
             root.problem("publish", format_args!("`source` names no [[source.mqtt]]: {:?}{near}", publish.source));
+        }
+    }
+}
+
+impl Config {
+    /// A signal has one origin: two devices that feed the same one are a mistake, as of a copied block.
+    fn check_origins(&self, root: &Section<'_>) {
+        let mut origins: BTreeMap<(&str, &str), &str> = BTreeMap::new();
+        for device in &self.source.modbus {
+            for signal in &device.signals {
+                let first = *origins.entry((&signal.machine, &signal.name)).or_insert(&device.name);
+                if first != &*device.name {
+                    let (machine, signal, second) = (&signal.machine, &signal.name, &device.name);
+                    let message = format_args!(
+                        "signal {signal:?} of machine {machine:?} is read from {first:?} and from {second:?}; \
+                         give one of them another `machine` or `name`"
+                    );
+                    root.problem("source", message);
+                }
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ pub mod evidence;
 mod layout;
 pub mod mode;
 mod recent;
-pub mod rhythm;
+mod rhythm;
 pub mod window;
 
 use align::{Refused, Row, Track, TroubleKind};

@@ -12,7 +12,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 mod units;
-pub use units::{parse_duration, parse_rate, parse_size};
+pub use units::{parse_duration, parse_rate, parse_size, plain_period};
 
 /// One mistake in a config file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

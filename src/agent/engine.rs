@@ -17,7 +17,6 @@ use crate::alarm::{self, Act, Observation, Rule, Tracker, flood};
 use crate::forward::inference::Policy;
 use crate::model::calibration::Limit;
 use crate::model::{Model, ModelError, Opinion};
-use crate::pipeline::rhythm::Rhythm;
 use crate::pipeline::{self, ClockChange, Due, Layout, Step, Taken};
 use crate::types::{
     Alarm, Ask, Change, Condition, Explanation, Live, MachineState, ModelStep, Name, Quality, Reading, Reason, Record,
@@ -167,9 +166,8 @@ struct UnitState {
     on_since: Option<Time>,
     /// The end of its last window that was judged, or could not be, by its own time.
     judged: Time,
-    /// When that was, and the usual distance between such moments.
+    /// When that was.
     judged_at: Time,
-    judging: Rhythm,
     /// Since when it has been warming up.
     warming_since: Time,
 }
@@ -561,7 +559,6 @@ impl Unit {
             on_since: None,
             judged: Time::default(),
             judged_at: heard,
-            judging: Rhythm::default(),
             warming_since: heard,
         };
         Unit { block, pipe, state }

@@ -17,7 +17,7 @@ use crate::model::fit::{self, Stretch};
 use crate::model::learnt::Learnt;
 use crate::model::{Model, signature, write};
 use crate::pipeline::{self, Due, Layout};
-use crate::settings::parse_duration;
+use crate::settings::{parse_duration, plain_period};
 use crate::types::{Name, Reading, Time};
 
 mod journal;
@@ -196,7 +196,7 @@ fn source(options: &Options) -> String {
 fn usual_step(times: &[Time]) -> Duration {
     let mut gaps: Vec<Duration> = times.windows(2).map(|w| w[1].since(w[0])).filter(|d| !d.is_zero()).collect();
     gaps.sort_unstable();
-    gaps.get(gaps.len() / 2).copied().unwrap_or(Duration::from_secs(1))
+    gaps.get(gaps.len() / 2).copied().map_or(Duration::from_secs(1), plain_period)
 }
 
 /// The rows as the running agent would see them: aligned, gated, and cut where the machine is off

@@ -13,6 +13,7 @@ use super::ModelError;
 use super::compat::Compat;
 use super::drift::Spread;
 use super::state;
+use crate::settings::plain_period;
 use crate::types::Time;
 
 /// The largest file of a bundle that is read at all.
@@ -314,7 +315,7 @@ impl Manifest {
             expires,
             states,
             stride: w.window.stride.or(w.stride).unwrap_or(1).max(1),
-            rate: Duration::from_secs_f64(seconds),
+            rate: plain_period(Duration::from_secs_f64(seconds)),
             name: w.name,
             version: w.version,
             task: w.task,

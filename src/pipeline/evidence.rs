@@ -76,8 +76,8 @@ impl fmt::Display for Span {
         let seconds = self.0.unsigned_abs().saturating_add(500_000_000) / 1_000_000_000;
         match seconds {
             0..120 => write!(f, "{seconds} s"),
-            120..7_200 => write!(f, "{} min", (seconds + 30) / 60),
-            7_200..172_800 => write!(f, "{} h {} min", seconds / 3600, seconds % 3600 / 60),
+            120..3_600 => write!(f, "{} min", (seconds + 30) / 60),
+            3_600..172_800 => write!(f, "{} h {} min", seconds / 3600, seconds % 3600 / 60),
             _ => write!(f, "{} d", seconds / 86_400),
         }
     }

@@ -3,11 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 /// Distances after which the rhythm is known.
-const KNOWN_AFTER: u32 = 3;
-/// The mean is taken over so many distances.
-const MEMORY: u32 = 8;
-/// One distance counts as at most this many usual ones, so that an outage teaches little.
-const CLIP: i64 = 4;
+const KNOWN_AFTER: usize = 3;
+/// The median is taken over so many distances: outages are few among them.
+const MEMORY: usize = 7;
+const MILLISECOND: i64 = 1_000_000;
 /// Silence of this many usual distances is tolerated.
 const TOLERATED: i64 = 5;
 /// Limits (ns) are rounded up to one of these, so that small differences in what was learnt change nothing. The
@@ -17,10 +16,11 @@ const LADDER: [i64; 14] = {
     [S, 2 * S, 3 * S, 5 * S, 10 * S, 20 * S, 30 * S, 60 * S, 120 * S, 300 * S, 600 * S, 1200 * S, 1800 * S, 3600 * S]
 };
 
-/// A running mean of distances in nanoseconds.
+/// The last distances between readings, in milliseconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rhythm {
-    mean: i64,
+    last: [u32; MEMORY],
+    /// Distances heard; the place of the next one follows from it.
     count: u32,
 }
 
@@ -30,14 +30,22 @@ impl Rhythm {
         if distance <= 0 {
             return;
         }
-        let distance = if self.count >= KNOWN_AFTER { distance.min(self.mean.saturating_mul(CLIP)) } else { distance };
-        self.count = self.count.saturating_add(1);
-        self.mean += (distance - self.mean) / i64::from(self.count.min(MEMORY));
+        let place = self.count as usize % MEMORY;
+        self.last[place] = u32::try_from(distance / MILLISECOND).unwrap_or(u32::MAX).max(1);
+        // Wraps to a multiple of the memory, so that the next place stays right.
+        self.count = if self.count as usize >= 1000 * MEMORY { MEMORY as u32 + 1 } else { self.count + 1 };
     }
 
     /// The usual distance (ns), once it is known.
     pub fn usual(&self) -> Option<i64> {
-        (self.count >= KNOWN_AFTER).then_some(self.mean)
+        let n = MEMORY.min(self.count as usize);
+        if n < KNOWN_AFTER {
+            return None;
+        }
+        let mut sorted = self.last;
+        let known = &mut sorted[..n];
+        known.sort_unstable();
+        Some(i64::from(known[n / 2]) * MILLISECOND)
     }
 
     /// The silence (ns) that is tolerated: five usual distances, but no less than `least` and, unless that is
@@ -74,13 +82,13 @@ mod tests {
     }
 
     #[test]
-    fn one_outage_teaches_little_and_another_pace_is_learnt() {
+    fn outages_teach_nothing_and_another_pace_is_learnt() {
         let mut distances = vec![S; 20];
-        distances.push(3600 * S);
-        let after_outage = after(&distances).limit(S);
-        assert!(after_outage <= 10 * S, "{after_outage}");
-        distances.extend([60 * S; 30]);
+        distances.extend([3600 * S; 3]);
+        assert_eq!(after(&distances).limit(S), 5 * S);
+        distances.extend([60 * S; 7]);
         assert_eq!(after(&distances).limit(S), 300 * S);
+        assert_eq!(after(&[S; 10_000]).limit(S), 5 * S);
     }
 
     #[test]

@@ -9,6 +9,19 @@ fn problems(text: &str, read: impl Fn(&Section<'_>)) -> Vec<String> {
 }
 
 #[test]
+fn measured_periods_lose_their_noise() {
+    let us = |n: f64| Duration::from_secs_f64(n / 1e6);
+    for (measured, plain) in [(500_021.2, 500_000.0), (500_020.2, 500_000.0), (125_003.0, 125_000.0)] {
+        assert_eq!(plain_period(us(measured)), us(plain));
+    }
+    for exact in [83.333, 33_333.333, 16_666.667, 100_000.0, 1.0, 0.001] {
+        assert_eq!(plain_period(us(exact)), us(exact));
+    }
+    assert_eq!(plain_period(Duration::ZERO), Duration::ZERO);
+    assert_eq!(plain_period(Duration::MAX), plain_period(Duration::MAX), "no overflow");
+}
+
+#[test]
 fn unknown_keys_are_told_with_line_and_suggestion() {
     let found = problems("name = \"x\"\n\nreceive_maximun = 3\nzzz = 1\n", |s| {
         s.string("name");

@@ -53,6 +53,15 @@ pub fn parse_size(text: &str) -> Option<u64> {
     (total <= 9e18).then_some(total as u64)
 }
 
+/// A period without the noise of the clock that measured it: the nearest of three significant digits where that
+/// is within 0.02 %, else the period itself.
+pub fn plain_period(d: Duration) -> Duration {
+    let nanos = d.as_nanos() as u64;
+    let unit = 10u64.pow(nanos.checked_ilog10().unwrap_or(0).saturating_sub(2));
+    let near = (nanos.saturating_add(unit / 2) / unit).saturating_mul(unit);
+    if near.abs_diff(nanos).saturating_mul(5_000) <= nanos { Duration::from_nanos(near) } else { d }
+}
+
 fn split(text: &str) -> Option<(f64, &str)> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());

@@ -76,8 +76,8 @@ impl Engine {
         let unit = &self.units[i];
         let layout = unit.pipe.layout();
         let stride = (layout.stride as i64).saturating_mul(layout.rate);
-        let usual = unit.state.judging.usual().unwrap_or(0).max(unit.pipe.usual_arrival());
-        layout.lateness.saturating_add(stride.max(usual).saturating_mul(2)).saturating_add(SLACK)
+        let pace = stride.max(unit.pipe.usual_arrival());
+        layout.lateness.saturating_add(pace.saturating_mul(2)).saturating_add(SLACK)
     }
 
     /// Notes what a verdict says of the machine, and when it began to run.
@@ -187,7 +187,6 @@ impl Engine {
 
 impl UnitState {
     fn judged_now(&mut self, at: Time, wall: Time) {
-        self.judging.learn(wall.0.saturating_sub(self.judged_at.0));
         (self.judged, self.judged_at) = (at, wall);
     }
 }

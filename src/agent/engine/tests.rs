@@ -257,3 +257,4 @@ proptest! {
 mod light;
 mod people;
 mod rollout;
+mod scenario;

@@ -53,9 +53,14 @@ impl Topics {
         let problem = json!({"p": "binary_sensor", "name": "Problem", "device_class": "problem",
             "state_topic": self.of(machine, "state"), "json_attributes_topic": self.of(machine, "alarm"),
             "value_template": "{{ 'ON' if value_json.state == 'red' else 'OFF' }}"});
+        let states = MachineState::ALL.map(MachineState::as_str);
+        let state = json!({"p": "sensor", "name": "State", "device_class": "enum", "options": states,
+            "state_topic": self.of(machine, "state"), "json_attributes_topic": self.of(machine, "state"),
+            "value_template": "{{ value_json.state }}"});
         let components: Map<String, Value> =
-            [component("score", score), component("health", health), component("problem", problem)]
+            [("score", score), ("health", health), ("problem", problem), ("state", state)]
                 .into_iter()
+                .map(|(name, more)| component(name, more))
                 .collect();
         let payload = json!({
             "dev": {"ids": id, "name": machine, "mf": "andon", "mdl": "monitored machine"},

@@ -36,19 +36,26 @@ pub type Standing = Arc<[(Name, MachineState)]>;
 /// What the light shows.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lamp {
-    /// Nothing: no machine is on.
+    /// None: no machine is on.
     Off,
-    /// All is well.
+    /// All machines that are on are judged and normal.
     Green,
-    /// A machine wants looking at.
+    /// A machine is watched, but not judged.
+    White,
+    /// A machine needs a person.
     Amber,
     /// A machine is in alarm.
     Red,
 }
 
 impl Lamp {
-    const NAMES: [(&'static str, Lamp); 4] =
-        [("off", Lamp::Off), ("green", Lamp::Green), ("amber", Lamp::Amber), ("red", Lamp::Red)];
+    const NAMES: [(&'static str, Lamp); 5] = [
+        ("off", Lamp::Off),
+        ("green", Lamp::Green),
+        ("white", Lamp::White),
+        ("amber", Lamp::Amber),
+        ("red", Lamp::Red),
+    ];
 
     /// The word used in configs and records.
     pub fn as_str(self) -> &'static str {
@@ -61,7 +68,8 @@ impl Lamp {
             MachineState::Green => Lamp::Green,
             MachineState::Amber => Lamp::Amber,
             MachineState::Red => Lamp::Red,
-            MachineState::White | MachineState::Off => Lamp::Off,
+            MachineState::White => Lamp::White,
+            MachineState::Off => Lamp::Off,
         };
         standing.iter().filter(|(name, _)| which.matches(name)).map(|(_, l)| lamp(l)).max().unwrap_or(Lamp::Off)
     }
@@ -85,7 +93,11 @@ impl Wiring {
                 all.sort_by_key(|(l, _)| *l != lamp);
                 all.into_iter().map(|(l, at)| Write::Coil(at, l == lamp)).collect()
             }
-            Wiring::Register(at, values) => values.get(&lamp).map(|v| Write::Register(*at, *v)).into_iter().collect(),
+            // Where there is no value for white, no lamp is lit: nothing is promised.
+            Wiring::Register(at, values) => {
+                let value = values.get(&lamp).or_else(|| values.get(&Lamp::Off));
+                value.map(|v| Write::Register(*at, *v)).into_iter().collect()
+            }
         }
     }
 
@@ -192,7 +204,7 @@ fn read_wiring(section: &Section<'_>, base: u16) -> Option<Wiring> {
             }
             values?.map(|values| Wiring::Register(at, values))
         }
-        (true, None) if !["green", "amber", "red", "register"].iter().any(|k| section.has(k)) => {
+        (true, None) if !["green", "white", "amber", "red", "register"].iter().any(|k| section.has(k)) => {
             section.problem("device", "says not where the light is: give coils as green, amber, red, or a register");
             None
         }
@@ -219,13 +231,17 @@ fn read_place(section: &Section<'_>, key: &str, table: Table, base: u16) -> Opti
 
 fn read_values(values: &Section<'_>) -> Option<BTreeMap<Lamp, u16>> {
     let value = |(word, lamp): &(&str, Lamp)| {
+        if *lamp == Lamp::White && !values.has(word) {
+            return None;
+        }
         if !values.has(word) {
             values.problem(word, "is missing: a register needs a value for off, green, amber and red");
         }
         values.integer(word, 0..=65535).map(|v| (*lamp, v as u16))
     };
-    let all: Vec<Option<(Lamp, u16)>> = Lamp::NAMES.iter().map(value).collect();
-    all.into_iter().collect()
+    let all: BTreeMap<Lamp, u16> = Lamp::NAMES.iter().filter_map(value).collect();
+    let needed = [Lamp::Off, Lamp::Green, Lamp::Amber, Lamp::Red];
+    needed.iter().all(|lamp| all.contains_key(lamp)).then_some(all)
 }
 
 /// One write, for the record.

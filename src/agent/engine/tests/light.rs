@@ -240,7 +240,7 @@ fn where_the_clock_is_not_followed_the_machine_is_amber_and_says_by_how_much() {
         }
     }
     assert_eq!(plant.light(), MachineState::Amber);
-    assert!(plant.why().contains("the device's clock is 60 min behind"), "{}", plant.why());
+    assert!(plant.why().contains("the device's clock is 1 h 0 min behind"), "{}", plant.why());
     assert_eq!(plant.input_alarms(), 1);
     assert_eq!(plant.engine.wrong_clocks().next().map(|(m, _, by)| (&**m, by)), Some(("pump-1", -3600 * S)));
 }
