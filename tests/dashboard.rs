@@ -10,8 +10,8 @@ use std::time::Duration;
 use andon::metrics::{Health, Shared};
 use andon::settings::Secret;
 use andon::types::{
-    Action, Alarm, AlarmState, Cause, Condition, Contribution, MachineState, Live, Quality, Reason, RecordId, Rul, Target,
-    Time, Verdict,
+    Action, Alarm, AlarmState, Cause, Condition, Contribution, Live, MachineState, Quality, Reason, RecordId, Rul,
+    Target, Time, Verdict,
 };
 use andon::web::{self, About, Band, Command, Config, State, View};
 use serde_json::json;

@@ -12,7 +12,7 @@ use andon::mqtt::{self, Address, Connection, Event, Filter, Outgoing, Qos};
 use andon::settings::{Document, Surroundings};
 use andon::source;
 use andon::types::{
-    Alarm, AlarmState, Batch, Cause, Condition, MachineState, Live, Quality, Reason, RecordId, Reject, Time, Verdict,
+    Alarm, AlarmState, Batch, Cause, Condition, Live, MachineState, Quality, Reason, RecordId, Reject, Time, Verdict,
 };
 use support::certificates::certificates;
 use support::mosquitto::{Mosquitto, dynamic_security, free_port};

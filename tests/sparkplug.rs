@@ -11,7 +11,7 @@ use andon::metrics::{Health, Shared};
 use andon::mqtt::{self, Address, Connection};
 use andon::settings::{Document, Surroundings};
 use andon::source;
-use andon::types::{Batch, Kind, MachineState, Live, Quality, Record, RecordId, Time};
+use andon::types::{Batch, Kind, Live, MachineState, Quality, Record, RecordId, Time};
 use serde_json::Value;
 use support::daemon::{Daemon, until};
 use support::mosquitto::Mosquitto;

@@ -95,7 +95,9 @@ async fn a_light_shares_a_serial_line_with_those_who_read() {
     let mut lamp = Connection::dial(&lines, &device.url, 1, DEADLINE).await.unwrap();
     let span = Span { table: Table::Holding, start: 950, count: 1 };
     assert_eq!(lamp.read(span).await, Ok(vec![0]), "nothing is touched before the engine has spoken");
-    for (light, value, word) in [(MachineState::Green, 1, "green"), (MachineState::Red, 4, "red"), (MachineState::Off, 0, "off")] {
+    for (light, value, word) in
+        [(MachineState::Green, 1, "green"), (MachineState::Red, 4, "red"), (MachineState::Off, 0, "off")]
+    {
         lit.stand(light);
         let wrote = lit.next().await;
         assert_eq!(said(&wrote), ("holding:950", value, &*format!("{word}: as the machines stand")));

@@ -17,7 +17,7 @@ use crate::model::calibration::Limit;
 use crate::model::{Model, ModelError, Opinion};
 use crate::pipeline::{self, Due, Layout, Step, Taken};
 use crate::types::{
-    Alarm, Ask, Change, Condition, Explanation, MachineState, Live, ModelStep, Name, Quality, Reading, Reason, Record,
+    Alarm, Ask, Change, Condition, Explanation, Live, MachineState, ModelStep, Name, Quality, Reading, Reason, Record,
     RecordId, Release, Time, Verdict, Window,
 };
 use second::Judged;

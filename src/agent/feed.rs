@@ -57,8 +57,10 @@ pub enum Order {
 }
 
 mod escalation;
+mod refusals;
 mod scores;
 
+use refusals::SourceRefusals;
 use scores::Scores;
 
 /// See the module.
@@ -84,6 +86,7 @@ pub struct Feed {
     rollouts: Rollouts,
     model_commands: Option<mpsc::Receiver<web::ModelCommand>>,
     scores: Scores,
+    refusals: SourceRefusals,
 }
 
 /// The two ends that stack lights have in the engine: how the machines stand, told twice a second even
@@ -132,6 +135,7 @@ impl Feed {
             carrier,
             live,
             scores: Scores::new(shared.metrics.clone()),
+            refusals: SourceRefusals::default(),
             shared,
             pulse,
             since_checkpoint,
@@ -219,8 +223,10 @@ impl Feed {
         let mut group = Group::default();
         let mut receipts = Vec::new();
         let mut rejects = Vec::new();
+        let now = Instant::now();
         for batch in taken.drain(..) {
             if !batch.readings.is_empty() {
+                self.refusals.received(&batch.source, batch.readings.len(), now);
                 if batch.again {
                     group.inputs.push(Input::Again);
                 }
@@ -328,7 +334,11 @@ impl Feed {
     /// Tells the engine the time when a machine has fallen silent, but only while every source is
     /// up: what a broken link holds back is not silence and will still come.
     async fn tick(&mut self) {
+        // A panic of either is one of this thread.
+        assert!(!self.carrier.is_finished(), "what hands commits to the store has ended");
+        assert!(!self.scribe.is_finished(), "what writes the audit log's file has ended");
         self.gauge();
+        self.refusals.review(&self.shared.board, Instant::now());
         if let Some(lights) = &self.lights {
             lights.standing.send_replace(self.engine.lights().collect());
         }
@@ -337,7 +347,8 @@ impl Feed {
             self.step(Group { inputs: vec![Input::Rollout(news)] }, Vec::new(), Vec::new()).await;
         }
         let sources_up = || {
-            let parts = self.shared.board.components();
+            // Complaints aside: a source that sends what is not used is up all the same.
+            let parts = self.shared.board.own();
             parts.iter().all(|(name, c)| !name.starts_with("source/") || c.health == Health::Up)
         };
         if self.engine.wants_tick(now) && sources_up() {

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use super::course::Course;
 use super::ring::{KeptPoint, KeptScore, Point, Ring, ScorePoint};
 use crate::types::{
-    Alarm, AlarmState, Care, Cause, Condition, Flood, MachineState, Live, Name, Quality, Reason, SecondOpinion, Time, Verdict,
+    Alarm, AlarmState, Care, Cause, Condition, Flood, Live, MachineState, Name, Quality, Reason, SecondOpinion, Time,
+    Verdict,
 };
 
 /// Machines shown. Further ones are counted as not shown.

@@ -12,7 +12,9 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::metrics::Health;
 use crate::settings::{Document, Surroundings};
-use crate::types::{Alarm, AlarmState, Cause, Condition, MachineState, Live, Quality, Reason, RecordId, Target, Verdict};
+use crate::types::{
+    Alarm, AlarmState, Cause, Condition, Live, MachineState, Quality, Reason, RecordId, Target, Verdict,
+};
 
 const TOKEN: &str = "a long enough token";
 

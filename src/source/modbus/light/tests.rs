@@ -69,9 +69,15 @@ fn a_register_without_its_values_is_told() {
 
 #[test]
 fn the_worst_of_its_machines_is_shown() {
-    let standing = |lights: &[(&str, MachineState)]| lights.iter().map(|(n, l)| (Name::from(*n), *l)).collect::<Vec<_>>();
+    let standing =
+        |lights: &[(&str, MachineState)]| lights.iter().map(|(n, l)| (Name::from(*n), *l)).collect::<Vec<_>>();
     let fans = WildMatch::new("fan-*");
-    let all = [("fan-1", MachineState::Green), ("fan-2", MachineState::Amber), ("press", MachineState::Red), ("fan-3", MachineState::Off)];
+    let all = [
+        ("fan-1", MachineState::Green),
+        ("fan-2", MachineState::Amber),
+        ("press", MachineState::Red),
+        ("fan-3", MachineState::Off),
+    ];
     assert_eq!(Lamp::of(&standing(&all), &fans), Lamp::Amber);
     assert_eq!(Lamp::of(&standing(&all), &WildMatch::new("*")), Lamp::Red);
     assert_eq!(Lamp::of(&standing(&all[3..]), &fans), Lamp::Off);
