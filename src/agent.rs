@@ -427,7 +427,9 @@ impl Agent {
             Ok(store) => {
                 let closing = tokio::task::spawn_blocking(move || store.close());
                 match tokio::time::timeout(CLOSE_GRACE, closing).await {
-                    Ok(closed) => closed?.context("closing the store")?,
+                    Ok(Ok(Ok(()))) => {}
+                    Ok(Ok(Err(error))) => board.fail("store", &format!("cannot be closed: {error}")),
+                    Ok(Err(error)) => board.fail("store", &format!("cannot be closed: {error}")),
                     Err(_) => late.push("the store".into()),
                 }
             }

@@ -21,7 +21,7 @@ async fn start(dir: &Path, shared: &Shared) -> Agent {
     let text = format!(
         "[agent]\nsite = \"test\"\nid = \"gw\"\ndata_dir = {dir:?}\n[[source.mqtt]]\nname = \"shop\"\n\
          url = \"mqtt://127.0.0.1:1\"\n[[source.mqtt.subscribe]]\ntopic = \"plant/{{machine}}/{{signal}}\"\n\
-         payload = \"number\"\n[web]\nlisten = \"off\"\n",
+         payload = \"number\"\n[[machine]]\nmatch = \"*\"\n[web]\nlisten = \"off\"\n",
     );
     let path = dir.join("andon.toml");
     std::fs::write(&path, text).expect("written");

@@ -135,7 +135,7 @@ fn missing(app: &App, components: &BTreeMap<String, Component>) -> Vec<String> {
     match engine {
         Some(starting) => missing.push(format!("the engine has not started: {}", starting.detail)),
         None if !app.shared.board.stages().iter().any(|s| s == "engine") => {
-            missing.push("the engine does not run".into())
+            missing.push("the engine has not started".into())
         }
         None => {}
     }
