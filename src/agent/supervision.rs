@@ -14,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{Board, Shared};
 
+/// How long aborted tasks may take to end.
+const ABORT_GRACE: Duration = Duration::from_secs(1);
 /// Why a stage counts as failed that returned before the agent was asked to stop.
 const EARLY: &str = "ended before it was asked to";
 
@@ -73,7 +75,10 @@ impl Tasks {
         };
         let timely = tokio::time::timeout(limit, all).await.is_ok();
         if !timely {
-            self.set.shutdown().await;
+            self.set.abort_all();
+            // One that blocks its thread cannot be aborted.
+            let aborted = async { while self.set.join_next().await.is_some() {} };
+            let _ = tokio::time::timeout(ABORT_GRACE, aborted).await;
         }
         let mut late: Vec<String> = self.names.drain().map(|(_, name)| name).collect();
         late.sort();
