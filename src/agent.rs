@@ -3,7 +3,6 @@
 //! Sources send batches to the engine's thread; it sends commits to the store's thread; the store
 //! completes receipts, and forwarders read what is durable. Dashboards hear of things as they happen.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +12,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use serde_json::Value;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Invalid};
@@ -23,9 +21,9 @@ use crate::metrics::{Health, Metrics, Shared};
 use crate::model::library::Library;
 use crate::source::modbus::Lines;
 use crate::source::modbus::light::{self, Standing};
-use crate::store::{Recovered, Store};
+use crate::store::{self, Recovered, Store};
 use crate::types::{Batch, Live, Name, Time};
-use crate::{forward, source, systemd, web};
+use crate::{forward, source, web};
 
 pub mod audit;
 mod bands;
@@ -43,6 +41,7 @@ pub mod refused;
 mod reload;
 mod rollout;
 mod scribe;
+mod supervision;
 
 use bands::Bands;
 use delivery::Delivery;
@@ -50,8 +49,10 @@ use engine::Engine;
 use engine::second::MAX_PENDING;
 use feed::{Feed, Order};
 use records::Recorder;
+use recover::Replayed;
 use reload::Reloader;
 use rollout::{Found, Rollouts};
+use supervision::{Tasks, supervise_thread};
 
 /// Batches between sources and engine. Each holds at most 4,096 readings of about 60 bytes.
 const N_QUEUED_BATCHES: usize = 64;
@@ -69,6 +70,10 @@ const N_QUEUED_ORDERS: usize = 16;
 const SOURCES_GRACE: Duration = Duration::from_secs(8);
 /// How long forwarders may go on sending what is left.
 const FORWARD_GRACE: Duration = Duration::from_secs(5);
+/// How long the store may take to sync and close.
+const CLOSE_GRACE: Duration = Duration::from_secs(20);
+/// The engine's name on the board.
+const ENGINE: &str = "engine";
 /// How long any stage may take beyond its own grace.
 const SLACK: Duration = Duration::from_secs(4);
 
@@ -130,10 +135,10 @@ impl Agent {
         engine.stock(found.models.iter().cloned());
         let mut agent = Agent {
             last: CancellationToken::new(),
-            sources: Tasks::default(),
+            sources: Tasks::new(&shared),
             lines: Lines::default(),
             engine: oneshot::channel().1,
-            outlets: Tasks::default(),
+            outlets: Tasks::new(&shared),
             live: broadcast::channel(N_QUEUED_LIVE).0,
             dashboard: None,
             ready: String::new(),
@@ -144,7 +149,7 @@ impl Agent {
             data_dir: config.agent.data_dir.clone(),
             shared,
         };
-        agent.outlets.spawn("the library of models", rollout::keep(agent.library.clone(), steps));
+        agent.outlets.spawn("the library of models", "library", rollout::keep(agent.library.clone(), steps));
         agent.wire(config, engine, recovered, (rollouts, found), orders).await?;
         if let Some(delivery) = delivery {
             let shared = agent.shared.clone();
@@ -178,8 +183,6 @@ impl Agent {
         self.start_cloud(&config)?;
         self.start_sinks(&config)?;
         self.start_sources(config.source, &config.agent.data_dir, &batches_tx);
-        let (board, last) = (self.shared.board.clone(), self.last.clone());
-        self.outlets.spawn("the watchdog", systemd::watchdog(board, last));
         Ok(())
     }
 
@@ -217,45 +220,38 @@ impl Agent {
         }
     }
 
-    /// The engine's thread replays the journal, then runs until the sources have gone.
-    fn start_engine(&mut self, mut engine: Engine, recovered: Recovered, inputs: Inputs) -> Result<()> {
-        let (commits, shared, live) = (self.store.sender(), self.shared.clone(), self.live.clone());
-        let library = self.library.clone();
+    /// The engine's thread replays the journal, then runs until the sources have gone. Its pulse exists before
+    /// that, so that a replay that hangs is noticed.
+    fn start_engine(&mut self, engine: Engine, recovered: Recovered, inputs: Inputs) -> Result<()> {
+        let shared = self.shared.for_stage(ENGINE);
+        shared.board.set(ENGINE, Health::Starting, "replaying the journal");
         let (ended_tx, ended) = oneshot::channel();
         let (restored_tx, restored) = oneshot::channel();
         (self.engine, self.restored) = (ended, restored);
+        let (commits, live, library) = (self.store.sender(), self.live.clone(), self.library.clone());
+        let thread = EngineThread { engine, commits, shared: shared.clone(), live, library, restored: restored_tx };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let run = move || {
-            runtime.block_on(async move {
-                recover::replay(&mut engine, recovered, &commits).await;
-                // Nobody may be waiting for it.
-                let _ = restored_tx.send(());
-                let Inputs {
-                    batches,
-                    commands,
-                    model_commands,
-                    orders,
-                    lights,
-                    opinions,
-                    mut rollouts,
-                    found,
-                    data_dir,
-                } = inputs;
-                rollouts.first = rollout::reconcile(&engine, &library, &found, Time::now());
-                let feed = Feed::new(engine, commits, live, data_dir, rollouts, shared).with_lights(lights);
-                let feed = feed.with_model_commands(model_commands);
-                feed.with_opinions(opinions).run(batches, commands, orders).await;
-            });
+            let work = || runtime.block_on(thread.run(recovered, inputs));
+            supervise_thread(ENGINE, &shared.board, &shared.stop, work);
+            // Nobody may be waiting for it.
             let _ = ended_tx.send(());
         };
         thread::Builder::new().name("engine".into()).spawn(run).context("starting the engine's thread")?;
         Ok(())
     }
 
-    /// Resolves when the engine is back where the last run ended.
-    pub async fn restored(&mut self) {
-        // An engine that ended before that has said why itself.
-        let _ = (&mut self.restored).await;
+    /// Resolves once it is known whether the engine is back where the last run ended. `false`: it will not be,
+    /// and the board says why.
+    pub async fn restored(&mut self) -> bool {
+        (&mut self.restored).await.is_ok()
+    }
+
+    /// Resolves once a stage has failed: it panicked, ended too early or makes no progress. The agent is then to
+    /// be ended with [`Agent::finish`].
+    pub fn failed(&self) -> impl Future<Output = ()> + use<> {
+        let board = self.shared.board.clone();
+        async move { board.failed().await }
     }
 
     /// Takes over what a changed config file says, as far as that needs no restart: see [`reload`].
@@ -360,7 +356,7 @@ impl Agent {
         self.dashboard = Some(address);
         let view = web::View::new();
         let (follower, events, last) = (view.clone(), self.live.subscribe(), self.last.clone());
-        self.outlets.spawn("the dashboard's picture", follower.follow(events, last));
+        self.outlets.spawn("the dashboard's picture", "dashboard/picture", follower.follow(events, last));
         // Weak: at the end the store is closed by its one owner.
         let store = Arc::downgrade(&self.store);
         let store_status =
@@ -414,8 +410,13 @@ impl Agent {
     }
 
     /// Ends everything in flow order: sources hand over what they hold, the engine finishes, the
-    /// store syncs, forwarders send what they can. Names what did not end in time.
+    /// store syncs, forwarders send what they can. Bounded in time.
+    ///
+    /// # Errors
+    /// The stages that have failed, with those that did not end in time.
     pub async fn finish(mut self) -> Result<()> {
+        let board = self.shared.board.clone();
+        let well = board.failures().is_empty();
         self.shared.stop.cancel();
         let mut late = self.sources.join(SOURCES_GRACE).await;
         if tokio::time::timeout(SLACK, &mut self.engine).await.is_err() {
@@ -424,11 +425,25 @@ impl Agent {
         self.last.cancel();
         late.extend(self.outlets.join(FORWARD_GRACE + SLACK).await);
         match Arc::try_unwrap(self.store) {
-            Ok(store) => tokio::task::spawn_blocking(move || store.close()).await?.context("closing the store")?,
+            Ok(store) => {
+                let closing = tokio::task::spawn_blocking(move || store.close());
+                match tokio::time::timeout(CLOSE_GRACE, closing).await {
+                    Ok(Ok(Ok(()))) => {}
+                    Ok(Ok(Err(error))) => board.fail("store", &format!("cannot be closed: {error}")),
+                    Ok(Err(error)) => board.fail("store", &format!("cannot be closed: {error}")),
+                    Err(_) => late.push("the store".into()),
+                }
+            }
             Err(_) => late.push("the store".into()),
         }
-        rollout::ended_well(&self.data_dir);
-        if late.is_empty() { Ok(()) } else { Err(anyhow!("did not end in time: {}", late.join(", "))) }
+        if well {
+            rollout::ended_well(&self.data_dir);
+        }
+        for stage in late {
+            board.fail(&stage, "did not end in time");
+        }
+        let failures = board.failures();
+        if failures.is_empty() { Ok(()) } else { Err(anyhow!("stages have failed: {}", failures.join("; "))) }
     }
 }
 
@@ -453,6 +468,37 @@ struct Inputs {
     data_dir: PathBuf,
 }
 
+/// What the engine's thread owns.
+struct EngineThread {
+    engine: Engine,
+    commits: store::Sender,
+    shared: Shared,
+    live: broadcast::Sender<Live>,
+    library: Arc<Library>,
+    /// Told once the journal is replayed.
+    restored: oneshot::Sender<()>,
+}
+
+impl EngineThread {
+    /// Replays the journal, then runs until the sources have gone.
+    async fn run(mut self, recovered: Recovered, inputs: Inputs) -> Result<()> {
+        match recover::replay(&mut self.engine, recovered, &self.commits, &self.shared).await? {
+            Replayed::Whole => {}
+            Replayed::Stopped => return Ok(()),
+        }
+        self.shared.board.set(ENGINE, Health::Up, "");
+        // Nobody may be waiting for it.
+        let _ = self.restored.send(());
+        let Inputs { batches, commands, model_commands, orders, lights, opinions, mut rollouts, found, data_dir } =
+            inputs;
+        rollouts.first = rollout::reconcile(&self.engine, &self.library, &found, Time::now());
+        let feed = Feed::new(self.engine, self.commits, self.live, data_dir, rollouts, self.shared).with_lights(lights);
+        let feed = feed.with_model_commands(model_commands);
+        feed.with_opinions(opinions).run(batches, commands, orders).await;
+        Ok(())
+    }
+}
+
 /// Loads what the library has of these models.
 async fn load_library(config: &Config, models: &blocks::Models, library: &Arc<Library>) -> Result<Found> {
     let (data_dir, library) = (config.agent.data_dir.clone(), library.clone());
@@ -462,83 +508,5 @@ async fn load_library(config: &Config, models: &blocks::Models, library: &Arc<Li
     Ok(tokio::task::spawn_blocking(loading).await?)
 }
 
-/// Tasks by the names that people are told when one does not end.
-#[derive(Default)]
-struct Tasks {
-    set: JoinSet<()>,
-    names: HashMap<tokio::task::Id, String>,
-}
-
-impl Tasks {
-    fn spawn(&mut self, name: impl Into<String>, task: impl Future<Output = ()> + Send + 'static) {
-        let id = self.set.spawn(task).id();
-        self.names.insert(id, name.into());
-    }
-
-    /// A task with a pulse of its own under `part`: the watchdog waits for its beat until it has ended. It
-    /// beats whenever it can be polled; one that blocks its thread, or panics, goes silent. What it waits for
-    /// has time limits of its own.
-    fn spawn_stage<T: Future<Output = ()> + Send + 'static>(
-        &mut self,
-        name: impl Into<String>,
-        part: &str,
-        shared: &Shared,
-        task: impl FnOnce(Shared) -> T,
-    ) {
-        let (board, part) = (shared.board.clone(), part.to_owned());
-        let shared = shared.for_stage(&part);
-        let (pulse, task) = (shared.pulse.clone(), task(shared));
-        self.spawn(name, async move {
-            pulse.during(task).await;
-            board.ended(&part);
-        });
-    }
-
-    /// Waits for all of them; names those that had to be left.
-    async fn join(&mut self, limit: Duration) -> Vec<String> {
-        let (set, names) = (&mut self.set, &mut self.names);
-        let all = async {
-            while let Some(ended) = set.join_next_with_id().await {
-                let id = match &ended {
-                    Ok((id, ())) => *id,
-                    Err(error) => error.id(),
-                };
-                let name = names.remove(&id).unwrap_or_default();
-                if let Err(error) = ended {
-                    tracing::error!(%error, name, "a stage ended badly");
-                }
-            }
-        };
-        let timely = tokio::time::timeout(limit, all).await.is_ok();
-        if !timely {
-            self.set.shutdown().await;
-        }
-        let mut late: Vec<String> = self.names.drain().map(|(_, name)| name).collect();
-        late.sort();
-        late
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn what_does_not_end_is_named() {
-        let mut tasks = Tasks::default();
-        tasks.spawn("the source shop", std::future::pending());
-        tasks.spawn("the dashboard", async {});
-        tasks.spawn("the cloud sink", async { panic!("for the test") });
-        assert_eq!(tasks.join(Duration::from_millis(200)).await, ["the source shop"]);
-        assert!(tasks.join(Duration::from_secs(1)).await.is_empty(), "all have gone");
-    }
-
-    #[tokio::test]
-    async fn a_stage_that_ends_is_waited_for_no_more_and_one_that_panics_is() {
-        let (mut tasks, shared) = (Tasks::default(), Shared::new());
-        tasks.spawn_stage("the dashboard", "dashboard", &shared, |_| async {});
-        tasks.spawn_stage("the cloud sink", "cloud", &shared, |_| async { panic!("for the test") });
-        assert!(tasks.join(Duration::from_secs(5)).await.is_empty());
-        assert_eq!(shared.board.stages(), ["cloud"]);
-    }
-}
+mod tests;

@@ -48,6 +48,8 @@
 //! * **Trouble outside never ends a stage.** It backs off ([`backoff`]), says so on the
 //!   [`metrics::Board`], and goes on. Only sources, forwarders and web hear `stop`; what is between
 //!   ends when its input closes ([`agent::Agent::finish`]).
+//! * **A stage that panics, ends early or hangs ends the process** with exit code 1, after a bounded drain:
+//!   [`metrics::Board::fail`], `agent/supervision.rs`, [`systemd::watch`].
 //! * **Bytes from outside never panic** and never grow memory without bound. Model code runs inside
 //!   `catch_unwind`.
 //! * **Settings stand beside what they are for**: each component has a `Config` with `read(&Section)`,

@@ -1,11 +1,9 @@
 //! What the agent tells of itself: Prometheus metrics, and a board with the health of each part.
 //! Names and units follow prometheus.io's conventions: `andon_` prefix, base units.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::pin::pin;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::collections::BTreeSet;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -13,13 +11,15 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
-use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::types::Time;
+mod board;
+mod printable;
+mod refusals;
 
-/// How often a stage that waits for others says that it lives.
-const BEAT_EVERY: Duration = Duration::from_secs(1);
+pub use board::{Board, Component, Health, Pulse};
+pub use printable::{example, printable};
+pub use refusals::{LogLine, Pace, Refusal, Refusals};
 
 /// Label names and values; the names are fixed for each metric.
 pub type Labels<const N: usize> = [(&'static str, String); N];
@@ -191,120 +191,6 @@ impl Metrics {
     }
 }
 
-/// How well a part of the agent is.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Health {
-    /// Not yet tried.
-    Starting,
-    /// Working.
-    Up,
-    /// Working, with something to look at.
-    Degraded,
-    /// Not working; the agent keeps trying.
-    Down,
-}
-
-/// One line on the board.
-#[derive(Clone, Debug, Serialize)]
-pub struct Component {
-    /// How it is.
-    pub health: Health,
-    /// Why, for a person.
-    pub detail: String,
-    /// Since when.
-    pub since: Time,
-    /// When it last did its work; `None` if never.
-    pub last_good: Option<Time>,
-}
-
-/// The health of each part, written by the parts and read by status, dashboard and watchdog.
-/// Parts are named `source/NAME`, `store`, `cloud/NAME`, `publish/NAME`, `model/NAME`.
-#[derive(Default)]
-pub struct Board {
-    components: Mutex<BTreeMap<String, Component>>,
-    beats: Mutex<BTreeMap<String, Arc<AtomicI64>>>,
-}
-
-impl Board {
-    /// An empty board.
-    pub fn new() -> Arc<Board> {
-        Arc::default()
-    }
-
-    /// Says how a part is; `since` moves only when the health changes.
-    pub fn set(&self, part: &str, health: Health, detail: impl Into<String>) {
-        let now = Time::now();
-        let mut components = lock(&self.components);
-        let old = components.get(part);
-        let since = old.filter(|c| c.health == health).map_or(now, |c| c.since);
-        let last_good = if health == Health::Up { Some(now) } else { old.and_then(|c| c.last_good) };
-        components.insert(part.to_owned(), Component { health, detail: detail.into(), since, last_good });
-    }
-
-    /// It did its work just now.
-    pub fn good(&self, part: &str) {
-        if let Some(c) = lock(&self.components).get_mut(part) {
-            c.last_good = Some(Time::now());
-        }
-    }
-
-    /// All parts.
-    pub fn components(&self) -> BTreeMap<String, Component> {
-        lock(&self.components).clone()
-    }
-
-    /// A stage's pulse: the stage beats while it makes progress, the watchdog looks.
-    pub fn pulse(&self, stage: &str) -> Pulse {
-        let cell = lock(&self.beats).entry(stage.to_owned()).or_default().clone();
-        let pulse = Pulse(cell);
-        pulse.beat();
-        pulse
-    }
-
-    /// The stage has ended as it should: nobody waits for its beat any more. One that panicked has not.
-    pub fn ended(&self, stage: &str) {
-        lock(&self.beats).remove(stage);
-    }
-
-    /// Stages that have taken a pulse.
-    pub fn stages(&self) -> Vec<String> {
-        lock(&self.beats).keys().cloned().collect()
-    }
-
-    /// Stages that have not beaten for longer than `limit`.
-    pub fn silent(&self, limit: Duration) -> Vec<String> {
-        let now = Time::now();
-        let late = |b: &AtomicI64| now.since(Time(b.load(Ordering::Relaxed))) > limit;
-        lock(&self.beats).iter().filter(|(_, b)| late(b)).map(|(stage, _)| stage.clone()).collect()
-    }
-}
-
-/// See [`Board::pulse`]. The default one is nobody's.
-#[derive(Clone, Default)]
-pub struct Pulse(Arc<AtomicI64>);
-
-impl Pulse {
-    /// Still making progress, or idle and well.
-    pub fn beat(&self) {
-        self.0.store(Time::now().0, Ordering::Relaxed);
-    }
-
-    /// Waits for what may rightly take long, because somebody outside is waited for or because it has a
-    /// time limit of its own, and beats meanwhile. Not for work of one's own: that has to show by itself
-    /// that it goes on. What blocks the thread is noticed here too.
-    pub async fn during<T>(&self, wait: impl Future<Output = T>) -> T {
-        let mut wait = pin!(wait);
-        loop {
-            self.beat();
-            if let Ok(done) = tokio::time::timeout(BEAT_EVERY, wait.as_mut()).await {
-                self.beat();
-                return done;
-            }
-        }
-    }
-}
-
 /// What every stage is handed when it is built.
 #[derive(Clone)]
 pub struct Shared {
@@ -360,43 +246,5 @@ mod tests {
         let plain = m.render_plain();
         assert!(plain.contains("# HELP andon_readings_total Readings") && !plain.contains("# UNIT"), "{plain}");
         assert!(text.contains("# HELP andon_readings Readings taken in, by source and quality."), "{text}");
-    }
-
-    #[test]
-    fn since_moves_only_with_the_health() {
-        let board = Board::new();
-        board.set("store", Health::Up, "");
-        let first = board.components()["store"].since;
-        board.set("store", Health::Up, "again");
-        assert_eq!(board.components()["store"].since, first);
-        board.set("store", Health::Down, "disk full");
-        let c = board.components()["store"].clone();
-        assert_eq!(c.detail, "disk full");
-        assert!(c.last_good.is_some());
-    }
-
-    #[test]
-    fn a_stage_that_stops_beating_is_named() {
-        let board = Board::new();
-        let pulse = board.pulse("engine");
-        assert!(board.silent(Duration::from_secs(5)).is_empty());
-        pulse.0.store(0, Ordering::Relaxed);
-        assert_eq!(board.silent(Duration::from_secs(5)), ["engine"]);
-        board.ended("engine");
-        assert!(board.silent(Duration::from_secs(5)).is_empty(), "what has ended is waited for no more");
-    }
-
-    #[tokio::test]
-    async fn waiting_for_others_is_no_silence_and_blocking_is() {
-        let board = Board::new();
-        let pulse = board.pulse("source/shop");
-        pulse.0.store(0, Ordering::Relaxed);
-        pulse.during(tokio::time::sleep(Duration::from_millis(20))).await;
-        assert!(board.silent(Duration::from_secs(5)).is_empty());
-        let blocking = async {
-            pulse.0.store(0, Ordering::Relaxed);
-            board.silent(Duration::from_secs(5))
-        };
-        assert_eq!(pulse.during(blocking).await, ["source/shop"], "nothing beats while the thread is held");
     }
 }

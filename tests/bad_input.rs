@@ -179,6 +179,9 @@ async fn garbage_is_set_aside_and_the_rest_goes_on() {
     let bad: Vec<(String, Vec<u8>)> = bad.collect();
     let count = bad.len() as f64;
     publish(&broker.url(), bad).await;
+    until("the source is degraded", || daemon.component("source/shop").0 == "degraded");
+    let (_, detail) = daemon.component("source/shop");
+    assert!(detail.contains("payloads in the last minute are rejected; newest: "), "{detail}");
     let readable = readable().into_iter().map(|p| ("plant/readable/count".to_owned(), p));
     let readable: Vec<(String, Vec<u8>)> = readable.collect();
     let odd = odd_topics();
@@ -197,7 +200,9 @@ async fn garbage_is_set_aside_and_the_rest_goes_on() {
     until("the dead letters are kept", || {
         daemon.status().pointer("/store/lanes/dead/records").and_then(Value::as_f64) == Some(count)
     });
-    assert_eq!(daemon.component("source/shop").0, "up", "no message has cost the connection");
+    assert_eq!(daemon.metric("andon_source_connects_total", "source=\"shop\""), 1.0, "no message costs the connection");
+    let told = daemon.log().lines().filter(|l| l.contains("payloads are rejected")).count() as f64;
+    assert!((2.0..=count).contains(&told), "{told} lines of {count} payloads: {}", daemon.log());
     assert!(daemon.terminate().success());
 
     // Acked they are too: nothing of it comes again.

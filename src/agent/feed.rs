@@ -59,10 +59,12 @@ pub enum Order {
 mod clocks;
 mod escalation;
 mod links;
+mod refusals;
 mod scores;
 mod states;
 
 use clocks::{Clocks, GatewayClock};
+use refusals::SourceRefusals;
 use scores::Scores;
 use states::States;
 
@@ -92,6 +94,7 @@ pub struct Feed {
     states: States,
     clocks: Clocks,
     gateway_clock: GatewayClock,
+    refusals: SourceRefusals,
 }
 
 /// The two ends that stack lights have in the engine: how the machines stand, told twice a second even
@@ -143,6 +146,7 @@ impl Feed {
             states: States::new(shared.metrics.clone()),
             clocks: Clocks::default(),
             gateway_clock: GatewayClock::new(Time::now(), Instant::now()),
+            refusals: SourceRefusals::default(),
             shared,
             pulse,
             since_checkpoint,
@@ -232,8 +236,10 @@ impl Feed {
         let mut receipts = Vec::new();
         let mut rejects = Vec::new();
         self.watch_gateway_clock().await;
+        let now = Instant::now();
         for batch in taken.drain(..) {
             if !batch.readings.is_empty() {
+                self.refusals.received(&batch.source, batch.readings.len(), now);
                 group.inputs.push(Input::From(batch.source));
                 if batch.again {
                     group.inputs.push(Input::Again);
@@ -341,6 +347,9 @@ impl Feed {
     /// Tells the engine the time where that changes something: what it knows ages, and a machine falls silent,
     /// whatever other sources do.
     async fn tick(&mut self) {
+        // A panic of either is one of this thread.
+        assert!(!self.carrier.is_finished(), "what hands commits to the store has ended");
+        assert!(!self.scribe.is_finished(), "what writes the audit log's file has ended");
         self.watch_gateway_clock().await;
         self.watch_links().await;
         let now = Time::now();
@@ -354,6 +363,7 @@ impl Feed {
             self.step(Group { inputs: vec![Input::Clock(now)] }, Vec::new(), Vec::new()).await;
         }
         self.gauge();
+        self.refusals.review(&self.shared.board, Instant::now());
         if let Some(lights) = &self.lights {
             lights.standing.send_replace(self.engine.lights().collect());
         }
@@ -430,6 +440,7 @@ impl Feed {
     }
 
     fn count(&mut self, outcome: &Outcome) {
+        self.tell_refused(&outcome.tally.refused);
         let m = &self.shared.metrics;
         for (reason, n) in &outcome.tally.dropped {
             m.readings_dropped.get_or_create(&[("reason", (*reason).into())]).inc_by(*n);

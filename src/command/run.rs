@@ -1,5 +1,6 @@
 //! `andon run`: the daemon, until SIGTERM or SIGINT. SIGHUP reads the config again.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -7,48 +8,69 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{ConfigFile, runtime};
 use crate::agent::Agent;
-use crate::config::Needs;
+use crate::config::{Config, Needs};
 use crate::metrics::Shared;
 use crate::{logging, systemd};
 
 /// How often systemd is told that the start takes long.
 const STILL_STARTING: Duration = Duration::from_secs(5);
 
-/// Runs until told to stop, then drains.
+/// How long what is left on the runtime may take to end.
+const LEFTOVERS: Duration = Duration::from_secs(2);
+
+/// Runs until told to stop or until a stage fails, then drains.
+///
+/// # Errors
+/// What kept it from starting, or the stages that have failed.
 pub fn run(file: &ConfigFile) -> Result<()> {
     let config = file.load(Needs { source: true })?;
     logging::start(&config.log)?;
-    runtime()?.block_on(async {
-        // Before anything else, so that a stop during start is not missed.
-        let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-        let mut hangup = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
-        let mut agent = Agent::start(config, Shared::new()).await?;
-        let dashboard = agent.dashboard().map_or("off".into(), |a| format!("http://{a}"));
-        tracing::info!(dashboard, "andon {} is running: {}", env!("CARGO_PKG_VERSION"), agent.summary());
-        let mut ready = false;
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => {
-                    tracing::info!("SIGTERM: draining");
-                    break;
-                }
-                _ = interrupt.recv() => {
-                    tracing::info!("SIGINT: draining");
-                    break;
-                }
-                // Long journals take a while; systemd is asked for more time as long as it goes on.
-                () = agent.restored(), if !ready => {
-                    ready = true;
+    let runtime = runtime()?;
+    let shared = Shared::new();
+    systemd::watch(shared.board.clone()).context("starting the watchdog's thread")?;
+    let result = runtime.block_on(serve(config, shared));
+    runtime.shutdown_timeout(LEFTOVERS);
+    result
+}
+
+async fn serve(config: Config, shared: Shared) -> Result<()> {
+    // Before anything else, so that a stop during start is not missed.
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let mut hangup = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
+    let mut agent = Agent::start(config, shared).await?;
+    let dashboard = agent.dashboard().map_or("off".into(), |a| format!("http://{a}"));
+    tracing::info!(dashboard, "andon {} is running: {}", env!("CARGO_PKG_VERSION"), agent.summary());
+    let mut failed = pin!(agent.failed());
+    // `None` until it is known whether the journal is replayed.
+    let mut restored = None;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => {
+                tracing::info!("SIGTERM: draining");
+                break;
+            }
+            _ = interrupt.recv() => {
+                tracing::info!("SIGINT: draining");
+                break;
+            }
+            () = &mut failed => {
+                tracing::error!("draining, then the process ends with exit code 1");
+                break;
+            }
+            // Long journals take a while; systemd is asked for more time as long as it goes on.
+            well = agent.restored(), if restored.is_none() => {
+                restored = Some(well);
+                if well {
                     systemd::ready(agent.summary());
                 }
-                () = tokio::time::sleep(STILL_STARTING), if !ready => systemd::still_starting(),
-                _ = hangup.recv(), if ready => reload(&mut agent).await,
             }
+            () = tokio::time::sleep(STILL_STARTING), if restored.is_none() => systemd::still_starting(),
+            _ = hangup.recv(), if restored == Some(true) => reload(&mut agent).await,
         }
-        systemd::stopping();
-        agent.finish().await
-    })
+    }
+    systemd::stopping();
+    agent.finish().await
 }
 
 /// A config that cannot be used changes nothing.

@@ -60,6 +60,9 @@ fn print(status: &Value) {
         None => "?".into(),
     };
     println!("andon {} on {} ({}): {}", text("/version"), text("/agent"), text("/site"), text("/health"));
+    for missing in status.get("missing").and_then(Value::as_array).into_iter().flatten() {
+        println!("  not ready: {}", missing.as_str().unwrap_or("?"));
+    }
     let Some(Value::Object(parts)) = status.get("components") else { return };
     for (name, part) in parts {
         let word = |key: &str| part.get(key).and_then(Value::as_str).unwrap_or("?");

@@ -12,10 +12,12 @@ use crate::mqtt::{self, Dialer, Event, Link, Outgoing, Qos};
 use crate::types::{Batch, Time};
 
 mod reader;
+mod rejects;
 mod settings;
 mod unacked;
 
 use reader::Reader;
+use rejects::Rejects;
 pub use settings::{Config, Subscription};
 use unacked::Unacked;
 
@@ -70,6 +72,7 @@ struct Source {
     shared: Shared,
     batches: mpsc::Sender<Batch>,
     reader: Reader,
+    rejects: Rejects,
     part: String,
     /// A batch the engine has had no room for yet. It outlives its connection.
     waiting: Option<Batch>,
@@ -90,6 +93,7 @@ enum Step {
     Event(Event),
     Resubscribe,
     Repeat,
+    Review,
 }
 
 impl Source {
@@ -97,11 +101,13 @@ impl Source {
         let reader = Reader::new(&config, &shared.metrics);
         let part = format!("source/{}", config.name);
         shared.board.set(&part, Health::Starting, "connecting");
+        let rejects = Rejects::new(config.name.clone(), &part, &config.subscriptions);
         Source {
             config,
             shared,
             batches,
             reader,
+            rejects,
             part,
             waiting: None,
             connected_at: None,
@@ -145,6 +151,7 @@ impl Source {
                 Step::Sent(true) => {}
                 Step::Sent(false) => return Ended::Stopped,
                 Step::Repeat => self.repeat(&link),
+                Step::Review => self.rejects.review(&self.shared.board),
                 Step::Resubscribe => {
                     self.resubscribe_at = None;
                     self.subscribe(&link);
@@ -163,11 +170,14 @@ impl Source {
     async fn step(&mut self, link: &mut Link, unacked: &mut Unacked) -> Step {
         let resubscribe_at = self.resubscribe_at.unwrap_or_else(Instant::now);
         let repeat_at = self.repeat_at.unwrap_or_else(Instant::now);
+        let review_at = self.rejects.review_at();
         let may_repeat = self.repeat_at.is_some() && self.waiting.is_none();
         tokio::select! {
             biased;
             () = self.shared.stop.cancelled() => Step::Stop,
             durable = unacked.next() => durable.map_or(Step::NotKept, Step::Durable),
+            // Before what comes in, which may always be ready.
+            () = tokio::time::sleep_until(review_at.unwrap_or(repeat_at)), if review_at.is_some() => Step::Review,
             room = self.batches.reserve(), if self.waiting.is_some() => match (room, self.waiting.take()) {
                 (Ok(room), Some(batch)) => {
                     room.send(batch);
@@ -232,6 +242,7 @@ impl Source {
             }
         }
         self.reader.count(&batch);
+        self.rejects.count(messages as u64, &batch);
         self.ask(link);
         batch.receipt = unacked.add(acks);
         self.waiting = Some(batch);

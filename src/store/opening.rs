@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -267,7 +268,15 @@ fn assemble(
 fn start(mut store: Store, writer: Writer) -> Result<Store, OpenError> {
     let failed = |e: io::Error| OpenError::Failed(e.to_string());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed)?;
-    let run = move || writer.run(&runtime);
+    let board = writer.shared.board.clone();
+    let run = move || {
+        let ended = catch_unwind(AssertUnwindSafe(|| writer.run(&runtime)));
+        board.ended("store");
+        ended.unwrap_or_else(|panic| {
+            board.panicked("store", &*panic);
+            resume_unwind(panic)
+        })
+    };
     store.thread = Some(std::thread::Builder::new().name("andon-store".into()).spawn(run).map_err(failed)?);
     Ok(store)
 }

@@ -27,6 +27,8 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 const MAX_PAGE: usize = 1_000;
 /// A stage that has not beaten for this long makes the agent not ready.
 const SILENT_LIMIT: Duration = Duration::from_secs(10);
+/// An engine that has not beaten for this long counts as dead.
+const DEAD_LIMIT: Duration = Duration::from_secs(20);
 /// Answering a wrong token takes this long.
 const WRONG_TOKEN_PAUSE: Duration = Duration::from_millis(500);
 
@@ -56,7 +58,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/plot/machines/{id}/health.svg", get(plot::health))
         .route("/plot/buffer.svg", get(plot::buffer))
         .route("/metrics", get(metrics))
-        .route("/health/live", get(|| async { Json(json!({"status": "live"})) }))
+        .route("/health/live", get(live))
         .route("/health/ready", get(ready))
         .merge(inference::routes())
         .fallback(|| async { Problem(StatusCode::NOT_FOUND, "there is nothing here".into()) })
@@ -129,12 +131,29 @@ fn missing(app: &App, components: &BTreeMap<String, Component>) -> Vec<String> {
         Some(c) => missing.push(format!("the store is not up: {}", c.detail)),
         None => missing.push("the store has not started".into()),
     }
-    if !app.shared.board.stages().iter().any(|s| s == "engine") {
-        missing.push("the engine has not started".into());
+    let engine = components.get("engine").filter(|c| c.health == Health::Starting);
+    match engine {
+        Some(starting) => missing.push(format!("the engine has not started: {}", starting.detail)),
+        None if !app.shared.board.stages().iter().any(|s| s == "engine") => {
+            missing.push("the engine has not started".into())
+        }
+        None => {}
     }
+    missing.extend(app.shared.board.failures());
     let silent = app.shared.board.silent(SILENT_LIMIT);
     missing.extend(silent.iter().map(|s| format!("{s} makes no progress")));
     missing
+}
+
+/// Whether the process is worth keeping: 503 once a stage has failed or the engine is silent.
+async fn live(State(app): Shared) -> Response {
+    let mut dead = app.shared.board.failures();
+    let silent = app.shared.board.silent(DEAD_LIMIT).into_iter().filter(|s| s == "engine");
+    dead.extend(silent.map(|s| format!("{s} makes no progress")));
+    if dead.is_empty() {
+        return Json(json!({"status": "live"})).into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "failed", "error": dead.join("; ")}))).into_response()
 }
 
 pub async fn ready(State(app): Shared) -> Response {

@@ -193,6 +193,33 @@ async fn status_and_readiness_follow_the_board() {
 }
 
 #[tokio::test]
+async fn a_process_is_not_ready_while_it_replays_and_not_live_once_a_stage_has_failed() {
+    let server = Server::start(None).await;
+    let board = &server.shared.board;
+    board.set("store", Health::Up, "");
+    board.set("engine", Health::Starting, "replaying the journal");
+    let pulse = board.pulse("engine");
+    let (code, body) = server.get("/health/ready").await;
+    assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(body["missing"], json!(["the engine has not started: replaying the journal"]));
+    assert_eq!(server.get("/health/live").await, (StatusCode::OK, json!({"status": "live"})));
+    board.set("engine", Health::Up, "");
+    assert_eq!(server.get("/health/ready").await.0, StatusCode::OK);
+    pulse.beaten_before(std::time::Duration::from_secs(21));
+    let (code, body) = server.get("/health/live").await;
+    assert_eq!((code, &body["error"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("engine makes no progress")));
+    pulse.beat();
+    assert_eq!(server.get("/health/live").await.0, StatusCode::OK);
+    board.fail("sink/site", "panicked: for the test");
+    let (code, body) = server.get("/health/live").await;
+    assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(body, json!({"status": "failed", "error": "sink/site: panicked: for the test"}));
+    assert_eq!(server.get("/health/ready").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    let s = server.get("/api/v1/status").await.1;
+    assert_eq!((&s["health"], &s["components"]["sink/site"]["health"]), (&json!("down"), &json!("down")));
+}
+
+#[tokio::test]
 async fn metrics_are_served_as_openmetrics_and_counted_in_status() {
     let server = Server::start(None).await;
     server.shared.metrics.readings.get_or_create(&[("source", "shop".into()), ("quality", "good".into())]).inc_by(5);

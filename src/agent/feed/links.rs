@@ -19,9 +19,10 @@ impl Feed {
         }
     }
 
-    /// Tells the engine of sources that have come up or gone down since it was told last.
+    /// Tells the engine of sources that have come up or gone down since it was told last. Complaints aside: a source
+    /// that sends what is not used is up all the same.
     pub(super) async fn watch_links(&mut self) {
-        for (part, component) in self.shared.board.components() {
+        for (part, component) in self.shared.board.own() {
             let Some(source) = part.strip_prefix(SOURCES) else { continue };
             let link = link_of(source, &component);
             let known = self.engine.links().get(source);

@@ -1,6 +1,6 @@
 //! What the poller tells of itself: metrics, the board and the log, each state once.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::config::Config;
 use super::connection::Failure;
-use crate::metrics::{Health, Shared};
+use crate::metrics::{Health, Pace, Shared};
 use crate::types::{Cause, Name, Quality, Reading};
 
 /// Signals named on the board when they are bad; the rest are counted.
@@ -22,6 +22,10 @@ pub struct Report {
     part: String,
     url: String,
     said: Option<(Health, String)>,
+    /// Of log lines that name bad signals. A signal may change from good to bad with every round.
+    pace: Pace,
+    /// The last such line was left out, and so is the one that says that all is well again.
+    left_out: bool,
     trouble: String,
     connected: Gauge,
     connects: Counter,
@@ -43,6 +47,8 @@ impl Report {
             part: format!("source/{source}"),
             url: config.url.to_string(),
             said: None,
+            pace: Pace::default(),
+            left_out: false,
             trouble: String::new(),
             connected: metrics.source_connected.get_or_create_owned(&[("source", source.clone())]),
             connects: metrics.source_connects.get_or_create_owned(&[("source", source.clone())]),
@@ -108,14 +114,25 @@ impl Report {
         if self.said.as_ref().is_some_and(|(h, d)| *h == health && *d == detail) {
             return;
         }
-        if self.said.as_ref().is_none_or(|(h, _)| *h != health) {
-            match health {
-                Health::Starting | Health::Up => info!(source = %self.source, "{detail}"),
-                Health::Degraded | Health::Down => warn!(source = %self.source, "{detail}"),
-            }
+        let news = self.said.as_ref().is_none_or(|(h, _)| *h != health);
+        match health {
+            Health::Starting | Health::Up if news && !self.left_out => info!(source = %self.source, "{detail}"),
+            Health::Down if news => warn!(source = %self.source, "{detail}"),
+            Health::Degraded => self.log_bad_signals(&detail),
+            _ => {}
         }
+        self.left_out &= health == Health::Degraded;
         self.shared.board.set(&self.part, health, detail.clone());
         self.said = Some((health, detail));
+    }
+
+    /// One line when a signal turns bad, then at a bounded rate with the count of changes.
+    fn log_bad_signals(&mut self, detail: &str) {
+        let due = self.pace.due(1, Instant::now());
+        self.left_out = due.is_none();
+        if let Some(changes) = due {
+            warn!(source = %self.source, changes, "{detail}");
+        }
     }
 }
 

@@ -172,7 +172,7 @@ impl Scenario {
 
     fn speak(&mut self, i: usize) {
         let readings = self.readings(i);
-        let (source, now) = (self.devices[i].source, self.now);
+        let source = self.devices[i].source;
         if !self.up[source] {
             if self.keeps && self.held.len() < 5_000 {
                 self.held.push((source, readings));
