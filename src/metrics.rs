@@ -18,6 +18,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::types::Time;
 
+mod resync;
+
+pub use resync::Resync;
+
 /// How often a stage that waits for others says that it lives.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
 
@@ -315,12 +319,20 @@ pub struct Shared {
     pub stop: CancellationToken,
     /// The stage's own pulse; nobody's unless the agent gave it one.
     pub pulse: Pulse,
+    /// For receivers of live events that have missed some.
+    pub resync: Resync,
 }
 
 impl Shared {
     /// A fresh set.
     pub fn new() -> Shared {
-        Shared { metrics: Metrics::new(), board: Board::new(), stop: CancellationToken::new(), pulse: Pulse::default() }
+        Shared {
+            metrics: Metrics::new(),
+            board: Board::new(),
+            stop: CancellationToken::new(),
+            pulse: Pulse::default(),
+            resync: Resync::default(),
+        }
     }
 
     /// The same with a pulse for this stage; [`Board::ended`] takes it back.

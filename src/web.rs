@@ -20,6 +20,7 @@ use crate::types::{Name, Time};
 pub use crate::types::{Action, Command, ModelCommand, Refusal};
 
 mod actions;
+mod alarm_list;
 mod api;
 mod assets;
 mod course;
@@ -27,6 +28,7 @@ mod events;
 mod guard;
 pub mod inference;
 mod json;
+mod machine;
 mod picture;
 mod plot;
 mod ring;

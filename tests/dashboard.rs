@@ -10,8 +10,8 @@ use std::time::Duration;
 use andon::metrics::{Health, Shared};
 use andon::settings::Secret;
 use andon::types::{
-    Action, Alarm, AlarmState, Cause, Condition, Contribution, MachineState, Live, Quality, Reason, RecordId, Rul, Target,
-    Time, Verdict,
+    Action, Alarm, AlarmState, Cause, Condition, Contribution, Live, MachineState, Quality, Reason, RecordId, Rul,
+    Target, Time, Verdict,
 };
 use andon::web::{self, About, Band, Command, Config, State, View};
 use serde_json::json;
@@ -44,7 +44,7 @@ impl Plant {
         let (listener, address) = web::bind(&config).await.unwrap();
         let (shared, view) = (Shared::new(), View::new());
         let (live, events) = broadcast::channel(8_192);
-        tokio::spawn(view.clone().follow(events, shared.stop.clone()));
+        tokio::spawn(view.clone().follow(events, shared.clone()));
         let about = About {
             site: "lyon/line3".into(),
             agent: "gw-07".into(),

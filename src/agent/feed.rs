@@ -328,6 +328,10 @@ impl Feed {
     /// Tells the engine the time when a machine has fallen silent, but only while every source is
     /// up: what a broken link holds back is not silence and will still come.
     async fn tick(&mut self) {
+        if self.shared.resync.take(Instant::now()) {
+            let _ = self.live.send(Live::Snapshot(self.engine.present().into()));
+        }
+        let _ = self.live.send(Live::Heartbeat(Time::now()));
         self.gauge();
         if let Some(lights) = &self.lights {
             lights.standing.send_replace(self.engine.lights().collect());
