@@ -77,15 +77,16 @@ function takeState(id, s) {
   fresh(id);
   return !known || known.light !== s.light;
 }
+// A list is complete: what is not in it is gone, unless it is newer than the list.
 function takeLights(answer) {
+  if (answer.version < lightsFloor) return;
   const listed = new Set();
   for (const [id, light, version] of answer.lights) {
     listed.add(id);
-    // The list is complete: what was not known is new.
     if (!lights.has(id)) { lights.set(id, { light, version }); freshLights.add(id); } else takeState(id, { light, version });
   }
   for (const [id, s] of lights) if (!listed.has(id) && s.version <= answer.version) { lights.delete(id); machines.delete(id); stale.wall = true; }
-  lightsFloor = Math.max(lightsFloor, answer.version);
+  lightsFloor = answer.version;
   stale.counts = true;
 }
 function takeAlarm(a) {
@@ -98,10 +99,11 @@ function takeAlarm(a) {
   return true;
 }
 function takeAlarms(answer) {
+  if (answer.version < alarmsFloor) return;
   const listed = new Set(answer.alarms.map(a => a.id));
   for (const a of answer.alarms) if (!alarms.has(a.id)) alarms.set(a.id, a); else takeAlarm(a);
   for (const [id, a] of alarms) if (!listed.has(id) && a.version <= answer.version) alarms.delete(id);
-  alarmsFloor = Math.max(alarmsFloor, answer.version);
+  alarmsFloor = answer.version;
   takeFlood(answer.flood, answer.flood_version);
   stale.alarms = stale.detail = true;
 }
@@ -179,10 +181,10 @@ function connect() {
 // Says whether what is shown is live, and when the agent was last heard.
 function showLive() {
   const now = caughtUp && Date.now() - heardAt <= SILENT_AFTER, at = heardAt ? timeOfDay(heardAt) : "";
-  put($("heard"), now ? t("live, last heard " + at) : at ? t("not live, as of " + at) : t("connecting"));
-  if (now === live) return;
-  const first = live === null && !heardAt && source && source.readyState === EventSource.CONNECTING;
-  if (first) return;
+  // While the page is opening it is neither.
+  const opening = live === null && !now && performance.now() < SILENT_AFTER;
+  put($("heard"), now ? t("live, last heard " + at) : opening || !at ? t("connecting") : t("not live, as of " + at));
+  if (opening || now === live) return;
   live = now;
   document.body.dataset.live = String(live);
   $("lost").hidden = live;
