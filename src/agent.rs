@@ -355,8 +355,8 @@ impl Agent {
         let (listener, address) = web::bind(&config.web).await?;
         self.dashboard = Some(address);
         let view = web::View::new();
-        let (follower, events, last) = (view.clone(), self.live.subscribe(), self.last.clone());
-        self.outlets.spawn("the dashboard's picture", "dashboard/picture", follower.follow(events, last));
+        let (follower, events, shared) = (view.clone(), self.live.subscribe(), self.last_shared());
+        self.outlets.spawn("the dashboard's picture", "dashboard/picture", follower.follow(events, shared));
         // Weak: at the end the store is closed by its one owner.
         let store = Arc::downgrade(&self.store);
         let store_status =

@@ -16,10 +16,12 @@ use tokio_util::sync::CancellationToken;
 mod board;
 mod printable;
 mod refusals;
+mod resync;
 
 pub use board::{Board, Component, Health, Pulse};
 pub use printable::{example, printable};
 pub use refusals::{LogLine, Pace, Refusal, Refusals};
+pub use resync::Resync;
 
 /// Label names and values; the names are fixed for each metric.
 pub type Labels<const N: usize> = [(&'static str, String); N];
@@ -203,12 +205,20 @@ pub struct Shared {
     pub stop: CancellationToken,
     /// The stage's own pulse; nobody's unless the agent gave it one.
     pub pulse: Pulse,
+    /// For receivers of live events that have missed some.
+    pub resync: Resync,
 }
 
 impl Shared {
     /// A fresh set.
     pub fn new() -> Shared {
-        Shared { metrics: Metrics::new(), board: Board::new(), stop: CancellationToken::new(), pulse: Pulse::default() }
+        Shared {
+            metrics: Metrics::new(),
+            board: Board::new(),
+            stop: CancellationToken::new(),
+            pulse: Pulse::default(),
+            resync: Resync::default(),
+        }
     }
 
     /// The same with a pulse for this stage; [`Board::ended`] takes it back.

@@ -676,4 +676,9 @@ pub enum Live {
     Opinion(Name, Arc<SecondOpinion>, Arc<str>),
     /// So many alarms have come that they are announced together, or that is over.
     Flood(Option<Flood>),
+    /// The engine is alive. Sent every 500 ms, whatever else is sent.
+    Heartbeat(Time),
+    /// The present state of everything: every machine's state, every alarm that is not normal, the flood.
+    /// An alarm or machine that is not in it is over. One message, so that it cannot be lost in part.
+    Snapshot(Arc<[Live]>),
 }

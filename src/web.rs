@@ -1,6 +1,6 @@
 //! The dashboard, its API and `/metrics` over HTTP, for browsers on the plant's network, Prometheus
-//! and `andon status`. It only watches: the picture in [`View`] may lag or lose events without
-//! the pipeline ever waiting for it.
+//! and `andon status`. The pipeline never waits for it: a picture in [`View`] that has missed events asks for
+//! the present state of everything.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -20,6 +20,7 @@ use crate::types::{Name, Time};
 pub use crate::types::{Action, Command, ModelCommand, Refusal};
 
 mod actions;
+mod alarm_list;
 mod api;
 mod assets;
 mod course;
@@ -27,6 +28,7 @@ mod events;
 mod guard;
 pub mod inference;
 mod json;
+mod machine;
 mod picture;
 mod plot;
 mod ring;

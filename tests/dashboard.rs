@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use andon::metrics::{Health, Shared};
@@ -22,6 +22,8 @@ use support::publisher::publish;
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinHandle;
 
+#[path = "dashboard/faults.rs"]
+mod faults;
 mod support;
 
 const HOSTILE: &str = "<img src=x onerror=alert(1)>";
@@ -34,17 +36,25 @@ struct Plant {
     shared: Shared,
     live: broadcast::Sender<Live>,
     commands: mpsc::Receiver<Command>,
+    /// Whether the engine's heartbeats are sent.
+    beating: Arc<AtomicBool>,
     serving: JoinHandle<()>,
 }
 
 impl Plant {
     async fn start(token: Option<&str>) -> Plant {
+        Plant::start_at("127.0.0.1:0".parse().unwrap(), token).await
+    }
+
+    async fn start_at(listen: SocketAddr, token: Option<&str>) -> Plant {
         let token = token.map(|t| Secret::new(t.into()));
-        let config = Config { listen: Some("127.0.0.1:0".parse().unwrap()), token, ..Config::default() };
+        let config = Config { listen: Some(listen), token, ..Config::default() };
         let (listener, address) = web::bind(&config).await.unwrap();
         let (shared, view) = (Shared::new(), View::new());
         let (live, events) = broadcast::channel(8_192);
-        tokio::spawn(view.clone().follow(events, shared.stop.clone()));
+        tokio::spawn(view.clone().follow(events, shared.clone()));
+        let beating = Arc::new(AtomicBool::new(true));
+        tokio::spawn(beat(live.clone(), beating.clone(), shared.clone()));
         let about = About {
             site: "lyon/line3".into(),
             agent: "gw-07".into(),
@@ -75,7 +85,7 @@ impl Plant {
             settings: None,
         };
         let serving = tokio::spawn(web::run(listener, config, state, shared.clone()));
-        Plant { address, shared, live, commands, serving }
+        Plant { address, shared, live, commands, beating, serving }
     }
 
     fn url(&self) -> String {
@@ -121,9 +131,15 @@ impl Plant {
     }
 
     fn alarm(&self, machine: &str, state: AlarmState, message: &str, by: Option<&str>) -> RecordId {
-        let id = RecordId::of(&[machine.as_bytes()]);
-        let alarm = Alarm {
-            id,
+        let alarm = self.alarm_of(machine, state, message, by);
+        let id = alarm.id;
+        self.send(Live::Alarm(Arc::new(alarm), "{}".into()));
+        id
+    }
+
+    fn alarm_of(&self, machine: &str, state: AlarmState, message: &str, by: Option<&str>) -> Alarm {
+        Alarm {
+            id: RecordId::of(&[machine.as_bytes()]),
             machine: machine.into(),
             condition: Condition::Anomaly,
             state,
@@ -134,9 +150,7 @@ impl Plant {
             top_channel: Some("vib_x".into()),
             acknowledged_by: by.map(String::from),
             care: Default::default(),
-        };
-        self.send(Live::Alarm(Arc::new(alarm), "{}".into()));
-        id
+        }
     }
 
     /// A few minutes of five machines, one of them in trouble, one with a signal that fell silent.
@@ -165,13 +179,23 @@ impl Plant {
         self.light("oven-1", MachineState::Off, "machine off");
         self.light(HOSTILE, MachineState::Green, "no <b>anomaly</b>");
         self.alarm("pump-1", AlarmState::ReturnedUnacknowledged, "pressure was unusual for 40 s", None);
-        self.alarm("press-04", AlarmState::Unacknowledged, "Unusual vibration: vib_x speaks loudest (62 %)", None);
+        self.alarm("press-04", AlarmState::Unacknowledged, "Unusual vibration: mostly vib_x (62 %)", None);
     }
 
     async fn stop(self) {
         self.shared.stop.cancel();
         let ended = tokio::time::timeout(Duration::from_secs(10), self.serving).await;
         ended.expect("the dashboard ends though a browser is listening").unwrap();
+    }
+}
+
+/// The engine's heartbeat, until the agent stops.
+async fn beat(live: broadcast::Sender<Live>, beating: Arc<AtomicBool>, shared: Shared) {
+    let mut tick = tokio::time::interval(Duration::from_millis(500));
+    while shared.stop.run_until_cancelled(tick.tick()).await.is_some() {
+        if beating.load(Ordering::Relaxed) {
+            let _ = live.send(Live::Heartbeat(Time::now()));
+        }
     }
 }
 

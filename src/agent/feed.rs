@@ -352,6 +352,11 @@ impl Feed {
         assert!(!self.scribe.is_finished(), "what writes the audit log's file has ended");
         self.watch_gateway_clock().await;
         self.watch_links().await;
+        // Fails only when nobody listens.
+        let _ = self.live.send(Live::Heartbeat(Time::now()));
+        if self.shared.resync.take(Instant::now()) {
+            self.present();
+        }
         let now = Time::now();
         for news in self.rollouts.measured(&self.engine, now) {
             self.step(Group { inputs: vec![Input::Rollout(news)] }, Vec::new(), Vec::new()).await;
@@ -377,13 +382,12 @@ impl Feed {
         self.present();
     }
 
-    /// Tells dashboards how everything stands.
+    /// Tells dashboards how everything stands, in one message: what is not in it is over.
     fn present(&mut self) {
-        for event in self.engine.present() {
-            self.states.note(&event);
-            // Fails only when nobody listens.
-            let _ = self.live.send(event);
-        }
+        let all = self.engine.present();
+        self.states.restart(&all);
+        // Fails only when nobody listens.
+        let _ = self.live.send(Live::Snapshot(all.into()));
     }
 
     /// Gives what the audit log is to say of it.

@@ -1,6 +1,7 @@
 //! Results for MQTT dashboards: status, verdicts, alarms and states as flat JSON, and device
 //! discovery for Home Assistant. A convenience: what has to arrive goes to the cloud by the store.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -195,7 +196,8 @@ impl Publisher {
     /// until it is out.
     fn news(&mut self, news: Live, link: Option<&Link>) {
         match news {
-            Live::Step { .. } | Live::Flood(_) => {}
+            Live::Step { .. } | Live::Flood(_) | Live::Heartbeat(_) => {}
+            Live::Snapshot(events) => self.present(&events),
             Live::Verdict(verdict, data) => {
                 self.known(&verdict.machine);
                 match link.filter(|_| self.connected_at.is_some()) {
@@ -215,13 +217,39 @@ impl Publisher {
             }
             Live::State { machine, at, light, why } => {
                 if self.known(&machine) {
-                    self.standing.state(&machine, messages::state(light, at, &why));
+                    self.standing.state(&machine, light, at, &why);
                 }
             }
         }
         if let Some(link) = link {
             self.send_due(link);
         }
+    }
+
+    /// Takes the present state of everything, after events were missed. Only what differs is sent.
+    fn present(&mut self, events: &[Live]) {
+        let mut alarms = HashSet::new();
+        for event in events {
+            match event {
+                Live::State { machine, at, light, why } if self.known(machine) => {
+                    self.standing.present_state(machine, *light, *at, why);
+                }
+                Live::Alarm(alarm, data) => {
+                    alarms.insert(alarm.id);
+                    if self.known(&alarm.machine) {
+                        self.standing.present_alarm(alarm, data);
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.standing.end_alarms_but(&alarms);
+    }
+
+    /// Counts missed events, and asks for the present state: retained messages would stay wrong.
+    fn missed(&self, n: u64) {
+        self.dropped("lag", n);
+        self.shared.resync.ask();
     }
 
     fn known(&mut self, machine: &Name) -> bool {
@@ -306,7 +334,7 @@ impl Talk for Publisher {
                 () = self.shared.stop.cancelled() => break,
                 heard = self.live.recv() => match heard {
                     Ok(news) => self.news(news, Some(&link)),
-                    Err(RecvError::Lagged(n)) => self.dropped("lag", n),
+                    Err(RecvError::Lagged(n)) => self.missed(n),
                     Err(RecvError::Closed) => break,
                 },
                 event = link.next() => match event {
@@ -339,7 +367,7 @@ impl Talk for Publisher {
                 () = tokio::time::sleep_until(until) => return true,
                 heard = self.live.recv() => match heard {
                     Ok(news) => self.news(news, None),
-                    Err(RecvError::Lagged(n)) => self.dropped("lag", n),
+                    Err(RecvError::Lagged(n)) => self.missed(n),
                     Err(RecvError::Closed) => return false,
                 },
             }

@@ -136,12 +136,13 @@ impl<O: Outbox> Edge<O> {
     /// Takes what the engine tells. What is stored comes by the outbox too, and goes out from there; here
     /// it says how things stand, for births.
     fn news(&mut self, news: Live, link: Option<&Link>) {
-        let Some((known, change)) = self.node.news(&news, Time::now()) else {
-            self.dropped("machines", 1);
-            return;
+        let now = Time::now();
+        let messages = match &news {
+            Live::Snapshot(events) => events.iter().flat_map(|event| self.told_of(event, true, now)).collect(),
+            event => self.told_of(event, false, now),
         };
         let Some(link) = link.filter(|_| self.born_at.is_some() && !self.again) else { return };
-        for message in [known, change].into_iter().flatten() {
+        for message in messages {
             if self.publish(link, &message) == Err(Refused::Full) {
                 // Its sequence number is gone: all begins anew.
                 self.again = true;
@@ -149,6 +150,22 @@ impl<O: Outbox> Edge<O> {
                 return;
             }
         }
+    }
+
+    /// What the node has to tell of an event, or of a part of the present state.
+    fn told_of(&mut self, event: &Live, is_present: bool, now: Time) -> Vec<Outgoing> {
+        let told = if is_present { self.node.present(event, now) } else { self.node.news(event, now) };
+        if told.is_none() {
+            self.dropped("machines", 1);
+        }
+        let (birth, change) = told.unwrap_or_default();
+        birth.into_iter().chain(change).collect()
+    }
+
+    /// Counts missed events, and asks for the present state.
+    fn missed(&self, n: u64) {
+        self.dropped("lag", n);
+        self.shared.resync.ask();
     }
 
     fn publish(&self, link: &Link, message: &Outgoing) -> Result<(), Refused> {
@@ -259,7 +276,7 @@ impl<O: Outbox> Talk for Edge<O> {
             match self.step(&mut link).await {
                 Step::Stop => break,
                 Step::News(news) => self.news(news, Some(&link)),
-                Step::Lagged(n) => self.dropped("lag", n),
+                Step::Lagged(n) => self.missed(n),
                 Step::Waiting(false) => break,
                 Step::Waiting(true) => {
                     if let Err(reason) = self.send_waiting(&mut link).await {
@@ -306,7 +323,7 @@ impl<O: Outbox> Talk for Edge<O> {
                 () = tokio::time::sleep_until(until) => return true,
                 heard = self.live.recv() => match heard {
                     Ok(news) => self.news(news, None),
-                    Err(RecvError::Lagged(n)) => self.dropped("lag", n),
+                    Err(RecvError::Lagged(n)) => self.missed(n),
                     Err(RecvError::Closed) => return false,
                 },
             }

@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 
 use super::guard::{self, COOKIE, Problem, problem};
 use super::json as render;
-use super::picture::Machine;
+use super::machine::Machine;
+use super::picture::Picture;
 use super::{App, actions, assets, events, inference, plot};
 use crate::metrics::{Component, Health};
 use crate::types::{MachineState, Time};
@@ -77,31 +78,39 @@ async fn status(State(app): Shared) -> Json<Value> {
 /// `/api/v1/status`, which is also the `status` event.
 pub fn status_of(app: &App) -> Value {
     let (now, about, components) = (Time::now(), &app.state.about, app.shared.board.components());
-    let (lights, total, not_shown, lagged, plots) =
-        app.state.view.read(|p| (p.lights(), p.machines().len(), p.not_shown, p.lagged, p.rings()));
-    let (active, unacknowledged, listed) = app.state.view.read(|p| {
-        let active = p.alarms().iter().filter(|a| a.state.is_active()).count();
-        let owed = p.alarms().iter().filter(|a| a.state.is_owed()).count();
-        (active, owed, p.alarms().len())
-    });
+    let picture = app.state.view.read(of_picture);
     let sample = app.samples.last();
     let missing = missing(app, &components);
-    json!({
-        "site": about.site, "agent": about.agent, "version": about.version, "data_dir": about.data_dir,
+    let mut status = json!({
+        "epoch": app.state.view.epoch(), "site": about.site, "agent": about.agent, "version": about.version, "data_dir": about.data_dir,
         "now": now.to_string(), "started": about.started.to_string(),
         "uptime_seconds": now.since(about.started).as_secs(),
         "health": overall(&components, &missing), "ready": missing.is_empty(), "missing": missing,
         "components": components.iter().map(|(n, c)| (n.clone(), component(c, now))).collect::<BTreeMap<_, _>>(),
         "store": (app.state.store_status)(), "models": (app.state.models)(),
-        "machines": {"total": total, "green": lights.green, "amber": lights.amber, "red": lights.red,
-                     "white": lights.white, "off": lights.off},
-        "alarms": {"active": active, "unacknowledged": unacknowledged, "listed": listed},
         "readings_total": sample.readings, "readings_per_second": sample.readings_rate.round(),
         "records_waiting": sample.waiting, "records_forwarded_total": sample.forwarded,
         "records_forwarded_per_second": sample.forwarded_rate.round(), "counts": app.samples.counts(),
-        "flood": app.state.view.read(|p| render::flood(p.flood.as_ref())),
-        "view": {"streams": app.state.view.listeners(), "events_lagged": lagged, "events_not_shown": not_shown,
-                 "plots": plots},
+    });
+    if let (Value::Object(status), Value::Object(picture)) = (&mut status, picture) {
+        status.extend(picture);
+    }
+    status["view"]["streams"] = json!(app.state.view.listeners());
+    status
+}
+
+/// What the status says of machines and alarms, all of one version.
+fn of_picture(p: &Picture) -> Value {
+    let lights = p.lights();
+    let active = p.alarms().iter().filter(|l| l.alarm.state.is_active()).count();
+    let owed = p.alarms().iter().filter(|l| l.alarm.state.is_owed()).count();
+    json!({
+        "state_version": p.version(), "engine_silent_since": p.silent_since().map(|t| t.to_string()),
+        "machines": {"total": p.machines().len(), "green": lights.green, "amber": lights.amber, "red": lights.red,
+                     "white": lights.white, "off": lights.off},
+        "alarms": {"active": active, "unacknowledged": owed, "listed": p.alarms().len()},
+        "flood": render::flood(p.flood.as_ref()), "flood_version": p.flood_version(),
+        "view": {"events_lagged": p.lagged, "events_not_shown": p.not_shown, "plots": p.rings()},
     })
 }
 
@@ -182,14 +191,16 @@ async fn machines(State(app): Shared, page: Result<Query<Page>, QueryRejection>)
     let limit = page.limit.unwrap_or(MAX_PAGE).min(MAX_PAGE);
     let answer = app.state.view.read(|picture| {
         let fits = |(name, m): &(&crate::types::Name, &Machine)| {
-            page.light.is_none_or(|l| l == m.light) && (wanted.is_empty() || name.to_lowercase().contains(&wanted))
+            page.light.is_none_or(|l| l == picture.light(m))
+                && (wanted.is_empty() || name.to_lowercase().contains(&wanted))
         };
         let mut found: Vec<_> = picture.machines().iter().filter(fits).collect();
-        found.sort_by_key(|(_, m)| m.light);
+        found.sort_by_key(|(_, m)| picture.light(m));
         let shown = found.iter().skip(page.offset).take(limit);
         json!({
             "total": picture.machines().len(), "found": found.len(), "offset": page.offset, "now": now.to_string(),
-            "machines": shown.map(|(n, m)| render::machine(n, m, now)).collect::<Vec<_>>(),
+            "version": picture.version(), "epoch": app.state.view.epoch(),
+            "machines": shown.map(|(n, m)| render::machine(n, m, picture, now)).collect::<Vec<_>>(),
         })
     });
     Ok(Json(answer))
@@ -205,10 +216,13 @@ async fn machine(State(app): Shared, Path(id): Path<String>) -> Answer {
     }
 }
 
-/// Every machine's light, by name, each `["pump-1", "green"]`: the whole plant at a glance.
+/// Every machine's state, by name, each `["pump-1", "green", version]`.
 async fn lights(State(app): Shared) -> Json<Value> {
-    let list: Vec<Value> = app.state.view.read(|p| p.machines().iter().map(|(n, m)| json!([n, m.light])).collect());
-    Json(json!({"total": list.len(), "lights": list}))
+    let answer = app.state.view.read(|p| {
+        let list: Vec<Value> = p.machines().iter().map(|(n, m)| json!([n, p.light(m), m.versions.state])).collect();
+        json!({"total": list.len(), "version": p.version(), "epoch": app.state.view.epoch(), "lights": list})
+    });
+    Json(answer)
 }
 
 #[derive(Deserialize)]
@@ -221,16 +235,18 @@ struct Length {
 async fn alarms(State(app): Shared, length: Result<Query<Length>, QueryRejection>) -> Answer {
     let Query(length) = length.map_err(|e| Problem(StatusCode::BAD_REQUEST, e.body_text()))?;
     let render = if length.brief { render::alarm_in_brief } else { render::alarm };
-    let (list, flood): (Vec<Value>, Value) = app
-        .state
-        .view
-        .read(|p| (render::newest_first(p.alarms()).map(|a| render(a)).collect(), render::flood(p.flood.as_ref())));
-    Ok(Json(json!({"alarms": list, "flood": flood})))
+    let answer = app.state.view.read(|p| {
+        let list: Vec<Value> = render::most_urgent_first(p.alarms()).map(render).collect();
+        json!({
+            "alarms": list, "flood": render::flood(p.flood.as_ref()), "flood_version": p.flood_version(),
+            "version": p.version(), "epoch": app.state.view.epoch(),
+        })
+    });
+    Ok(Json(answer))
 }
 
 async fn alarm(State(app): Shared, Path(id): Path<String>) -> Answer {
-    let found =
-        |p: &super::picture::Picture| p.alarms().iter().find(|a| a.id.to_string() == id).map(|a| render::alarm(a));
+    let found = |p: &Picture| p.alarms().iter().find(|l| l.alarm.id.to_string() == id).map(render::alarm);
     match app.state.view.read(found) {
         Some(alarm) => Ok(Json(alarm)),
         None => problem(StatusCode::NOT_FOUND, "no such alarm is listed"),

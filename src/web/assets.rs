@@ -56,11 +56,12 @@ impl Asset {
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// All of them. They tell nothing of the plant, so anybody may fetch them.
-pub static ALL: [Asset; 8] = [
+pub static ALL: [Asset; 9] = [
     Asset::new("/", "text/html; charset=utf-8", include_str!("assets/index.html")),
     Asset::new("/app.css", "text/css; charset=utf-8", include_str!("assets/app.css")),
     Asset::new("/words.js", SCRIPT, include_str!("assets/words.js")),
     Asset::new("/app.js", SCRIPT, include_str!("assets/app.js")),
+    Asset::new("/live.js", SCRIPT, include_str!("assets/live.js")),
     Asset::new("/machines.js", SCRIPT, include_str!("assets/machines.js")),
     Asset::new("/alarms.js", SCRIPT, include_str!("assets/alarms.js")),
     Asset::new("/pages.js", SCRIPT, include_str!("assets/pages.js")),

@@ -1,9 +1,11 @@
-//! `/api/v1/events`: server-sent events of types `step`, `verdict`, `opinion`, `alarm`, `flood`,
-//! `state` and `status`.
+//! `/api/v1/events`: server-sent events of types `step`, `verdict`, `opinion`, `alarm`, `flood`, `state`,
+//! `status` and `reset`.
+//! Every frame has the id `EPOCH-STREAM-NUMBER`; a stream numbers its frames from 0 without gaps. Every frame's
+//! data has the version of what it tells. `reset` says that too much has changed to be told one by one.
 //! A reader that falls behind is cut off; browsers come back by themselves and fetch the whole again.
 //! With `?watch=true` a stream says which machines it shows, and hears nothing of the steps of others.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +33,12 @@ use crate::types::Name;
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 struct Stream {
-    first: Option<Bytes>,
+    /// What is sent before anything else.
+    first: VecDeque<Bytes>,
+    /// Epoch and stream, the beginning of every frame's id.
+    name: String,
+    /// Frames sent so far.
+    sent: u64,
     frames: Receiver<Frame>,
     watch: Option<Arc<Watch>>,
     stop: CancellationToken,
@@ -56,17 +63,30 @@ pub async fn open(
     } else {
         (app.state.view.subscribe(), None)
     };
-    let name = watch.as_ref().map(|w| format!("event: stream\ndata: {{\"id\":\"{:016x}\"}}\n\n", w.id));
-    let first = format!("retry: 1000\n{}event: status\ndata: {}\n\n", name.unwrap_or_default(), api::status_of(&app));
-    let stop = app.shared.stop.clone();
-    let stream = Stream { first: Some(first.into()), frames, watch, stop, _slot: slot };
+    let id = watch.as_ref().map_or_else(|| fastrand::u64(..), |w| w.id);
+    let mut first = VecDeque::new();
+    if watch.is_some() {
+        first.push_back(format!("event: stream\ndata: {{\"id\":\"{id:016x}\"}}\n\n").into());
+    }
+    first.push_back(format!("retry: 1000\nevent: status\ndata: {}\n\n", api::status_of(&app)).into());
+    let (stop, name) = (app.shared.stop.clone(), format!("{}-{id:016x}", app.state.view.epoch()));
+    let stream = Stream { first, name, sent: 0, frames, watch, stop, _slot: slot };
     let body = Body::from_stream(stream::unfold(stream, next));
     Ok(([(header::CONTENT_TYPE, "text/event-stream")], body).into_response())
 }
 
+impl Stream {
+    /// The frame with its number.
+    fn number(&mut self, frame: &[u8]) -> Bytes {
+        let id = format!("id: {}-{}\n", self.name, self.sent);
+        self.sent += 1;
+        [id.as_bytes(), frame].concat().into()
+    }
+}
+
 async fn next(mut s: Stream) -> Option<(Result<Bytes, std::convert::Infallible>, Stream)> {
-    if let Some(first) = s.first.take() {
-        return Some((Ok(first), s));
+    if let Some(first) = s.first.pop_front() {
+        return Some((Ok(s.number(&first)), s));
     }
     let until = Instant::now() + KEEP_ALIVE;
     loop {
@@ -77,7 +97,7 @@ async fn next(mut s: Stream) -> Option<(Result<Bytes, std::convert::Infallible>,
         match frame {
             Ok(Ok(frame)) => {
                 if let Some(text) = frame.text_for(s.watch.as_deref()) {
-                    return Some((Ok(text), s));
+                    return Some((Ok(s.number(&text)), s));
                 }
             }
             Ok(Err(RecvError::Lagged(_) | RecvError::Closed)) => return None,

@@ -1,18 +1,25 @@
 //! What the API and the events say, as JSON. Times are RFC 3339 in UTC, ages are in seconds.
 
 use std::cmp::Reverse;
-use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::picture::{Held, Machine, Signal};
+use super::alarm_list::Listed;
+use super::machine::{Held, Machine, Signal};
+use super::picture::Picture;
 use crate::types::{Alarm, CRITICAL_SEVERITY, Care, Flood, SecondOpinion, Time, Verdict, priority};
 
 /// Data older than this by its own time is said to be behind: it is being caught up.
 const BEHIND_SECONDS: f64 = 60.0;
 
-/// An alarm as it stands.
-pub fn alarm(a: &Alarm) -> Value {
+/// An alarm as it stands, with the version of its last change.
+pub fn alarm(listed: &Listed) -> Value {
+    let mut out = alarm_of(&listed.alarm);
+    out["version"] = json!(listed.version);
+    out
+}
+
+fn alarm_of(a: &Alarm) -> Value {
     let c = &a.care;
     let shelf = c.shelf.as_ref();
     json!({
@@ -38,9 +45,11 @@ pub fn opinion(o: &SecondOpinion) -> Value {
 }
 
 /// The same without its explanation, which is most of it.
-pub fn alarm_in_brief(a: &Alarm) -> Value {
+pub fn alarm_in_brief(listed: &Listed) -> Value {
+    let a = &*listed.alarm;
     let brief = Alarm { care: Care { explanation: None, ..a.care.clone() }, ..a.clone() };
-    let mut out = alarm(&brief);
+    let mut out = alarm_of(&brief);
+    out["version"] = json!(listed.version);
     out["explained"] = json!(a.care.explanation.is_some());
     out
 }
@@ -50,40 +59,60 @@ pub fn flood(flood: Option<&Flood>) -> Value {
     flood.map_or(Value::Null, |f| json!({"since": f.since.to_string(), "raised": f.raised, "first": f.first}))
 }
 
-/// Newest first, by when they were raised.
-pub fn newest_first(alarms: &[Arc<Alarm>]) -> impl Iterator<Item = &Arc<Alarm>> {
-    let mut sorted: Vec<&Arc<Alarm>> = alarms.iter().collect();
-    sorted.sort_by_key(|a| Reverse((a.since, a.at, a.id)));
+/// The flood with its version, as an event.
+pub fn flood_event(picture: &Picture) -> Value {
+    json!({"flood": flood(picture.flood.as_ref()), "version": picture.flood_version()})
+}
+
+/// Active alarms first, of these the most severe first, then the newest. Alarms that are shelved, suppressed
+/// or out of service count as not active. The dashboard lists them in the same order.
+pub fn most_urgent_first(alarms: &[Listed]) -> impl Iterator<Item = &Listed> {
+    let mut sorted: Vec<&Listed> = alarms.iter().collect();
+    sorted.sort_by_key(|l| {
+        let a = &l.alarm;
+        let active = a.state.is_active() && !a.care.is_quiet();
+        Reverse((active, !active && a.state.is_owed(), a.severity, a.state.is_owed(), a.since, a.id))
+    });
     sorted.into_iter()
 }
 
-/// A machine's light.
-pub fn state(name: &str, m: &Machine) -> Value {
-    json!({"machine": name, "light": m.light, "why": m.why, "since": m.since.to_string()})
+/// A machine's state.
+pub fn state(name: &str, m: &Machine, picture: &Picture) -> Value {
+    json!({
+        "machine": name, "light": picture.light(m), "why": picture.why(m), "since": picture.since(m).to_string(),
+        "version": m.versions.state,
+    })
 }
 
 /// A machine's last values.
 pub fn step(name: &str, m: &Machine, now: Time) -> Value {
-    json!({"machine": name, "at": m.at.to_string(), "behind_seconds": behind(m, now), "signals": signals(m, now)})
+    json!({
+        "machine": name, "at": m.at.to_string(), "behind_seconds": behind(m, now), "signals": signals(m, now),
+        "version": m.versions.step,
+    })
 }
 
 /// A machine's last verdict: in short, and as its record has it.
 pub fn verdict_event(name: &str, m: &Machine) -> Value {
-    json!({"machine": name, "verdict": verdict(m), "data": raw(m.data.as_deref())})
+    let mut out = verdict_in_brief(name, m);
+    out["data"] = raw(m.data.as_deref());
+    out
 }
 
 /// In short only.
 pub fn verdict_in_brief(name: &str, m: &Machine) -> Value {
-    json!({"machine": name, "verdict": verdict(m)})
+    json!({"machine": name, "verdict": verdict(m), "version": m.versions.verdict})
 }
 
 /// All of a machine that its card shows.
-pub fn machine(name: &str, m: &Machine, now: Time) -> Value {
+pub fn machine(name: &str, m: &Machine, picture: &Picture, now: Time) -> Value {
     let at = (m.at != Time::default()).then(|| m.at.to_string());
+    let v = &m.versions;
     json!({
-        "id": name, "light": m.light, "why": m.why, "since": m.since.to_string(), "at": at,
+        "id": name, "light": picture.light(m), "why": picture.why(m), "since": picture.since(m).to_string(), "at": at,
         "behind_seconds": behind(m, now), "signals": signals(m, now), "verdict": verdict(m),
         "second_opinion": m.opinion.as_deref().map(opinion),
+        "versions": {"state": v.state, "step": v.step, "verdict": v.verdict, "opinion": v.opinion},
     })
 }
 
@@ -122,7 +151,7 @@ fn verdict(m: &Machine) -> Value {
     })
 }
 
-/// How far the verdict is on its way to the alarm limit: 0 is well, 1 is at the limit or beyond.
+/// How far the verdict is from normal, as a part of the alarm limit: 0 is normal, 1 is at the limit or beyond.
 fn level(v: &Verdict, held: Held) -> Option<f64> {
     let score = v.score?;
     let level = match (held, v.p_value) {

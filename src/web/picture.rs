@@ -1,15 +1,17 @@
 //! What the dashboard knows of every machine: plain state, fed one event at a time, clock passed in.
-//! Every collection here has a bound; what does not fit is counted and shown.
+//! Every collection here has a bound; what does not fit is counted and shown. Every change raises the
+//! version, and each part of a machine and each alarm keeps the version of its last change.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use super::alarm_list::{AlarmList, Listed};
 use super::course::Course;
-use super::ring::{KeptPoint, KeptScore, Point, Ring, ScorePoint};
-use crate::types::{
-    Alarm, AlarmState, Care, Cause, Condition, Flood, Live, MachineState, Name, Quality, Reason, SecondOpinion, Time,
-    Verdict,
-};
+use super::machine::{Machine, Signal, give_plots, held_against};
+use super::ring::{Ring, ScorePoint};
+use crate::types::{Alarm, Cause, Flood, Live, MachineState, Name, Quality, Reason, SecondOpinion, Time, Verdict};
 
 /// Machines shown. Further ones are counted as not shown.
 pub const MAX_MACHINES: usize = 10_000;
@@ -22,108 +24,21 @@ pub const MAX_SIGNALS_TOTAL: usize = 100_000;
 pub const MAX_RINGS: usize = 2_048;
 /// Courses of health and useful life that can be kept at a time: at most 2,048 × 360 × 40 bytes = 30 MB.
 pub const MAX_COURSES: usize = 2_048;
-/// Alarms listed. Those that are over make room first.
-pub const MAX_ALARMS: usize = 500;
 /// Longer names are not shown: topics may carry names of 64 KiB.
 pub const MAX_NAME_BYTES: usize = 512;
 /// Longer verdict records are not kept for the page.
 pub const MAX_VERDICT_BYTES: usize = 16 * 1024;
 
 const MAX_WHY_CHARS: usize = 200;
-
-/// What the threshold is held against. The verdict does not say, so it is told from what it decided.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub enum Held {
-    /// The score must stay below it.
-    Score,
-    /// The p-value must stay above it.
-    PValue,
-}
-
-/// The last known of one signal. Times are the wall clock's at arrival unless said otherwise.
-#[derive(Clone, Debug)]
-pub struct Signal {
-    /// The last usable value; kept when later steps have none.
-    pub value: Option<f64>,
-    /// Of the last step.
-    pub quality: Quality,
-    /// Of the last step.
-    pub cause: Cause,
-    /// When the device or broker was last heard on this signal, whatever it said.
-    pub heard: Option<Time>,
-    /// When the value last became another.
-    pub changed: Option<Time>,
-    /// The plot, where there is room for one.
-    pub points: Option<Ring<KeptPoint>>,
-}
-
-impl Default for Signal {
-    fn default() -> Signal {
-        Signal { value: None, quality: Quality::Stale, cause: Cause::None, heard: None, changed: None, points: None }
-    }
-}
-
-/// One machine.
-#[derive(Clone, Debug)]
-pub struct Machine {
-    /// Its light.
-    pub light: MachineState,
-    /// Why, in a few words.
-    pub why: String,
-    /// Since when, by the event's own time.
-    pub since: Time,
-    /// Time of the last step.
-    pub at: Time,
-    /// By name.
-    pub signals: BTreeMap<Name, Signal>,
-    /// The last verdict.
-    pub verdict: Option<Arc<Verdict>>,
-    /// The `data` of its record.
-    pub data: Option<Arc<str>>,
-    /// What the threshold is held against.
-    pub held: Held,
-    /// What a larger model said last.
-    pub opinion: Option<Arc<SecondOpinion>>,
-    /// The score plot; it is there exactly when the machine has plots at all.
-    pub scores: Option<Ring<KeptScore>>,
-    /// Health and useful life, where its model speaks of them and there is room.
-    pub course: Option<Course>,
-    wanted: u64,
-    fresh_step: bool,
-    fresh_verdict: bool,
-}
-
-impl Machine {
-    fn new(now: Time) -> Machine {
-        Machine {
-            light: MachineState::Amber,
-            why: "not heard yet".into(),
-            since: now,
-            at: Time::default(),
-            signals: BTreeMap::new(),
-            verdict: None,
-            data: None,
-            held: Held::PValue,
-            opinion: None,
-            scores: None,
-            course: None,
-            wanted: 0,
-            fresh_step: false,
-            fresh_verdict: false,
-        }
-    }
-
-    fn rings(&self) -> usize {
-        usize::from(self.scores.is_some()) + self.signals.values().filter(|s| s.points.is_some()).count()
-    }
-}
+/// An engine that sends nothing for this long is silent. It sends a heartbeat every 500 ms.
+pub const ENGINE_SILENT_AFTER: Duration = Duration::from_secs(5);
 
 /// How many machines show which light.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lights {
     /// Judged and normal.
     pub green: usize,
-    /// To look at.
+    /// In need of a person.
     pub amber: usize,
     /// In alarm.
     pub red: usize,
@@ -137,7 +52,14 @@ pub struct Lights {
 #[derive(Debug, Default)]
 pub struct Picture {
     machines: BTreeMap<Name, Machine>,
-    alarms: Vec<Arc<Alarm>>,
+    alarms: AlarmList,
+    version: u64,
+    flood_version: u64,
+    version_of_removal: u64,
+    /// When the engine was last heard, by the wall clock and by the monotonic one.
+    engine_heard: Option<(Time, Instant)>,
+    /// Since when the engine is silent, by the wall clock.
+    silent_since: Option<Time>,
     fresh: VecDeque<Name>,
     signals: usize,
     rings: usize,
@@ -154,14 +76,126 @@ pub struct Picture {
 impl Picture {
     /// Takes in one event.
     pub fn apply(&mut self, event: &Live, now: Time) {
+        if matches!(event, Live::Heartbeat(_)) {
+            return;
+        }
+        self.version += 1;
+        match event {
+            Live::Snapshot(events) => self.snapshot(events, now),
+            event => self.apply_one(event, now),
+        }
+    }
+
+    fn apply_one(&mut self, event: &Live, now: Time) {
         match event {
             Live::Step { machine, at, values } => self.step(machine, *at, values, now),
             Live::Verdict(verdict, data) => self.verdict(verdict, data, now),
             Live::Alarm(alarm, _) => self.alarm(alarm),
             Live::State { machine, at, light, why } => self.state(machine, *at, *light, why, now),
             Live::Opinion(machine, opinion, _) => self.opinion(machine, opinion),
-            Live::Flood(flood) => self.flood.clone_from(flood),
+            Live::Flood(flood) => self.set_flood(flood.as_ref()),
+            Live::Heartbeat(_) | Live::Snapshot(_) => {}
         }
+    }
+
+    /// Takes in the present state of everything. Only what differs is changed; what is not in it is over.
+    fn snapshot(&mut self, events: &[Live], now: Time) {
+        let (mut machines, mut alarms, mut flood) = (HashSet::new(), HashSet::new(), None);
+        for event in events {
+            match event {
+                Live::State { machine, .. } => {
+                    machines.insert(machine.clone());
+                }
+                Live::Alarm(alarm, _) => {
+                    alarms.insert(alarm.id);
+                }
+                Live::Flood(present) => flood = present.as_ref(),
+                _ => {}
+            }
+        }
+        self.alarms.end_all_but(&alarms, self.version);
+        let gone: Vec<Name> = self.machines.keys().filter(|name| !machines.contains(*name)).cloned().collect();
+        gone.iter().for_each(|name| self.forget(name));
+        self.fresh.retain(|name| machines.contains(name));
+        for event in events {
+            match event {
+                Live::Flood(_) => {}
+                Live::Alarm(alarm, _) if self.alarms.has(alarm) => {}
+                event => self.apply_one(event, now),
+            }
+        }
+        self.set_flood(flood);
+    }
+
+    /// The engine has sent something; `true` when it was silent until now.
+    pub fn hear_engine(&mut self, now: Time, monotonic: Instant) -> bool {
+        self.engine_heard = Some((now, monotonic));
+        let was_silent = self.silent_since.take().is_some();
+        if was_silent {
+            self.touch_all_states();
+        }
+        was_silent
+    }
+
+    /// Looks whether the engine has become silent; `true` when it has just now. Before its first event it
+    /// is not: there are no machines yet.
+    pub fn watch_engine(&mut self, monotonic: Instant) -> bool {
+        let Some((at, heard)) = self.engine_heard else { return false };
+        if self.silent_since.is_some() || monotonic.saturating_duration_since(heard) < ENGINE_SILENT_AFTER {
+            return false;
+        }
+        self.silent_since = Some(at);
+        self.touch_all_states();
+        true
+    }
+
+    fn touch_all_states(&mut self) {
+        self.version += 1;
+        self.machines.values_mut().for_each(|m| m.versions.state = self.version);
+    }
+
+    /// The number of changes so far.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The version at which the flood began, grew or ended.
+    pub fn flood_version(&self) -> u64 {
+        self.flood_version
+    }
+
+    /// The version at which a machine was last removed.
+    pub fn version_of_removal(&self) -> u64 {
+        self.version_of_removal
+    }
+
+    /// Since when the engine is silent, if it is.
+    pub fn silent_since(&self) -> Option<Time> {
+        self.silent_since
+    }
+
+    /// The state of a machine that is shown. While the engine is silent, only red is known to hold.
+    pub fn light(&self, m: &Machine) -> MachineState {
+        match self.silent_since {
+            Some(_) if m.light != MachineState::Red => MachineState::Amber,
+            _ => m.light,
+        }
+    }
+
+    /// Why it is in the state that is shown.
+    pub fn why<'a>(&self, m: &'a Machine) -> Cow<'a, str> {
+        match self.silent_since {
+            None => Cow::Borrowed(&m.why),
+            Some(at) if m.light == MachineState::Red => {
+                Cow::Owned(format!("{}; the engine has not been heard since {at}", m.why))
+            }
+            Some(at) => Cow::Owned(format!("the engine has not been heard since {at}")),
+        }
+    }
+
+    /// Since when it is in the state that is shown.
+    pub fn since(&self, m: &Machine) -> Time {
+        self.silent_since.filter(|_| m.light != self.light(m)).unwrap_or(m.since)
     }
 
     /// All machines by name.
@@ -170,15 +204,15 @@ impl Picture {
     }
 
     /// The alarms listed, in no particular order.
-    pub fn alarms(&self) -> &[Arc<Alarm>] {
-        &self.alarms
+    pub fn alarms(&self) -> &[Listed] {
+        self.alarms.as_slice()
     }
 
-    /// Counts by light.
+    /// Counts by the state that is shown.
     pub fn lights(&self) -> Lights {
         let mut n = Lights::default();
         for m in self.machines.values() {
-            match m.light {
+            match self.light(m) {
                 MachineState::Green => n.green += 1,
                 MachineState::Amber => n.amber += 1,
                 MachineState::Red => n.red += 1,
@@ -262,6 +296,7 @@ impl Picture {
             return false;
         }
         let mut machine = Machine::new(now);
+        machine.versions.state = self.version;
         self.rings += give_plots(&mut machine, MAX_RINGS - self.rings);
         self.machines.insert(name.clone(), machine);
         true
@@ -273,6 +308,7 @@ impl Picture {
         }
         let Some(m) = self.machines.get_mut(name) else { return };
         m.at = at;
+        m.versions.step = self.version;
         for (signal, value, quality, cause) in values {
             let value = value.filter(|v| v.is_finite());
             if let Some(s) = m.signals.get_mut(signal) {
@@ -298,15 +334,20 @@ impl Picture {
     }
 
     fn state(&mut self, name: &Name, at: Time, light: MachineState, why: &str, now: Time) {
+        let is_new = !self.machines.contains_key(name);
         if !self.admit(name, now) {
             return;
         }
         let Some(m) = self.machines.get_mut(name) else { return };
-        if m.light != light {
+        let why: String = why.chars().take(MAX_WHY_CHARS).collect();
+        if !is_new && m.light == light && m.why == why {
+            return;
+        }
+        if is_new || m.light != light {
             m.since = at;
         }
-        m.light = light;
-        m.why = why.chars().take(MAX_WHY_CHARS).collect();
+        (m.light, m.why) = (light, why);
+        m.versions.state = self.version;
     }
 
     fn verdict(&mut self, verdict: &Arc<Verdict>, data: &Arc<str>, now: Time) {
@@ -332,6 +373,7 @@ impl Picture {
             course.push(verdict.at, verdict.health, verdict.rul);
         }
         m.verdict = Some(verdict.clone());
+        m.versions.verdict = self.version;
         m.data = (data.len() <= MAX_VERDICT_BYTES).then(|| data.clone());
         if !m.fresh_step && !m.fresh_verdict {
             self.fresh.push_back(verdict.machine.clone());
@@ -343,98 +385,29 @@ impl Picture {
     fn opinion(&mut self, name: &Name, opinion: &Arc<SecondOpinion>) {
         if let Some(m) = self.machines.get_mut(name) {
             m.opinion = Some(opinion.clone());
+            m.versions.opinion = self.version;
         }
-        let about = |a: &&mut Arc<Alarm>| {
-            let mine = a.machine == *name && a.condition == Condition::Anomaly && a.state.is_active();
-            mine && a.since <= opinion.at
-        };
-        if let Some(alarm) = self.alarms.iter_mut().find(about) {
-            let mut told = Alarm::clone(alarm);
-            told.care.opinion = Some(SecondOpinion::clone(opinion));
-            *alarm = Arc::new(told);
-        }
+        self.alarms.opinion(name, opinion, self.version);
     }
 
     fn alarm(&mut self, alarm: &Arc<Alarm>) {
-        // What people put aside goes with the alarm that stands; one before it is history.
-        let same = |a: &Arc<Alarm>| a.machine == alarm.machine && a.condition == alarm.condition && a.id != alarm.id;
-        for old in self.alarms.iter_mut().filter(|a| same(a) && (a.care.is_quiet() || a.state != AlarmState::Normal)) {
-            let mut over = Alarm::clone(old);
-            over.state = AlarmState::Normal;
-            let Care { explanation, opinion, .. } = over.care;
-            over.care = Care { explanation, opinion, ..Care::default() };
-            *old = Arc::new(over);
-        }
-        if let Some(known) = self.alarms.iter_mut().find(|a| a.id == alarm.id) {
-            *known = alarm.clone();
-            return;
-        }
-        if alarm.machine.len() > MAX_NAME_BYTES {
-            self.not_shown += 1;
-            return;
-        }
-        if self.alarms.len() >= MAX_ALARMS {
-            // Those that are over go first, then the mildest, then the oldest.
-            let least = |a: &Arc<Alarm>| (a.state != AlarmState::Normal, a.state.is_active(), a.severity, a.at);
-            if let Some(i) = (0..self.alarms.len()).min_by_key(|i| least(&self.alarms[*i])) {
-                let gone = self.alarms.swap_remove(i);
-                self.not_shown += u64::from(gone.state != AlarmState::Normal);
-            }
-        }
-        self.alarms.push(alarm.clone());
+        let complete = alarm.machine.len() <= MAX_NAME_BYTES && self.alarms.apply(alarm, self.version);
+        self.not_shown += u64::from(!complete);
     }
-}
 
-impl Signal {
-    fn take(&mut self, at: Time, value: Option<f64>, quality: Quality, cause: Cause, now: Time) {
-        if was_heard(value, quality, cause) {
-            self.heard = Some(now);
-            if value.is_some() && value != self.value {
-                self.changed = Some(now);
-            }
-        }
-        self.value = value.or(self.value);
-        (self.quality, self.cause) = (quality, cause);
-        if let Some(ring) = &mut self.points {
-            ring.push(Point { at, value, quality });
+    fn set_flood(&mut self, flood: Option<&Flood>) {
+        if self.flood.as_ref() != flood {
+            self.flood = flood.cloned();
+            self.flood_version = self.version;
         }
     }
-}
 
-/// Whether the equipment spoke, as against a value that was held over or is missing.
-fn was_heard(value: Option<f64>, quality: Quality, cause: Cause) -> bool {
-    match cause {
-        Cause::Held | Cause::Timeout | Cause::Exception | Cause::Disconnected => false,
-        Cause::None => value.is_some() && quality != Quality::Stale,
-        Cause::NotFinite | Cause::OutOfRange | Cause::Stuck | Cause::Source => true,
-    }
-}
-
-/// Gives the machine all the plots it lacks, within `room`; says how many it gave.
-fn give_plots(m: &mut Machine, room: usize) -> usize {
-    let before = m.rings();
-    let mut room = room;
-    if m.scores.is_none() && room > 0 {
-        m.scores = Some(Ring::default());
-        room -= 1;
-    }
-    for signal in m.signals.values_mut().filter(|s| s.points.is_none()).take(room) {
-        signal.points = Some(Ring::default());
-    }
-    m.rings() - before
-}
-
-fn held_against(v: &Verdict, before: Held) -> Held {
-    let anomaly = match v.reason {
-        Reason::AnomalyDetected => true,
-        Reason::NoAnomalyDetected => false,
-        _ => return if v.p_value.is_none() && v.score.is_some() { Held::Score } else { before },
-    };
-    let by_p = v.p_value.map(|p| (p <= v.threshold) == anomaly);
-    let by_score = v.score.map(|s| (s >= v.threshold) == anomaly);
-    match (by_p, by_score) {
-        (None, Some(_)) | (Some(false), Some(true)) => Held::Score,
-        (Some(_), None) | (Some(true), Some(false)) => Held::PValue,
-        _ => before,
+    /// The engine does not know this machine any more.
+    fn forget(&mut self, name: &Name) {
+        let Some(m) = self.machines.remove(name) else { return };
+        self.rings -= m.rings();
+        self.signals -= m.signals.len();
+        self.courses -= usize::from(m.course.is_some());
+        self.version_of_removal = self.version;
     }
 }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::course::Stretch;
 use super::guard::{Problem, problem};
-use super::picture::Held;
+use super::machine::Held;
 use super::ring::ScorePoint;
 use super::view::Trends;
 use super::{App, Band};
@@ -146,7 +146,7 @@ fn score_panels(scores: &[ScorePoint], held: Held) -> Vec<Panel> {
         limit: Some(dots(&|s| Some(surprise(s.threshold)))),
         axis: Axis::Rarity,
         tall: true,
-        ..Panel::of("how rare this is when healthy", dots(&|s| s.p_value.map(surprise)))
+        ..Panel::of("p-value", dots(&|s| s.p_value.map(surprise)))
     };
     vec![rarity, score]
 }

@@ -2,22 +2,22 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
-use tokio_util::sync::CancellationToken;
 
 use super::course::{Course, Stretch};
 use super::json as render;
+use super::machine::{Machine, Signal};
 use super::picture::Picture;
 use super::ring::{Point, ScorePoint};
-use crate::metrics::lock;
-use crate::types::{Alarm, Live, Name, Time};
+use crate::metrics::{Resync, Shared, lock};
+use crate::types::{Live, Name, Time};
 
-pub use super::picture::Held;
+pub use super::machine::Held;
 
 /// Frames held for browsers that read slowly; one that falls further behind is cut off and comes back.
 pub const EVENTS_QUEUED: usize = 4_096;
@@ -27,6 +27,8 @@ const FLUSH_EVERY: Duration = Duration::from_millis(250);
 const MACHINES_PER_FLUSH: usize = 200;
 /// Machines that one browser may watch: more than fit on any screen.
 pub(super) const MAX_WATCHED: usize = 200;
+/// Changed states that are sent one by one. Where more change at once, browsers are told to fetch all.
+const MAX_STATE_FRAMES: usize = 500;
 /// Events taken under one lock.
 const BATCH: usize = 1_024;
 /// Once all is taken in, so long nothing is looked at: too short for people, long enough that the engine
@@ -38,6 +40,8 @@ pub struct View {
     picture: Mutex<Picture>,
     frames: broadcast::Sender<Frame>,
     watches: Mutex<Vec<Weak<Watch>>>,
+    /// Unique to this process: versions of another epoch cannot be compared with its own.
+    epoch: String,
 }
 
 /// One event, as browsers are sent it.
@@ -108,18 +112,25 @@ impl View {
             picture: Mutex::default(),
             frames: broadcast::channel(EVENTS_QUEUED).0,
             watches: Mutex::default(),
+            epoch: format!("{:016x}", fastrand::u64(..)),
         })
     }
 
-    /// Feeds the picture until the sender has gone or `stop` is cancelled. Falling behind loses
-    /// events of this picture only; how many is counted and shown.
-    pub async fn follow(self: Arc<View>, mut events: broadcast::Receiver<Live>, stop: CancellationToken) {
+    /// Identifies the process that the versions belong to.
+    pub(super) fn epoch(&self) -> &str {
+        &self.epoch
+    }
+
+    /// Feeds the picture until the sender has gone or `shared.stop` is cancelled. Events that are missed are
+    /// counted and shown, and the present state of everything is asked for.
+    pub async fn follow(self: Arc<View>, mut events: broadcast::Receiver<Live>, shared: Shared) {
         let mut flush = tokio::time::interval(FLUSH_EVERY);
         flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let event = tokio::select! {
-                () = stop.cancelled() => return,
+                () = shared.stop.cancelled() => return,
                 _ = flush.tick() => {
+                    self.watch_engine(Instant::now());
                     self.flush(Time::now());
                     continue;
                 }
@@ -127,12 +138,12 @@ impl View {
             };
             match event {
                 Ok(event) => {
-                    if !self.take(event, &mut events, Time::now()) {
+                    if !self.take(event, &mut events, &shared.resync, Time::now()) {
                         // Being stopped is seen at the next turn.
-                        let _ = tokio::time::timeout(REST, stop.cancelled()).await;
+                        let _ = tokio::time::timeout(REST, shared.stop.cancelled()).await;
                     }
                 }
-                Err(RecvError::Lagged(n)) => lock(&self.picture).lagged += n,
+                Err(RecvError::Lagged(n)) => missed(&mut lock(&self.picture), n, &shared.resync),
                 Err(RecvError::Closed) => {
                     self.flush(Time::now());
                     return;
@@ -142,8 +153,11 @@ impl View {
     }
 
     /// Takes in `first` and what else has come, up to [`BATCH`]; whether there may be more.
-    fn take(&self, first: Live, events: &mut broadcast::Receiver<Live>, now: Time) -> bool {
+    fn take(&self, first: Live, events: &mut broadcast::Receiver<Live>, resync: &Resync, now: Time) -> bool {
         let mut picture = lock(&self.picture);
+        if picture.hear_engine(now, Instant::now()) {
+            self.announce_changes(&picture);
+        }
         let mut next = Some(first);
         for _ in 0..BATCH {
             let Some(event) = next else { return false };
@@ -152,7 +166,7 @@ impl View {
             next = match events.try_recv() {
                 Ok(event) => Some(event),
                 Err(TryRecvError::Lagged(n)) => {
-                    picture.lagged += n;
+                    missed(&mut picture, n, resync);
                     events.try_recv().ok()
                 }
                 Err(_) => None,
@@ -165,33 +179,62 @@ impl View {
         true
     }
 
+    /// Marks all machines when the engine has become silent.
+    fn watch_engine(&self, now: Instant) {
+        let mut picture = lock(&self.picture);
+        if picture.watch_engine(now) {
+            tracing::error!("the engine is silent: the dashboard shows no machine as green until it is heard again");
+            self.announce_changes(&picture);
+        }
+    }
+
     /// Sends what must not wait for the next flush.
     fn announce(&self, picture: &Picture, event: &Live) {
         if self.frames.receiver_count() == 0 {
             return;
         }
         match event {
-            Live::Alarm(alarm, _) => self.announce_alarm(alarm),
+            Live::Step { .. } | Live::Verdict(..) | Live::Heartbeat(_) => {}
             Live::State { machine, .. } => {
-                if let Some(m) = picture.machines().get(machine) {
-                    self.send("state", &render::state(machine, m));
+                let changed = |m: &&Machine| m.versions.state == picture.version();
+                if let Some(m) = picture.machines().get(machine).filter(changed) {
+                    self.send("state", &render::state(machine, m, picture));
                 }
             }
             Live::Opinion(machine, opinion, _) => {
-                self.send("opinion", &json!({"machine": machine, "second_opinion": render::opinion(opinion)}));
-                let about = |a: &&Arc<Alarm>| a.care.opinion.as_ref() == Some(&**opinion);
-                if let Some(alarm) = picture.alarms().iter().find(about) {
-                    self.announce_alarm(alarm);
-                }
+                let told = json!({"machine": machine, "second_opinion": render::opinion(opinion), "version": picture.version()});
+                self.send("opinion", &told);
+                self.announce_alarms(picture);
             }
-            Live::Flood(flood) => self.send("flood", &render::flood(flood.as_ref())),
-            Live::Step { .. } | Live::Verdict(..) => {}
+            Live::Alarm(..) => self.announce_alarms(picture),
+            Live::Flood(_) => self.send("flood", &render::flood_event(picture)),
+            Live::Snapshot(_) => self.announce_changes(picture),
         }
     }
 
-    fn announce_alarm(&self, alarm: &Alarm) {
-        let brief = Frame::new("alarm", &render::alarm_in_brief(alarm)).text;
-        self.put(Frame { brief: Some(brief), ..Frame::new("alarm", &render::alarm(alarm)) });
+    /// Sends all states and alarms of the present version.
+    fn announce_changes(&self, picture: &Picture) {
+        if self.frames.receiver_count() == 0 {
+            return;
+        }
+        let changed = || picture.machines().iter().filter(|(_, m)| m.versions.state == picture.version());
+        if picture.version_of_removal() == picture.version() || changed().nth(MAX_STATE_FRAMES).is_some() {
+            self.send("reset", &json!({"version": picture.version()}));
+            return;
+        }
+        changed().for_each(|(name, m)| self.send("state", &render::state(name, m, picture)));
+        self.announce_alarms(picture);
+        if picture.flood_version() == picture.version() {
+            self.send("flood", &render::flood_event(picture));
+        }
+    }
+
+    /// Sends all alarms of the present version: one event may end an earlier alarm too.
+    fn announce_alarms(&self, picture: &Picture) {
+        for listed in picture.alarms().iter().filter(|l| l.version == picture.version()) {
+            let brief = Frame::new("alarm", &render::alarm_in_brief(listed)).text;
+            self.put(Frame { brief: Some(brief), ..Frame::new("alarm", &render::alarm(listed)) });
+        }
     }
 
     /// Sends the newest step and verdict of machines that have news and that somebody watches.
@@ -278,9 +321,13 @@ impl View {
         let mut picture = lock(&self.picture);
         picture.look_at(id);
         let (name, m) = picture.machines().get_key_value(id)?;
-        let mut out = render::machine(name, m, now);
-        let mine: Vec<Value> =
-            render::newest_first(picture.alarms()).filter(|a| a.machine == *name).map(|a| render::alarm(a)).collect();
+        let mut out = render::machine(name, m, &picture, now);
+        out["version"] = json!(picture.version());
+        out["epoch"] = json!(self.epoch);
+        let mine: Vec<Value> = render::most_urgent_first(picture.alarms())
+            .filter(|l| l.alarm.machine == *name)
+            .map(render::alarm)
+            .collect();
         out["alarms"] = json!(mine);
         out["plots"] = json!(m.scores.is_some());
         out["course"] = json!(m.course.is_some());
@@ -293,7 +340,7 @@ impl View {
         let mut picture = lock(&self.picture);
         picture.look_at(id);
         let m = picture.machines().get(id)?;
-        let points = |s: &super::picture::Signal| s.points.as_ref().map(|r| r.to_vec()).unwrap_or_default();
+        let points = |s: &Signal| s.points.as_ref().map(|r| r.to_vec()).unwrap_or_default();
         Some(Trends {
             signals: m.signals.iter().map(|(n, s)| (n.clone(), points(s))).collect(),
             scores: m.scores.as_ref().map(|r| r.to_vec()).unwrap_or_default(),
@@ -301,6 +348,11 @@ impl View {
             course: m.course.as_ref().map(Course::to_vec).unwrap_or_default(),
         })
     }
+}
+
+fn missed(picture: &mut Picture, n: u64, resync: &Resync) {
+    picture.lagged += n;
+    resync.ask();
 }
 
 #[cfg(test)]

@@ -100,16 +100,19 @@ impl Chromium {
     /// Sets the size of the page's area, not of the window: phones are narrower than any window.
     pub async fn resize(&self, width: u32, height: u32, phone: bool) {
         let metrics = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone});
-        let command = json!({"cmd": "Emulation.setDeviceMetricsOverride", "params": metrics});
-        self.post("/goog/cdp/execute", command).await;
+        self.cdp("Emulation.setDeviceMetricsOverride", metrics).await;
+    }
+
+    /// Sends a command of the browser's own debugging protocol.
+    pub async fn cdp(&self, command: &str, params: Value) -> Value {
+        self.post("/goog/cdp/execute", json!({"cmd": command, "params": params})).await
     }
 
     /// A figure of the browser's own about the page: `Nodes`, `JSHeapUsedSize`, `JSEventListeners` and so on.
     pub async fn figure(&self, name: &str) -> f64 {
-        let cdp = |cmd: &str| json!({"cmd": cmd, "params": {}});
-        self.post("/goog/cdp/execute", cdp("HeapProfiler.collectGarbage")).await;
-        self.post("/goog/cdp/execute", cdp("Performance.enable")).await;
-        let all = self.post("/goog/cdp/execute", cdp("Performance.getMetrics")).await;
+        self.cdp("HeapProfiler.collectGarbage", json!({})).await;
+        self.cdp("Performance.enable", json!({})).await;
+        let all = self.cdp("Performance.getMetrics", json!({})).await;
         let metric = all["metrics"].as_array().and_then(|m| m.iter().find(|m| m["name"] == name));
         metric.and_then(|m| m["value"].as_f64()).unwrap_or_else(|| panic!("no figure {name} in {all}"))
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::metrics::Metrics;
+use crate::metrics::{Labels, Metrics};
 use crate::types::{Live, MachineState, Name};
 
 /// The states that the metric shows: one for each machine that the engine follows.
@@ -17,6 +17,14 @@ impl States {
         States { metrics, shown: HashMap::new() }
     }
 
+    /// Takes in how everything stands; machines that are not in it are gone.
+    pub fn restart(&mut self, all: &[Live]) {
+        for (machine, state) in self.shown.drain() {
+            self.metrics.machine_state.remove(&labels(&machine, state));
+        }
+        all.iter().for_each(|event| self.note(event));
+    }
+
     /// Takes in a change of a machine's state; other events are passed over.
     pub fn note(&mut self, event: &Live) {
         let Live::State { machine, light, .. } = event else { return };
@@ -24,10 +32,13 @@ impl States {
         if before == Some(*light) {
             return;
         }
-        let labels = |state: MachineState| [("machine", machine.to_string()), ("state", state.as_str().into())];
         if let Some(before) = before {
-            self.metrics.machine_state.remove(&labels(before));
+            self.metrics.machine_state.remove(&labels(machine, before));
         }
-        self.metrics.machine_state.get_or_create(&labels(*light)).set(1);
+        self.metrics.machine_state.get_or_create(&labels(machine, *light)).set(1);
     }
+}
+
+fn labels(machine: &Name, state: MachineState) -> Labels<2> {
+    [("machine", machine.to_string()), ("state", state.as_str().into())]
 }

@@ -1,12 +1,14 @@
 //! What dashboards should know of each machine, and what of it is still to be sent. Only the
 //! latest counts, so an absent broker costs no more memory than a present one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
-use super::messages::{Topics, flat};
+use serde_json::{Value, json};
+
+use super::messages::{self, Topics, flat};
 use crate::mqtt::{Outgoing, Qos};
-use crate::types::{Alarm, Condition, Name};
+use crate::types::{Alarm, AlarmState, Condition, MachineState, Name, RecordId, Time};
 
 /// Machines that are published; those beyond are counted and left out.
 pub const MAX_MACHINES: usize = 10_000;
@@ -21,9 +23,16 @@ enum What {
 
 const ALL: [What; 4] = [What::Discovery, What::State, What::Alarm, What::Opinion];
 
+#[derive(PartialEq)]
+struct State {
+    light: MachineState,
+    since: Time,
+    why: String,
+}
+
 #[derive(Default)]
 struct Machine {
-    state: Option<String>,
+    state: Option<State>,
     alarms: BTreeMap<Condition, (Alarm, Arc<str>)>,
     opinion: Option<Arc<str>>,
 }
@@ -77,10 +86,40 @@ impl Standing {
     }
 
     /// A machine's state changed.
-    pub fn state(&mut self, machine: &Name, payload: String) {
+    pub fn state(&mut self, machine: &Name, light: MachineState, since: Time, why: &str) {
         if let Some(m) = self.machines.get_mut(machine) {
-            m.state = Some(payload);
+            m.state = Some(State { light, since, why: why.to_owned() });
             self.due.insert((What::State, machine.clone()));
+        }
+    }
+
+    /// A machine's present state, whenever it began. It is due where it differs from what is known.
+    pub fn present_state(&mut self, machine: &Name, light: MachineState, at: Time, why: &str) {
+        let known = self.machines.get(machine).and_then(|m| m.state.as_ref()).filter(|s| s.light == light);
+        match known {
+            Some(known) if known.why == why => {}
+            Some(known) => self.state(machine, light, known.since, why),
+            None => self.state(machine, light, at, why),
+        }
+    }
+
+    /// An alarm as it stands at present. It is due where it differs from what is known.
+    pub fn present_alarm(&mut self, alarm: &Alarm, data: &Arc<str>) {
+        let known = self.machines.get(&alarm.machine).and_then(|m| m.alarms.get(&alarm.condition));
+        if known.is_none_or(|(a, _)| a != alarm) {
+            self.alarm(alarm, data.clone());
+        }
+    }
+
+    /// Ends all alarms that are not among these, which are all that stand.
+    pub fn end_alarms_but(&mut self, standing: &HashSet<RecordId>) {
+        for (name, machine) in &mut self.machines {
+            let over = |a: &Alarm| a.state != AlarmState::Normal && !standing.contains(&a.id);
+            for (alarm, data) in machine.alarms.values_mut().filter(|(a, _)| over(a)) {
+                alarm.state = AlarmState::Normal;
+                *data = ended(data);
+                self.due.insert((What::Alarm, name.clone()));
+            }
         }
     }
 
@@ -127,7 +166,10 @@ impl Standing {
         };
         match what {
             What::Discovery => self.discovery.then(|| self.topics.discovery(machine)),
-            What::State => Some(retained("state", m.state.clone()?)),
+            What::State => {
+                let state = m.state.as_ref()?;
+                Some(retained("state", messages::state(state.light, state.since, &state.why)))
+            }
             What::Opinion => Some(retained("opinion", flat(m.opinion.as_ref()?)?)),
             What::Alarm => {
                 // One topic per machine: an alarm that stands hides one that is over.
@@ -136,4 +178,13 @@ impl Standing {
             }
         }
     }
+}
+
+/// An alarm record's `data` once the alarm is over.
+fn ended(data: &str) -> Arc<str> {
+    let Ok(Value::Object(mut data)) = serde_json::from_str(data) else { return data.into() };
+    data.insert("state".into(), json!(AlarmState::Normal));
+    data.insert("active".into(), json!(false));
+    data.remove("shown_state");
+    Value::Object(data).to_string().into()
 }

@@ -1,6 +1,6 @@
 //! Topics and messages for dashboards, and what is remembered while the broker is away.
 
-use super::messages::{flat, level, levels, state};
+use super::messages::{flat, level, levels};
 use super::standing::MAX_MACHINES;
 use super::*;
 use crate::settings::{Document, Surroundings};
@@ -60,8 +60,8 @@ fn only_the_latest_is_due_and_all_of_it_again_after_a_reconnect() {
     let mut s = standing(false);
     let machine: Name = "press-04".into();
     assert!(s.meet(&machine));
-    s.state(&machine, state(MachineState::Amber, Time(0), "warming up"));
-    s.state(&machine, state(MachineState::Green, Time(0), "well"));
+    s.state(&machine, MachineState::Amber, Time(0), "warming up");
+    s.state(&machine, MachineState::Green, Time(0), "well");
     s.alarm(&alarm(&machine, Condition::Anomaly, AlarmState::Unacknowledged, 700), r#"{"x":"anomaly"}"#.into());
     s.alarm(&alarm(&machine, Condition::Input, AlarmState::Normal, 900), r#"{"x":"input"}"#.into());
     let first = drain(&mut s);
@@ -75,6 +75,40 @@ fn only_the_latest_is_due_and_all_of_it_again_after_a_reconnect() {
     assert!(!s.is_due());
     s.all_again();
     assert_eq!(drain(&mut s), first);
+}
+
+#[test]
+fn the_present_state_corrects_what_was_missed_and_sends_nothing_else() {
+    let mut s = standing(false);
+    let [press, pump]: [Name; 2] = ["press".into(), "pump".into()];
+    for machine in [&press, &pump] {
+        s.meet(machine);
+        s.state(machine, MachineState::Red, Time(0), "anomaly");
+        s.alarm(
+            &alarm(machine, Condition::Anomaly, AlarmState::Unacknowledged, 700),
+            r#"{"state":"unacknowledged","active":true,"shown_state":"shelved","severity":700}"#.into(),
+        );
+    }
+    drain(&mut s);
+    // The press is as it was. The pump's return to normal was missed.
+    s.present_state(&press, MachineState::Red, Time(5_000_000_000), "anomaly");
+    let standing_alarm = alarm(&press, Condition::Anomaly, AlarmState::Unacknowledged, 700);
+    s.present_alarm(&standing_alarm, &"{}".into());
+    s.present_state(&pump, MachineState::Green, Time(5_000_000_000), "normal");
+    assert_eq!(
+        drain(&mut s),
+        [r#"andon/lyon/line3/gw-07/pump/state {"since":"1970-01-01T00:00:05.000Z","state":"green","why":"normal"}"#]
+    );
+    s.end_alarms_but(&HashSet::from([RecordId([1; 16])]));
+    assert_eq!(
+        drain(&mut s),
+        [
+            r#"andon/lyon/line3/gw-07/press/alarm {"active":false,"severity":700,"state":"normal"}"#,
+            r#"andon/lyon/line3/gw-07/pump/alarm {"active":false,"severity":700,"state":"normal"}"#,
+        ],
+        "neither stands any more"
+    );
+    assert!(!s.is_due());
 }
 
 #[test]

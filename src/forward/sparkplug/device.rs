@@ -86,6 +86,12 @@ impl Device {
         self.stand(Origin::State, &data, at);
     }
 
+    /// The time of its light.
+    pub fn light_since(&self) -> Time {
+        let mine = METRICS.iter().zip(&self.now).filter(|((_, _, source, _), _)| *source == Origin::State);
+        mine.map(|(_, (_, at))| *at).max().unwrap_or_default()
+    }
+
     /// A record's `data` is how things stand at `at`, unless something newer is known.
     pub fn stand(&mut self, from: Origin, data: &Map<String, Json>, at: Time) {
         for (i, (_, datatype, source, key)) in METRICS.iter().enumerate() {

@@ -124,7 +124,9 @@ impl Node {
     /// born: the birth of a machine that is new, and its light. `None` when there are too many machines.
     pub fn news(&mut self, news: &Live, now: Time) -> Option<(Option<Outgoing>, Option<Outgoing>)> {
         let machine = match news {
-            Live::Step { .. } | Live::Flood(_) | Live::Opinion(..) => return Some((None, None)),
+            Live::Step { .. } | Live::Flood(_) | Live::Opinion(..) | Live::Heartbeat(_) | Live::Snapshot(_) => {
+                return Some((None, None));
+            }
             Live::Verdict(verdict, _) => &verdict.machine,
             Live::Alarm(alarm, _) => &alarm.machine,
             Live::State { machine, .. } => machine,
@@ -135,7 +137,7 @@ impl Node {
             Live::Verdict(verdict, data) => stand(device, Origin::Verdict, data, verdict.at),
             Live::Alarm(alarm, data) => stand(device, of_condition(alarm.condition), data, alarm.at),
             Live::State { at, light, why, .. } => device.light(*light, why, *at),
-            Live::Step { .. } | Live::Flood(_) | Live::Opinion(..) => {}
+            Live::Step { .. } | Live::Flood(_) | Live::Opinion(..) | Live::Heartbeat(_) | Live::Snapshot(_) => {}
         }
         if self.born_at.is_none() {
             return Some((None, None));
@@ -146,6 +148,14 @@ impl Node {
         let changes = self.devices.get_mut(machine)?.changes(Origin::State);
         let told = (!changes.is_empty()).then(|| self.tell(Verb::DData, machine, &changes, now));
         Some((None, told))
+    }
+
+    /// The same for an event that is part of a [`Live::Snapshot`]: a state counts whatever its time is.
+    pub fn present(&mut self, event: &Live, now: Time) -> Option<(Option<Outgoing>, Option<Outgoing>)> {
+        let Live::State { machine, at, light, why } = event else { return self.news(event, now) };
+        let known = self.devices.get(machine).map(Device::light_since);
+        let at = known.map_or(*at, |known| known.max(*at));
+        self.news(&Live::State { machine: machine.clone(), at, light: *light, why: why.clone() }, now)
     }
 
     /// The messages that tell a stored record: none, its data, or before it the birth of its machine.

@@ -175,6 +175,11 @@ fn a_new_machine_is_born_and_a_light_is_told_when_it_changes() {
     assert!(birth.is_none());
     assert_eq!(shown(&change.expect("data")), r#"spBv1.0/lyon-line3/DDATA/gw-07/press 3 #18="red""#);
     assert_eq!(node.news(&light("press", MachineState::Red, after(3)), after(3)), Some((None, None)));
+    // The present state is that of the last data, which may be older than the state that is known.
+    let earlier = light("press", MachineState::Green, after(1));
+    assert_eq!(node.news(&earlier, after(4)), Some((None, None)), "an event out of order");
+    let (_, change) = node.present(&earlier, after(4)).expect("room");
+    assert_eq!(shown(&change.expect("data")), r#"spBv1.0/lyon-line3/DDATA/gw-07/press 4 #18="green""#);
 }
 
 #[test]

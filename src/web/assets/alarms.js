@@ -6,22 +6,22 @@ const STATES = { unacknowledged: "Active", acknowledged: "Active, acknowledged",
   shelved: "Shelved", suppressed: "Suppressed", out_of_service: "Out of service" };
 
 // Where an alarm is listed.
-function shelfOf(a) {
-  if (a.shelved_until || a.out_of_service_by || a.suppressed) return "aside";
-  return a.grouped && a.active ? "grouped" : "alarms";
-}
+const shelfOf = a => a.shelved_until || a.out_of_service_by || a.suppressed ? "aside" : "alarms";
 const calling = a => a.active && shelfOf(a) !== "aside";
+// Active alarms first, flood or not, of these the most severe first. The agent lists them in the same order.
 function byUrgency(a, b) {
-  return Number(calling(b)) - Number(calling(a)) || Number(b.owed) - Number(a.owed) || Number(b.active) - Number(a.active) ||
-    (calling(a) ? b.severity - a.severity : 0) || (a.since < b.since ? 1 : a.since > b.since ? -1 : a.id < b.id ? -1 : 1);
+  const calls = calling(a);
+  return Number(calling(b)) - Number(calls) || (calls ? 0 : Number(b.owed) - Number(a.owed)) || b.severity - a.severity ||
+    Number(b.owed) - Number(a.owed) || (a.since < b.since ? 1 : a.since > b.since ? -1 : a.id < b.id ? 1 : -1);
 }
+const floodText = flood => "Flood of alarms: " + flood.raised + " so far, the first from " + flood.first;
 
 function drawAlarms() {
   const all = [...alarms.values()].sort(byUrgency), stands = a => a.state !== "normal" || shelfOf(a) === "aside";
   const standing = all.filter(stands), list = [...standing, ...all.filter(a => !stands(a))].slice(0, MOST_ALARMS);
   $("alarms-more").hidden = standing.length <= MOST_ALARMS;
   put($("alarms-more"), t("and " + (standing.length - MOST_ALARMS) + " more alarms"));
-  for (const place of ["alarms", "grouped", "aside"]) {
+  for (const place of ["alarms", "aside"]) {
     const mine = list.filter(a => shelfOf(a) === place), box = $(place);
     const rows = new Map([...box.children].map(r => [r.dataset.alarm, r]));
     mine.forEach((a, i) => {
@@ -45,8 +45,20 @@ function drawAlarms() {
   $("no-alarms").hidden = list.length > 0;
   const flood = status.flood;
   $("flood").hidden = !flood;
-  if (flood) put($("flood"), t("Flood of alarms: " + flood.raised + " so far, the first from " + flood.first));
+  if (flood) put($("flood"), t(floodText(flood)));
+  $("ack-all").hidden = shownOwed().length < 2;
 }
+
+// The alarms in the list that are shown as not acknowledged.
+const shownOwed = () => [...$("alarms").children].filter(row => !row.querySelector(".ack").hidden).map(row => row.dataset.alarm);
+// Acknowledges these and no others, whatever comes meanwhile.
+$("ack-all").addEventListener("click", async () => {
+  const ids = shownOwed(), problems = [];
+  $("ack-all").disabled = true;
+  for (const id of ids) await ask("/api/v1/alarms/" + id + "/ack", { by: myName() }).catch(problem => problems.push(problem.message));
+  $("ack-all").disabled = false;
+  put($("ack-all-problem"), problems.length ? problems.length + " / " + ids.length + ": " + problems[0] : "");
+});
 
 function button(name, label, then) {
   const b = el("button", name, t(label));
@@ -90,7 +102,8 @@ function fillAlarm(row, a) {
   name.href = "#machine=" + encodeURIComponent(a.machine);
   put(row.querySelector(".state"), t(STATES[a.shown_state] || a.shown_state));
   const others = [...alarms.values()].some(o => o.active && o.id !== a.id);
-  put(row.querySelector(".tags"), [a.first_out && a.active && others ? t("first out") : "", a.chattering && a.active ? t("chattering") : ""].filter(Boolean).join(" · "));
+  put(row.querySelector(".tags"), [a.first_out && a.active && others ? t("first out") : "", a.chattering && a.active ? t("chattering") : "",
+    a.grouped ? t("announced together") : ""].filter(Boolean).join(" · "));
   put(row.querySelector(".message"), t(a.message));
   put(row.querySelector(".when"), t(a.priority) + " · " + t("severity") + " " + a.severity + " · " + t("since") + " " + clock(a.since) +
     (a.acknowledged_by ? " · " + t("seen by") + " " + a.acknowledged_by : "") + (a.repeats ? " · " + t("repeated") + " " + a.repeats + "×" : ""));
@@ -158,7 +171,7 @@ function buildExplanation(box, x) {
     box.append(el("h3", "", t("Check first")), list);
   }
   if (x.channels.length) {
-    box.append(el("h3", "", t("What speaks loudest")));
+    box.append(el("h3", "", t("Main contributors")));
     const list = el("ol", "ranked");
     x.channels.forEach((c, i) => {
       const line = el("li"), head = el("span", "rank-head"), share = el("span", "share", Math.round(c.share * 100) + " %");
@@ -169,17 +182,17 @@ function buildExplanation(box, x) {
       const value = el("span", outside ? "not-good" : "", t("was") + " " + num(c.value) + unit);
       const figures = el("span", "figures");
       figures.append(value, el("span", "live"));
-      if (c.normal) figures.append(el("span", "quiet", t("normal") + " " + num(c.normal[0]) + " … " + num(c.normal[1]) + unit));
+      if (c.normal) figures.append(el("span", "quiet", t("normal range") + " " + num(c.normal[0]) + " … " + num(c.normal[1]) + unit));
       // Within its range a signal can still be alone with its value, or move as it never did.
       if (c.normal && !outside && c.value !== null && (i === 0 || c.share >= 0.15)) figures.append(el("span", "quiet", t("unusual beside the others, or in how it moves")));
       line.append(head, figures);
-      // The loudest, and what is where it should not be, with their course.
+      // The main contributor, and what is outside its range, with their course.
       if (c.trace.length > 1 && (i === 0 || outside || c.share >= 0.15)) line.append(course(c));
       list.append(line);
     });
     box.append(list);
   }
-  const said = [t("model") + " " + x.model + " " + x.version, x.p_value === null ? "" : t("how rare") + ": " + t(rare(x.p_value))];
+  const said = [t("model") + " " + x.model + " " + x.version, x.p_value === null ? "" : t("p-value") + ": " + t(rare(x.p_value))];
   box.append(el("p", "quiet", said.filter(Boolean).join(" · ")));
 }
 // A channel's course over the window before the alarm, with its normal band behind it.

@@ -1,4 +1,4 @@
-// The dashboard: fetches everything once, then lives on server-sent events.
+// The dashboard: what is common to its parts, status, plots and what is drawn when.
 // Names come from the plant's network, so text is only ever set as textContent.
 "use strict";
 
@@ -6,9 +6,9 @@ const MOST_ALARMS = 100, PLOT_EVERY = 3000, RESYNC_EVERY = 60000;
 const WORDS = { green: "normal", amber: "attention", red: "alarm", white: "not judged", off: "off" };
 const ORDER = { red: 0, amber: 1, white: 2, green: 3, off: 4 };
 const alarms = new Map();
-let status = {}, open = null, shown = null, heardAt = 0, opener = null;
+let status = {}, open = null, shown = null, opener = null;
 // What has to be drawn anew.
-const stale = { alarms: false, detail: false };
+const stale = { alarms: false, detail: false, counts: false, wall: false };
 
 const $ = id => document.getElementById(id);
 function el(tag, className, text) {
@@ -52,7 +52,8 @@ function bytes(n) {
   return num(Math.round(n * 10) / 10) + " " + units[i];
 }
 const clock = at => { const d = new Date(at); return isNaN(d) ? "" : d.toLocaleString(language === "zh" ? "zh-CN" : [], { dateStyle: "short", timeStyle: "medium" }); };
-const rare = p => p >= 0.5 ? "usual" : p < 1e-6 ? "rarer than 1 in a million" : "1 in " + num(Number((1 / Math.max(p, 1e-12)).toPrecision(2)));
+// A p-value, and how often as much is expected while the machine is normal.
+const rare = p => p >= 0.5 ? num(p) : num(p) + " · expected once in " + num(Number((1 / Math.max(p, 1e-12)).toPrecision(2)));
 
 async function ask(path, body) {
   const options = body ? { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) } : {};
@@ -78,16 +79,29 @@ function signalState(s, since) {
     : { text: s.quality + ": " + why, kind: "not-good" };
 }
 
+// How many machines are in which state, from the map that the cards and the wall are drawn from.
+function tally() {
+  const n = { red: 0, amber: 0, white: 0, green: 0, off: 0 };
+  for (const s of lights.values()) n[s.light]++;
+  return n;
+}
+function drawCounts() {
+  const n = tally(), health = status.health || "starting", ill = health !== "up";
+  drawChips(n);
+  document.title = (live === false ? "(?) " : n.red ? "(" + n.red + ") " : "") + (status.site ? status.site + " · " : "") + "andon";
+  const light = live === false ? "off" : n.red || health === "down" ? "red" : n.amber || ill ? "amber" : n.white || !lights.size ? "white" : n.green ? "green" : "off";
+  const text = live === false ? "not live" : n.red ? n.red + " in alarm" : ill ? "agent " + health : n.amber ? n.amber + " need attention"
+    : n.white ? n.white + " not judged" : n.green ? "all normal" : lights.size ? "all off" : "no machines";
+  mark($("overall"), "light", light);
+  put($("overall"), t(text));
+}
+
 function drawStatus() {
-  const s = status, n = s.machines;
-  if (!n) return;
+  const s = status;
+  if (!s.machines) return;
   put($("site"), s.site);
   put($("agent"), s.agent + " · andon " + s.version);
-  document.title = (n.red ? "(" + n.red + ") " : "") + s.site + " · andon";
-  const light = n.red ? "red" : s.health === "down" ? "red" : n.amber || s.health !== "up" ? "amber" : n.green ? "green" : "off";
-  mark($("overall"), "light", light);
-  put($("overall"), t(n.red ? n.red + " in alarm" : s.health !== "up" ? "agent " + s.health : n.amber ? n.amber + " to look at" : n.green ? "all well" : "nothing running"));
-  drawChips(n);
+  drawCounts();
   put($("path-health"), t(s.health));
   const box = $("components"), names = Object.keys(s.components);
   fit(box, names.length, "li", () => [el("span"), el("span", "dot"), el("span", "detail")]);
@@ -135,56 +149,6 @@ function drawPlots() {
 
 function signIn() { if (!$("sign-in").open) $("sign-in").showModal(); }
 
-async function fetchAll() {
-  const listed = await ask("/api/v1/alarms?brief=true");
-  alarms.clear();
-  listed.alarms.forEach(a => alarms.set(a.id, a));
-  stale.alarms = stale.detail = true;
-  await Promise.all([fetchLights(), fetchPage()]);
-  if (open) keep(await ask("/api/v1/machines/" + encodeURIComponent(open)));
-}
-
-const heard = {
-  stream: s => { stream = s.id; tellWatched(true); },
-  status: s => { status = s; drawStatus(); machinesTold(s); },
-  step: s => stepTold(s),
-  verdict: v => verdictTold(v),
-  state: s => stateTold(s),
-  opinion: o => { const m = machines.get(o.machine); if (m) m.second_opinion = o.second_opinion; stale.detail = true; },
-  flood: f => {
-    if (f && !status.flood) put($("said"), t("Flood of alarms: " + f.raised + " so far, the first from " + f.first));
-    status.flood = f;
-    stale.alarms = true;
-  },
-  alarm: a => {
-    if (a.announced && a.active && (!alarms.has(a.id) || a.change === "repeated")) put($("said"), t("alarm") + ": " + a.machine + ": " + t(a.message));
-    alarms.set(a.id, a);
-    explanations.delete(a.id);
-    if (alarms.size > 600) alarms.delete(alarms.keys().next().value);
-    stale.alarms = stale.detail = true;
-  },
-};
-
-let source = null;
-function connect() {
-  if (source) source.close();
-  source = new EventSource("/api/v1/events?watch=true");
-  source.onopen = () => { fetchAll().catch(() => {}); };
-  source.onerror = () => {
-    lost();
-    // A refusal (no session, too many streams) ends an EventSource for good.
-    if (source.readyState !== EventSource.CLOSED) return;
-    ask("/api/v1/status").catch(() => {}).then(() => { if (!$("sign-in").open) setTimeout(connect, 3000); });
-  };
-  for (const kind of Object.keys(heard)) {
-    source.addEventListener(kind, e => { heardAt = Date.now(); $("lost").hidden = true; heard[kind](JSON.parse(e.data)); });
-  }
-}
-function lost() {
-  put($("lost-since"), heardAt ? clock(heardAt) : "before this page was opened");
-  $("lost").hidden = false;
-}
-
 $("detail-close").addEventListener("click", () => $("detail").close());
 $("detail").addEventListener("close", () => {
   if (location.hash.startsWith("#machine=")) history.replaceState(null, "", location.pathname);
@@ -203,14 +167,17 @@ $("sign-in-form").addEventListener("submit", async e => {
   } catch (problem) { put($("sign-in-error"), problem.message); }
 });
 addEventListener("hashchange", () => { route(); turnPage(); });
-setInterval(() => {
-  if (heardAt && Date.now() - heardAt > 5000) lost();
+// Cards, counts and alarms are drawn together, so that they say the same.
+function draw() {
   if (document.hidden) return;
   drawMachines();
+  if (stale.counts) { stale.counts = false; drawCounts(); }
+  drawWall();
   if (stale.alarms) { stale.alarms = false; drawAlarms(); }
   if (stale.detail && open) { stale.detail = false; drawDetail(); }
-}, 250);
+}
+setInterval(() => { showLive(); draw(); }, 250);
 setInterval(drawPlots, PLOT_EVERY);
-setInterval(() => { if (!document.hidden && [...alarms.values()].some(a => a.shelved_until)) drawAlarms(); }, 1000);
-setInterval(() => { if (!document.hidden && $("lost").hidden) fetchAll().catch(() => {}); }, RESYNC_EVERY);
+setInterval(() => { if ([...alarms.values()].some(a => a.shelved_until)) stale.alarms = true; }, 1000);
+setInterval(() => { if (!document.hidden && live) refetchAll(); }, RESYNC_EVERY);
 addEventListener("DOMContentLoaded", () => { translatePage(); connect(); route(); turnPage(); });

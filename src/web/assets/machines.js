@@ -3,9 +3,12 @@
 "use strict";
 
 const PAGE = 60, CARD_SIGNALS = 4, MOST_LIGHTS = 5000, REFETCH_EVERY = 2000;
-const machines = new Map(), lights = new Map(), freshCards = new Set(), watchedFor = new Set();
+// Values of the machines on the page; the state of every machine; what of them is to be drawn anew.
+const machines = new Map(), lights = new Map(), freshCards = new Set(), freshLights = new Set(), watchedFor = new Set();
+const UNKNOWN = { light: "amber", why: "not heard yet", since: null, version: -1 };
+const stateOf = id => lights.get(id) || UNKNOWN;
 const page = { offset: 0, light: "", order: [], found: 0, asked: 0 };
-let stream = null, told = "", telling = 0, refetching = 0, sorted = false, lightsShown = 0;
+let stream = null, told = "", telling = 0, turning = 0, sorted = false, lightsShown = 0;
 
 // Cards that can be seen, or nearly.
 const visible = new Set();
@@ -37,23 +40,26 @@ function makeCard(id) {
   const score = el("span", "score");
   const meter = el("meter");
   Object.assign(meter, { min: 0, max: 1, low: 0.7, high: 0.999, optimum: 0 });
-  meter.setAttribute("aria-label", "On its way to the alarm limit");
+  meter.setAttribute("aria-label", "Level relative to the alarm limit");
   score.append(meter, el("span"));
-  card.append(top, el("span", "why"), el("span", "values"), score);
+  card.append(top, el("span", "as-of"), el("span", "why"), el("span", "values"), score);
   card.addEventListener("click", () => { opener = card; location.hash = "machine=" + encodeURIComponent(id); });
   if (inSight) inSight.observe(card);
   return card;
 }
 
 function fillCard(card, m) {
-  mark(card, "light", m.light);
+  const { light, why } = stateOf(m.id), asOf = card.querySelector(".as-of");
+  mark(card, "light", light);
   const pill = card.querySelector(".pill");
-  mark(pill, "light", m.light);
-  put(pill, t(WORDS[m.light]));
+  mark(pill, "light", light);
+  put(pill, t(WORDS[light]));
+  asOf.hidden = live !== false;
+  put(asOf, live === false ? t("not live, as of " + (heardAt ? timeOfDay(heardAt) : "–")) : "");
   const late = m.behind_seconds ? " · data is " + age(m.behind_seconds) + " behind" : "";
-  put(card.querySelector(".why"), t(m.why) + late);
+  put(card.querySelector(".why"), t(why || "") + late);
   const values = card.querySelector(".values");
-  const list = loudest(m).slice(0, CARD_SIGNALS);
+  const list = contributorsFirst(m).slice(0, CARD_SIGNALS);
   fit(values, list.length, "span", () => [el("span", "signal"), el("span", "value"), el("span", "how")]);
   list.forEach((s, i) => {
     const row = values.children[i], state = signalState(s, m.since_seen);
@@ -75,8 +81,8 @@ function fillCard(card, m) {
   }
 }
 // The signals that matter most come first on a card, otherwise by name.
-function loudest(m) {
-  if (m.light !== "red" || !m.verdict) return m.signals;
+function contributorsFirst(m) {
+  if (stateOf(m.id).light !== "red" || !m.verdict) return m.signals;
   const rank = new Map(m.verdict.contributions.map((c, i) => [c.name, i]));
   const at = s => rank.has(s.name) ? rank.get(s.name) : 999;
   return [...m.signals].sort((a, b) => at(a) - at(b));
@@ -88,7 +94,7 @@ function drawMachines() {
   sorted = true;
   freshCards.clear();
   const list = page.order.map(id => machines.get(id)).filter(Boolean);
-  list.sort((a, b) => ORDER[a.light] - ORDER[b.light] || (a.id < b.id ? -1 : 1));
+  list.sort((a, b) => ORDER[stateOf(a.id).light] - ORDER[stateOf(b.id).light] || (a.id < b.id ? -1 : 1));
   const box = $("machines"), cards = new Map([...box.children].map(c => [c.dataset.machine, c]));
   list.forEach((m, i) => {
     let card = cards.get(m.id);
@@ -117,7 +123,7 @@ function redraw(id) {
 
 // How many show which light; each is a filter.
 function drawChips(n) {
-  const chips = [["red", n.red, "in alarm"], ["amber", n.amber, "to look at"], ["green", n.green, "well"], ["off", n.off, "off"]];
+  const chips = Object.keys(ORDER).map(light => [light, n[light], WORDS[light]]);
   const box = $("counts");
   fit(box, chips.length, "button", () => []);
   chips.forEach(([light, count, word], i) => {
@@ -134,12 +140,13 @@ function drawChips(n) {
   });
 }
 
-// A square for every machine: the whole plant in one look. The cards say the same in words.
-function drawLights() {
+// A square for every machine: the whole plant at a glance. The cards say the same in words.
+function drawWall() {
   const wall = $("wall");
   wall.hidden = lights.size <= PAGE || lights.size > MOST_LIGHTS;
-  if (wall.hidden) return;
-  if (lightsShown !== lights.size) {
+  if (wall.hidden) { freshLights.clear(); return; }
+  if (stale.wall || lightsShown !== lights.size) {
+    stale.wall = false;
     lightsShown = lights.size;
     wall.replaceChildren(...[...lights.keys()].map(id => {
       const a = el("a");
@@ -148,89 +155,97 @@ function drawLights() {
       a.tabIndex = -1;
       return a;
     }));
-  }
-  for (const a of wall.children) paintLight(a);
+    for (const a of wall.children) paintLight(a);
+  } else for (const id of freshLights) { const a = wall.querySelector("[data-machine=\"" + CSS.escape(id) + "\"]"); if (a) paintLight(a); }
+  freshLights.clear();
 }
 function paintLight(a) {
-  const light = lights.get(a.dataset.machine);
+  const { light } = stateOf(a.dataset.machine);
   if (a.dataset.light === light) return;
   a.dataset.light = light;
   a.title = a.dataset.machine + ": " + t(WORDS[light]);
 }
 
-async function fetchLights() {
-  const answer = await ask("/api/v1/lights");
-  lights.clear();
-  for (const [id, light] of answer.lights) lights.set(id, light);
-  drawLights();
-}
 async function fetchPage() {
   const asked = ++page.asked;
-  const answer = await ask("/api/v1/machines?limit=" + PAGE + "&offset=" + page.offset + "&q=" + encodeURIComponent($("filter").value) +
+  const answer = await fetchState("/api/v1/machines?limit=" + PAGE + "&offset=" + page.offset + "&q=" + encodeURIComponent($("filter").value) +
     (page.light ? "&light=" + page.light : ""));
   if (asked !== page.asked) return;
   if (!answer.machines.length && page.offset) { page.offset = 0; return fetchPage(); }
-  const kept = new Set([open, ...watchedFor]);
-  for (const id of machines.keys()) if (!kept.has(id)) machines.delete(id);
   answer.machines.forEach(keep);
   page.order = answer.machines.map(m => m.id);
   page.found = answer.found;
+  const kept = new Set([open, ...watchedFor, ...page.order]);
+  for (const id of machines.keys()) if (!kept.has(id)) machines.delete(id);
+  // The state of one is newer than this answer: its reason is still to come.
+  if (page.order.some(id => stateOf(id).why === undefined)) refetchAll();
   sorted = false;
-  drawMachines();
+  draw();
 }
-// Soon, and not again and again.
-function refetch() {
-  if (!refetching) refetching = setTimeout(() => { Promise.all([fetchPage(), lights.size === status.machines.total ? 0 : fetchLights()]).catch(() => {}).finally(() => { refetching = 0; }); }, page.order.length ? REFETCH_EVERY : 300);
+async function fetchMachine(id) { keep(await fetchState("/api/v1/machines/" + encodeURIComponent(id))); }
+// The machines of this page may be others now. Soon, and not again and again.
+function refetchPage() {
+  if (!turning) turning = setTimeout(() => { fetchPage().catch(() => refetchAll()).finally(() => { turning = 0; }); }, page.order.length ? REFETCH_EVERY : 300);
 }
 function turnTo(offset, light) {
   page.offset = offset;
   page.light = light;
-  if (status.machines) drawChips(status.machines);
-  fetchPage().catch(() => {});
+  drawChips(tally());
+  fetchPage().catch(() => refetchAll());
 }
 
-function keep(m) { machines.set(m.id, { ...machines.get(m.id), ...m, since_seen: performance.now() }); }
+// Takes a machine as the agent gives it in an answer, each part where it is newer than what is known.
+function keep(m) {
+  const v = m.versions, known = machines.get(m.id) || { id: m.id, signals: [], verdict: null, versions: { step: -1, verdict: -1, opinion: -1 } };
+  machines.set(m.id, known);
+  if (!takeState(m.id, { light: m.light, why: m.why, since: m.since, version: v.state }) && !lights.has(m.id)) machines.delete(m.id);
+  part(known, "step", v.step, { at: m.at, behind_seconds: m.behind_seconds, signals: m.signals, since_seen: performance.now() });
+  part(known, "verdict", v.verdict, { verdict: m.verdict });
+  part(known, "opinion", v.opinion, { second_opinion: m.second_opinion });
+  for (const key of ["bands", "plots", "course"]) if (key in m) known[key] = m[key];
+  fresh(m.id);
+}
+function part(m, name, version, values) {
+  if (version <= m.versions[name]) return;
+  m.versions[name] = version;
+  Object.assign(m, values);
+}
 function fresh(id) { freshCards.add(id); if (id === open) stale.detail = true; if (watchedFor.has(id)) stale.alarms = true; }
 function stepTold(s) {
   const m = machines.get(s.machine);
-  if (m) keep({ id: m.id, at: s.at, behind_seconds: s.behind_seconds, signals: s.signals });
-  else if (watchedFor.has(s.machine)) keep({ id: s.machine, light: "off", signals: s.signals });
+  if (m) part(m, "step", s.version, { at: s.at, behind_seconds: s.behind_seconds, signals: s.signals, since_seen: performance.now() });
+  else if (watchedFor.has(s.machine)) fetchMachine(s.machine).catch(() => {});
   fresh(s.machine);
 }
 function verdictTold(v) {
   const m = machines.get(v.machine);
-  if (m) m.verdict = v.verdict;
+  if (m) part(m, "verdict", v.version, { verdict: v.verdict });
   fresh(v.machine);
 }
-function stateTold(s) {
-  const m = machines.get(s.machine), was = lights.get(s.machine);
-  if (was !== s.light) {
-    lights.set(s.machine, s.light);
-    if (was === undefined || lightsShown !== lights.size) drawLights();
-    else if (!$("wall").hidden) { const a = $("wall").querySelector("[data-machine=\"" + CSS.escape(s.machine) + "\"]"); if (a) paintLight(a); }
-    // On another page, or no longer on this one.
-    if (!m || page.light || page.found > PAGE) refetch();
-  }
-  if (m) {
-    if (m.light !== s.light) sorted = false;
-    Object.assign(m, { light: s.light, why: s.why, since: s.since });
-    fresh(s.machine);
-  }
+function opinionTold(o) {
+  const m = machines.get(o.machine);
+  if (m) part(m, "opinion", o.version, { second_opinion: o.second_opinion });
+  fresh(o.machine);
 }
-// Once a second: ages go on, and machines that have said nothing since the page was opened are found.
-function machinesTold(s) {
+function stateTold(s) {
+  const changed = takeState(s.machine, s);
+  // On another page, or no longer on this one.
+  if (changed && (!machines.has(s.machine) || page.light || page.found > PAGE)) refetchPage();
+}
+// Once a second: ages go on.
+function machinesTold() {
   for (const id of visible) freshCards.add(id);
   stale.detail = true;
-  if (s.machines && s.machines.total !== lights.size) refetch();
 }
 
 function drawDetail() {
   const m = machines.get(open);
   if (!m) { put($("detail-why"), t("This machine has not been heard.")); return; }
   mark($("detail"), "machine", m.id);
-  mark($("detail-light"), "light", m.light);
-  put($("detail-light"), t(WORDS[m.light]));
-  put($("detail-why"), t(m.why) + " · " + t("since") + " " + clock(m.since) + (m.behind_seconds ? " · data is " + age(m.behind_seconds) + " behind" : ""));
+  const s = stateOf(m.id);
+  mark($("detail-light"), "light", s.light);
+  put($("detail-light"), t(WORDS[s.light]));
+  put($("detail-why"), (live === false ? t("not live, as of " + timeOfDay(heardAt)) + " · " : "") + t(s.why || "") + " · " + t("since") + " " + clock(s.since) + (m.behind_seconds ? " · data is " + age(m.behind_seconds) + " behind" : ""));
   const v = m.verdict, list = v ? v.contributions.slice(0, 8) : [];
   const box = $("contributions");
   fit(box, list.length, "li", () => [el("span"), el("progress"), el("span", "share")]);
@@ -245,7 +260,7 @@ function drawDetail() {
   });
   pairs($("verdict"), v ? [
     [t("reason"), t(v.reason.toLowerCase().replaceAll("_", " "))], [t("score"), num(v.score)],
-    [t("how rare"), v.p_value === null ? "–" : t(rare(v.p_value))],
+    [t("p-value"), v.p_value === null ? "–" : t(rare(v.p_value))],
     [t("limit"), v.held_against === "p_value" ? t(rare(v.threshold)) : num(v.threshold)],
     [t("health"), v.health === null ? "–" : Math.round(v.health * 100) + " %"],
     ...(v.rul ? [[t("useful life left"), num(v.rul.median) + " (" + num(v.rul.low) + " to " + num(v.rul.high) + ")"]] : []),
@@ -286,7 +301,7 @@ function route() {
     put($("detail-name"), id);
     for (const img of [$("plot-score"), $("plot-signals"), $("plot-health")]) { img.hidden = true; img.removeAttribute("src"); }
     tellWatched();
-    ask("/api/v1/machines/" + encodeURIComponent(id)).then(m => { keep(m); drawDetail(); drawPlots(); }, () => drawDetail());
+    fetchMachine(id).then(() => { drawDetail(); drawPlots(); }, () => drawDetail());
   }
   if (!dialog.open) dialog.showModal();
   drawDetail();

@@ -2,7 +2,7 @@
 "use strict";
 
 const LOSSES = { andon_readings_dropped_total: "readings not used", andon_rejected_payloads_total: "payloads set aside",
-  andon_store_dropped_total: "records given up", andon_forward_dead_letters_total: "dead letters",
+  andon_store_dropped_total: "records dropped", andon_forward_dead_letters_total: "dead letters",
   andon_publish_dropped_messages_total: "dashboard messages left out", andon_inference_errors_total: "model runs that failed" };
 
 const LANES = { journal: "readings", priority: "alarms, audit", routine: "verdicts", dead: "dead letters" };
@@ -77,12 +77,12 @@ function drawModels() {
   rows("models-list", list.map(m => {
     const part = (status.components || {})["model/" + m.name] || { health: "up" }, runs = counted("andon_inference_seconds_count", { model: m.name });
     const each = runs ? num(counted("andon_inference_seconds_sum", { model: m.name }) / runs * 1000) + " ms" : "–";
-    return [m.name, m.version, m.stage === "active" ? t("in use") : t(m.stage || ""), { health: part.health }, onTheWay(m), drifted(m), num(counted("andon_windows_total", { model: m.name })),
+    return [m.name, m.version, m.stage === "active" ? t("in use") : t(m.stage || ""), { health: part.health }, candidateOf(m), drifted(m), num(counted("andon_windows_total", { model: m.name })),
       num(counted("andon_inference_errors_total", { model: m.name })), each, num(m.reference_scores), (m.channels || []).join(", "), String(m.digest || "").slice(0, 12)];
   }));
 }
-// The version that is on its way, or what became of the last one.
-function onTheWay(m) {
+// The candidate version, or what became of the last one.
+function candidateOf(m) {
   const c = m.candidate, l = m.last_step;
   if (c) return c.version + ": " + t(c.stage) + ", " + num(c.figures.windows) + " " + t("windows") + " · " + t("anomalies") + ": " + num(c.figures.anomalies) + ", " + t("in use") + ": " + num(c.figures.incumbent_anomalies);
   return l && l.stage !== "active" ? l.version + " " + t(l.stage) + ": " + l.reason : "–";

@@ -16,7 +16,7 @@ pub enum Language {
 /// Titles and notes; names of signals are nobody's words and stay as they are.
 const ZH: [(&str, &str); 11] = [
     ("anomaly score", "异常分数"),
-    ("how rare this is when healthy", "健康时出现的罕见程度"),
+    ("p-value", "p 值"),
     ("health", "健康度"),
     ("useful life left", "剩余寿命"),
     ("records waiting", "待发送记录"),
