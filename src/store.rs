@@ -98,7 +98,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -132,6 +132,7 @@ mod record;
 mod rescue;
 mod segment;
 mod slots;
+mod snapshot;
 mod view;
 mod writer;
 
@@ -141,19 +142,20 @@ pub use offline::Offline;
 pub use opening::OpenError;
 pub use outbox::{Outbox, ReadError};
 pub use record::DeadLetter;
+pub use snapshot::{PartContent, RecoveredSnapshot, Snapshot, SnapshotPart};
 
 use house::Figures;
 use outbox::{Aside, AsideWhat, Shelf};
+use snapshot::Progress;
 use view::{LaneId, LaneView};
 use writer::Order;
 
 /// Commits on their way to the writer. Each holds a few batches of readings at most; with more,
 /// a slow disk would only be noticed later.
 const COMMITS: usize = 64;
-/// The largest journal entry or checkpoint, in bytes.
-const ITEM_MAX: usize = 64 << 20;
-/// The largest record, in bytes of data.
-const RECORD_MAX: usize = 1 << 20;
+/// The most bytes of data a record is made with: what makes records bounds its texts so that none is
+/// larger. The store itself takes any size.
+pub const MAX_RECORD_BYTES: usize = 1 << 20;
 
 /// Settings of `[store]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -174,6 +176,9 @@ pub struct Config {
     /// With more routine records than this to deliver, a sink with [`Outbox::live_first`] has a backlog. Not
     /// a setting: two of the cloud's full requests, so that what is soon made up for keeps its order.
     pub backlog_after: u64,
+    /// Bytes of a snapshot that are written with one group of commits. Not a setting either: what one
+    /// sync may take longer for it.
+    pub snapshot_step: usize,
 }
 
 /// What to do at the limits.
@@ -194,6 +199,7 @@ impl Default for Config {
             segment_bytes: 8 << 20,
             segment_slots: 2048,
             backlog_after: 1000,
+            snapshot_step: 1 << 20,
         }
     }
 }
@@ -233,13 +239,14 @@ impl Config {
 /// One step of the engine, to be made durable as a whole.
 #[derive(Debug, Default)]
 pub struct Commit {
-    /// The journal entry, in the engine's own encoding; at most 64 MiB. `None` for what a replay
-    /// makes again, whose entries are in the journal already.
+    /// The journal entry, in the engine's own encoding, of any size. `None` for what a replay makes
+    /// again, whose entries are in the journal already.
     pub entry: Option<Vec<u8>>,
-    /// A snapshot of the engine after this entry and all before it; at most 64 MiB. Without an
-    /// entry: after every entry that [`Recovered`] gave, so not before the last one was applied.
-    pub checkpoint: Option<Vec<u8>>,
-    /// What the entry caused, in the engine's order.
+    /// A snapshot of the engine after this entry and all before it, of any size. Without an entry:
+    /// after every entry that [`Recovered`] gave, so not before the last one was applied.
+    pub checkpoint: Option<Snapshot>,
+    /// What the entry caused, in the engine's order. Whoever makes records keeps each below
+    /// [`MAX_RECORD_BYTES`]; a larger one is stored and read whole all the same.
     pub records: Vec<Record>,
     /// The ordinal of `records[0]`, or of the next record if there is none. Ordinals number the
     /// engine's records from 0 without holes, whatever their kind.
@@ -255,76 +262,69 @@ impl Commit {
     pub fn size(&self) -> usize {
         let records: usize = self.records.iter().map(|r| r.data.len() + 64).sum();
         let rejects: usize = self.rejects.iter().map(|r| r.payload.len() + 64).sum();
-        [&self.entry, &self.checkpoint].into_iter().flatten().map(Vec::len).sum::<usize>() + records + rejects
-    }
-
-    fn check(&self, slots: u32) -> Result<(), SendError> {
-        let item_max = ITEM_MAX.min(slots as usize * pack::PART - record::journal_len(0));
-        let too_large = |what, bytes, limit| Err(SendError::TooLarge { what, bytes, limit });
-        if let Some(bytes) = self.entry.as_ref().map(Vec::len).filter(|n| *n > item_max) {
-            return too_large("journal entry", bytes, item_max);
-        }
-        if let Some(bytes) = self.checkpoint.as_ref().map(Vec::len).filter(|n| *n > item_max) {
-            return too_large("checkpoint", bytes, item_max);
-        }
-        if let Some(bytes) = self.records.iter().map(|r| r.data.len()).find(|n| *n > RECORD_MAX.min(item_max / 2)) {
-            return too_large("record", bytes, RECORD_MAX);
-        }
-        Ok(())
+        let entry = self.entry.as_ref().map_or(0, Vec::len);
+        entry + self.checkpoint.as_ref().map_or(0, Snapshot::size) + records + rejects
     }
 }
 
-/// Why a commit was not taken. Its receipts are dropped: the sources learn that it is not on disk.
+/// The store has ended: nothing more becomes durable. Gives the commit back, with its receipts neither
+/// completed nor dropped. This is the only error of [`Sender`]: a commit of any size is taken.
 #[derive(Debug, thiserror::Error)]
-pub enum SendError {
-    /// The store has been closed.
-    #[error("the store is closed")]
-    Closed,
-    /// Too large to be stored.
-    #[error("a {what} of {bytes} bytes is over the limit of {limit}")]
-    TooLarge {
-        /// Entry, checkpoint or record.
-        what: &'static str,
-        /// Its size.
-        bytes: usize,
-        /// The most there may be.
-        limit: usize,
-    },
-}
+#[error("the store has ended")]
+pub struct Ended(pub Box<Commit>);
 
 /// Where commits go. Clones share one bounded channel.
 #[derive(Clone)]
 pub struct Sender {
     tx: mpsc::Sender<Commit>,
-    wanted: Arc<AtomicBool>,
-    slots: u32,
+    progress: Arc<Progress>,
 }
 
 impl Sender {
     /// Hands a commit over, waiting while the channel is full.
-    pub async fn send(&self, commit: Commit) -> Result<(), SendError> {
-        commit.check(self.slots)?;
-        self.tx.send(commit).await.map_err(|_| SendError::Closed)
+    pub async fn send(&self, commit: Commit) -> Result<(), Ended> {
+        self.count(&commit);
+        self.tx.send(commit).await.map_err(|e| Ended(Box::new(e.0)))
     }
 
     /// [`Sender::send`] for threads that may block.
-    pub fn blocking_send(&self, commit: Commit) -> Result<(), SendError> {
-        commit.check(self.slots)?;
-        self.tx.blocking_send(commit).map_err(|_| SendError::Closed)
+    pub fn blocking_send(&self, commit: Commit) -> Result<(), Ended> {
+        self.count(&commit);
+        self.tx.blocking_send(commit).map_err(|e| Ended(Box::new(e.0)))
+    }
+
+    fn count(&self, commit: &Commit) {
+        self.progress.under_way.fetch_add(u32::from(commit.checkpoint.is_some()), Ordering::AcqRel);
+    }
+
+    /// Resolves once the store has ended.
+    pub async fn ended(&self) {
+        self.tx.closed().await;
     }
 
     /// Whether so much has gone into the journal since the last checkpoint that the next commit
     /// should bring one. The journal keeps whatever is newer than the last checkpoint, and a start
     /// replays it.
     pub fn wants_checkpoint(&self) -> bool {
-        self.wanted.load(Ordering::Relaxed)
+        self.progress.wanted.load(Ordering::Relaxed)
+    }
+
+    /// Whether the next checkpoint has to bring the bytes of all its parts. One that calls a part
+    /// unchanged is not kept then.
+    pub fn wants_all_parts(&self) -> bool {
+        self.progress.all_parts.load(Ordering::Acquire)
+    }
+
+    /// Whether a checkpoint that was sent is not durable yet. Another one is better left until it is.
+    pub fn is_writing_checkpoint(&self) -> bool {
+        self.progress.under_way.load(Ordering::Acquire) > 0
     }
 }
 
 /// What was on disk when the store was opened.
 pub struct Recovered {
-    /// The newest snapshot of the engine.
-    pub checkpoint: Option<Vec<u8>>,
+    /// The newest snapshot of the engine that is intact, with all its parts.
+    pub checkpoint: Option<RecoveredSnapshot>,
     /// The ordinal of the first record after the checkpoint.
     pub checkpoint_ordinal: u64,
     /// The entries after the checkpoint, in order. Apply each with its `first_ordinal` and send its

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use andon::agent::input::{Group, Input};
 use andon::metrics::Shared;
-use andon::store::{Commit, Config, DeadLetter, Offline, OpenError, Outbox, Store};
+use andon::store::{Commit, Config, DeadLetter, Offline, OpenError, Outbox, Snapshot, Store};
 use andon::types::{Kind, Name, Reading, Record, RecordId, Reject, Time};
 use serde_json::Value;
 
@@ -77,7 +77,7 @@ fn fill(dir: &Path) {
         };
         let commit = Commit {
             entry: Some(entry(n).encode()),
-            checkpoint: (n == RECORDS / 2).then(|| b"a checkpoint".to_vec()),
+            checkpoint: (n == RECORDS / 2).then(|| Snapshot::whole(b"a checkpoint".to_vec())),
             records: vec![record(n)],
             first_ordinal: n,
             rejects: if n == 7 { vec![payload(b"{oops")] } else { Vec::new() },
@@ -222,7 +222,7 @@ fn a_store_of_format_1_opens() {
     let mut tar = Command::new("tar");
     assert!(tar.arg("-xzf").arg(kept(1)).arg("-C").arg(place.path()).status().unwrap().success());
     let (store, recovered) = Store::open(&small(), place.path(), &["cloud"], Shared::new()).unwrap();
-    assert_eq!(recovered.checkpoint.as_deref(), Some(&b"a checkpoint"[..]));
+    assert_eq!(recovered.checkpoint.as_ref().and_then(|c| c.whole()), Some(&b"a checkpoint"[..]));
     assert_eq!((recovered.checkpoint_ordinal, recovered.next_ordinal), (RECORDS / 2 + 1, RECORDS));
     let replay: Vec<Group> = recovered.entries.map(|e| Group::decode(&e.unwrap().data).unwrap()).collect();
     assert_eq!(replay, (RECORDS / 2 + 1..RECORDS).map(entry).collect::<Vec<_>>());
@@ -242,8 +242,8 @@ fn a_store_of_format_1_opens() {
 fn a_store_of_the_future_is_refused() {
     let place = tempfile::tempdir().unwrap();
     open(place.path()).close().unwrap();
-    fs::write(place.path().join("queue/format"), "2\n").unwrap();
+    fs::write(place.path().join("queue/format"), "3\n").unwrap();
     let Err(refused) = Store::open(&small(), place.path(), &["cloud"], Shared::new()) else { panic!("it was taken") };
-    assert!(matches!(refused, OpenError::NewerFormat { found: 2, known: 1 }));
+    assert!(matches!(refused, OpenError::NewerFormat { found: 3, known: 2 }));
     assert!(refused.to_string().contains("install the newer version again"), "{refused}");
 }

@@ -15,10 +15,10 @@ use super::scribe::{self, Note, Reply};
 use crate::alarm::Act;
 use crate::forward::budget;
 use crate::forward::inference::Asked;
-use crate::metrics::{Health, Pulse, Shared};
+use crate::metrics::{Board, Health, Pulse, Shared};
 use crate::model::Model;
 use crate::source::modbus::light::{Standing, Wrote};
-use crate::store::{self, Commit};
+use crate::store::{self, Commit, Snapshot};
 use crate::types::{Answer, Batch, Change, Condition, Flood, Kind, Live, ModelNews, Receipt, Reject, Time};
 use crate::web;
 
@@ -115,7 +115,7 @@ impl Feed {
     ) -> Feed {
         let pulse = shared.board.pulse("engine");
         let (held, waiting) = mpsc::channel(N_HELD);
-        let carrier = tokio::spawn(carry(waiting, commits.clone()));
+        let carrier = tokio::spawn(carry(waiting, commits.clone(), shared.board.clone()));
         let room = Arc::new(Semaphore::new(HELD_KIB));
         // What has just been replayed is kept with the first input: where a restart comes before the next
         // snapshot again and again, each replay would be longer than the one before.
@@ -204,7 +204,7 @@ impl Feed {
             self.record(wrote).await;
         }
         if self.since_checkpoint > 0 {
-            let checkpoint = Some(self.engine.snapshot());
+            let checkpoint = Some(Snapshot::whole(self.engine.snapshot()));
             self.send(Commit { checkpoint, first_ordinal: self.engine.ordinal(), ..Commit::default() }).await;
         }
         drop((self.held, self.notes));
@@ -277,7 +277,7 @@ impl Feed {
                         let _ = self.live.send(event);
                     }
                     // With a snapshot, so that nothing from before is replayed under the new blocks.
-                    let checkpoint = Some(self.engine.snapshot());
+                    let checkpoint = Some(Snapshot::whole(self.engine.snapshot()));
                     self.send(Commit { checkpoint, first_ordinal: self.engine.ordinal(), ..Commit::default() }).await;
                     self.do_and_note(Input::Running(running), None).await;
                 }
@@ -371,10 +371,11 @@ impl Feed {
         let wanted = since >= enough || self.commits.wants_checkpoint();
         let due =
             since >= CHECKPOINT_READINGS || elapsed >= CHECKPOINT_EVERY || (wanted && elapsed >= CHECKPOINT_PAUSE);
-        let checkpoint = (due && readings > 0).then(|| {
+        // One that is still being written is better finished first.
+        let checkpoint = (due && readings > 0 && !self.commits.is_writing_checkpoint()).then(|| {
             self.since_checkpoint = 0;
             self.checkpointed = Instant::now();
-            self.engine.snapshot()
+            Snapshot::whole(self.engine.snapshot())
         });
         let entry = (!group.inputs.is_empty()).then(|| group.encode());
         let audited = records.iter().filter(|r| r.kind == Kind::Audit).map(|r| r.data.clone()).collect();
@@ -491,11 +492,17 @@ async fn asked(commands: &mut Option<mpsc::Receiver<web::ModelCommand>>) -> Opti
     }
 }
 
-/// Hands commits to the store in order.
-async fn carry(mut waiting: mpsc::Receiver<(Commit, OwnedSemaphorePermit)>, commits: store::Sender) {
-    while let Some((commit, _room)) = waiting.recv().await {
-        if commits.send(commit).await.is_err() {
+/// Hands commits to the store in order. Once the store has ended nothing becomes durable any more: what
+/// comes then is kept with its receipts, neither completed nor dropped, until the agent ends. Room among
+/// the held commits bounds it.
+async fn carry(mut waiting: mpsc::Receiver<(Commit, OwnedSemaphorePermit)>, commits: store::Sender, board: Arc<Board>) {
+    let mut kept = Vec::new();
+    while let Some((commit, room)) = waiting.recv().await {
+        let Err(store::Ended(commit)) = commits.send(commit).await else { continue };
+        if kept.is_empty() {
             tracing::error!("the store has ended; what comes in now is not acknowledged");
+            board.set("store", Health::Down, "ended");
         }
+        kept.push((commit, room));
     }
 }

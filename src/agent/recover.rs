@@ -8,7 +8,8 @@ use crate::store::{self, Commit, Recovered};
 /// the crash are made again and handed to the store, which knows by their ordinals which it has.
 pub async fn replay(engine: &mut Engine, recovered: Recovered, commits: &store::Sender) {
     if let Some(snapshot) = &recovered.checkpoint
-        && let Err(error) = engine.restore(snapshot)
+        && let Err(error) =
+            snapshot.whole().ok_or_else(|| "it has several parts".into()).and_then(|s| engine.restore(s))
     {
         tracing::warn!(%error, "the last snapshot cannot be used; windows fill anew");
         engine.count_from(recovered.checkpoint_ordinal);
@@ -26,6 +27,7 @@ pub async fn replay(engine: &mut Engine, recovered: Recovered, commits: &store::
                 }
                 let commit = Commit { records: out.records, first_ordinal: out.first_ordinal, ..Commit::default() };
                 if commits.send(commit).await.is_err() {
+                    tracing::error!("the store has ended while the journal was replayed");
                     return;
                 }
             }

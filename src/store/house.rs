@@ -70,6 +70,8 @@ pub(super) struct House {
     pub figures: Arc<Mutex<Figures>>,
     /// The last journal entry that a durable checkpoint knows of.
     pub checkpoint_after: u64,
+    /// Recovery reads nothing of the journal below this.
+    pub checkpoint_from: u64,
     /// Sequences below this are taken.
     pub next_record: u64,
     since_checkpoint: u64,
@@ -89,6 +91,7 @@ impl House {
             quarantine,
             figures: Arc::default(),
             checkpoint_after: 0,
+            checkpoint_from: 0,
             next_record: 0,
             since_checkpoint: 0,
             synced: None,
@@ -206,23 +209,22 @@ impl House {
 
     fn usage(&self, lanes: &[Lane; 4]) -> [Usage; 4] {
         lanes.each_ref().map(|lane| {
-            let oldest = lane.oldest_sealed().filter(|s| lane.id != LaneId::Journal || self.is_history(lane, s));
+            let oldest = lane.oldest_sealed().filter(|s| lane.id != LaneId::Journal || self.is_history(s));
             Usage { disk: lane.disk(), oldest }
         })
     }
 
-    /// Whether a journal segment is not needed to recover: a later one holds a checkpoint that
-    /// knows all its entries.
-    fn is_history(&self, journal: &Lane, summary: &Summary) -> bool {
-        let later = |s: &Summary| s.name > summary.name && s.checkpoint.is_some();
-        summary.last <= self.checkpoint_after && journal.view.segments().iter().any(|s| later(&s.summary()))
+    /// Whether a journal segment is not needed to recover: it holds no entry that the last durable
+    /// snapshot does not know, and no part of that snapshot.
+    fn is_history(&self, summary: &Summary) -> bool {
+        summary.last < self.checkpoint_from
     }
 
     /// The disk is full, whoever filled it: lets go of the oldest journal segment that is only history.
     /// What is owed to sinks stays; a gap record could not be written.
     pub fn make_room(&mut self, lanes: &mut [Lane; 4]) {
         let journal = &mut lanes[LaneId::Journal as usize];
-        if journal.oldest_sealed().is_some_and(|s| self.is_history(journal, &s)) {
+        if journal.oldest_sealed().is_some_and(|s| self.is_history(&s)) {
             journal.remove_oldest();
         }
     }

@@ -312,10 +312,16 @@ impl Lane {
     fn activate(&mut self, first: u64) -> Result<(), Fault> {
         let id = self.id as u8;
         let spare = self.dir.join("spare");
+        // An item of more parts than a segment has slots gets a segment of its own size.
+        let needed = self.pending.front().map_or(0, |unit| unit.len() as u32).max(self.shape.slots);
         let ready = self.spare.take().and_then(|s| s.join().ok()).and_then(Result::ok);
         let writer = match ready {
-            Some(writer) => writer,
-            None => slots::create(&spare, self.shape.slots, self.preallocate())?,
+            Some(writer) if writer.room() >= needed => writer,
+            too_small => {
+                // Its directory is made anew.
+                too_small.and_then(SlotWriter::close_untrimmed).map(JoinHandle::join);
+                slots::create(&spare, needed, self.preallocate())?
+            }
         };
         self.write_manifest(first)?;
         let dir = self.dir.join(segment_name(first));

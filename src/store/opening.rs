@@ -3,32 +3,34 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use tokio::sync::{Notify, mpsc, watch};
 
-use crate::metrics::{Shared, lock};
+use crate::metrics::{Health, Shared, lock};
 use crate::types::Time;
 
 use super::cursors::{CursorFile, Saved};
 use super::fault::Fault;
 use super::group::{Group, Next};
 use super::house::House;
-use super::journal::{Entries, last_checkpoint};
+use super::journal::{Entries, FoundSnapshot, last_snapshot};
 use super::lane::{Findings, Lane};
 use super::limits::{Limits, shape};
 use super::lock::Lock;
 use super::outbox::{Shelf, Sink};
 use super::place::{Cursor, Place};
 use super::segment::{Loss, Losses, Summary};
+use super::snapshot::SnapshotWriter;
 use super::view::{LaneId, LaneView};
 use super::writer::{Order, Writer};
 use super::{COMMITS, Config, Recovered, Sender, Store, slots};
 
 /// The version of everything below `queue/`.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// After damage, sequences go on this much later: more than one segment can have held.
 const LEAP: u64 = 1 << 24;
 /// Dead letters on their way from sinks to the writer; each sink waits for its own.
@@ -86,6 +88,7 @@ fn check_format(queue: &Path) -> Result<(), OpenError> {
         Ok(text) => match text.trim().parse() {
             Ok(found) if found > FORMAT => return Err(OpenError::NewerFormat { found, known: FORMAT }),
             Ok(FORMAT) => return Ok(()),
+            // What format 1 has is read as well; new items are added to it.
             _ => {}
         },
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -126,13 +129,17 @@ pub(super) fn open(
     let sinks = place_sinks(sinks, saved.as_ref(), &views);
     let limits = Limits { max_bytes: config.max_bytes, max_age: config.max_age };
     let mut house = House::new(cursor_file, limits, queue.join("quarantine"));
-    let recovered = recover(&lanes, &findings, &mut house)?;
+    let journal = &views[LaneId::Journal as usize];
+    let snapshot = last_snapshot(journal)?;
+    let snapshots = SnapshotWriter::new(snapshot.as_ref().map_or(&[], |s| &s.parts), config.snapshot_step);
+    let recovered = recover(&lanes, snapshot, &findings, &mut house);
     report_missing(&findings, saved.as_ref(), &sinks, &house, &losses);
     lock(&house.figures).quarantined = findings.iter().map(|f| f.quarantined.len() as u64).sum();
     let next = next_numbers(&views, &findings, saved.as_ref());
     house.next_record = next.record;
     let requeued = saved.map_or(0, |s| s.requeued);
-    let (store, writer) = assemble(config, lanes, views, sinks, requeued, house, next, losses, shared, data_lock)?;
+    let (store, writer) =
+        assemble(config, lanes, views, sinks, requeued, house, next, snapshots, losses, shared, data_lock)?;
     start(store, writer).map(|store| (store, recovered))
 }
 
@@ -150,20 +157,20 @@ fn place_sinks(names: &[&str], saved: Option<&Saved>, views: &[Arc<LaneView>; 4]
     sinks
 }
 
-fn recover(lanes: &[Lane; 4], findings: &[Findings], house: &mut House) -> Result<Recovered, Fault> {
+fn recover(lanes: &[Lane; 4], snapshot: Option<FoundSnapshot>, findings: &[Findings], house: &mut House) -> Recovered {
     let journal = &lanes[LaneId::Journal as usize].view;
-    let checkpoint = last_checkpoint(journal)?;
-    house.checkpoint_after = checkpoint.as_ref().map_or(0, |c| c.after);
+    house.checkpoint_after = snapshot.as_ref().map_or(0, |s| s.after);
+    house.checkpoint_from = snapshot.as_ref().map_or(0, |s| s.from);
     let entries = Entries::new(journal.clone(), house.checkpoint_after + 1, Time(i64::MIN));
     let next_ordinal = lanes.iter().map(|l| l.counters.engine_upto).max().unwrap_or(0);
-    let checkpoint_ordinal = checkpoint.as_ref().map_or(0, |c| c.ordinal);
-    Ok(Recovered {
-        checkpoint: checkpoint.map(|c| c.data),
+    let checkpoint_ordinal = snapshot.as_ref().map_or(0, |s| s.ordinal);
+    Recovered {
+        checkpoint: snapshot.map(|s| s.snapshot),
         checkpoint_ordinal,
         entries,
         next_ordinal: next_ordinal.max(checkpoint_ordinal),
         quarantined: findings.iter().flat_map(|f| f.quarantined.clone()).collect(),
-    })
+    }
 }
 
 /// Losses that opening found, as far as anybody misses them.
@@ -220,6 +227,7 @@ fn assemble(
     requeued: u64,
     house: House,
     next: Next,
+    snapshots: SnapshotWriter,
     losses: Arc<Losses>,
     shared: Shared,
     data_lock: Lock,
@@ -240,9 +248,10 @@ fn assemble(
         losses,
         closed: AtomicBool::new(false),
     });
-    let wanted = Arc::new(AtomicBool::new(false));
+    let progress = snapshots.progress.clone();
     let order = Arc::new(Order::default());
-    let group = Group::new(next, &lanes).map_err(|e| OpenError::Failed(e.to_string()))?;
+    let group = Group::new(next, &lanes, snapshots, house.limits.journal_bytes() / 2)
+        .map_err(|e| OpenError::Failed(e.to_string()))?;
     let (figures, pulse) = (house.figures.clone(), shared.board.pulse("store"));
     let writer = Writer {
         commits,
@@ -257,9 +266,9 @@ fn assemble(
         pulse,
         last_group: None,
         commits_open: true,
-        wanted: wanted.clone(),
+        progress: progress.clone(),
     };
-    let sender = Sender { tx, wanted, slots: config.segment_slots };
+    let sender = Sender { tx, progress };
     let store = Store { sender, shelf, order, figures, lanes: views, thread: None, _lock: data_lock };
     Ok((store, writer))
 }
@@ -267,7 +276,14 @@ fn assemble(
 fn start(mut store: Store, writer: Writer) -> Result<Store, OpenError> {
     let failed = |e: io::Error| OpenError::Failed(e.to_string());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed)?;
-    let run = move || writer.run(&runtime);
+    let board = writer.shared.board.clone();
+    let run = move || {
+        catch_unwind(AssertUnwindSafe(|| writer.run(&runtime))).unwrap_or_else(|panic| {
+            tracing::error!("the store's writer has panicked; nothing is acknowledged any more");
+            board.set("store", Health::Down, "its writer has panicked");
+            resume_unwind(panic)
+        })
+    };
     store.thread = Some(std::thread::Builder::new().name("andon-store".into()).spawn(run).map_err(failed)?);
     Ok(store)
 }

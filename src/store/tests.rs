@@ -9,10 +9,17 @@ mod limits;
 mod live;
 mod model;
 mod offline;
+mod sizes;
 
 /// Small segments, so that everything happens often.
 pub(super) fn small() -> Config {
-    Config { commit_interval: Duration::from_millis(1), segment_bytes: 64 << 10, segment_slots: 8, ..Config::default() }
+    Config {
+        commit_interval: Duration::from_millis(1),
+        segment_bytes: 64 << 10,
+        segment_slots: 8,
+        snapshot_step: 100 << 10,
+        ..Config::default()
+    }
 }
 
 pub(super) fn record(kind: Kind, n: u64) -> Record {
@@ -45,6 +52,16 @@ fn send(store: &Store, mut commit: Commit) -> ReceiptWaiter {
     commit.receipts.push(receipt);
     store.sender().blocking_send(commit).unwrap();
     waiter
+}
+
+/// A snapshot of one part.
+fn whole(bytes: impl Into<Vec<u8>>) -> Option<Snapshot> {
+    Some(Snapshot::whole(bytes.into()))
+}
+
+/// The bytes of a snapshot of one part.
+fn whole_of(recovered: &Recovered) -> Option<&[u8]> {
+    recovered.checkpoint.as_ref().and_then(RecoveredSnapshot::whole)
 }
 
 /// Commits one record with its entry.

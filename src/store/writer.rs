@@ -2,7 +2,7 @@
 //! completes receipts, and keeps house.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
@@ -19,6 +19,8 @@ use super::group::Group;
 use super::house::House;
 use super::lane::Lane;
 use super::outbox::{Aside, Shelf};
+use super::snapshot::Progress;
+use super::view::LaneId;
 
 /// A group is written once it holds this much.
 const GROUP_BYTES: usize = 128 << 10;
@@ -75,8 +77,8 @@ pub(super) struct Writer {
     pub pulse: Pulse,
     pub last_group: Option<Instant>,
     pub commits_open: bool,
-    /// Tells the engine that a checkpoint is wanted.
-    pub wanted: Arc<AtomicBool>,
+    /// What the engine is told of snapshots.
+    pub progress: Arc<Progress>,
 }
 
 /// What one wait brought.
@@ -158,7 +160,8 @@ impl Writer {
 
     async fn wait(&mut self, gathered: &mut Gathered) {
         let moved = self.shelf.moved.load(Ordering::Acquire);
-        let idle = Instant::now() + self.house.patience(IDLE, moved);
+        let patience = self.house.patience(IDLE, moved);
+        let idle = Instant::now() + if self.group.has_snapshot() { patience.min(self.interval) } else { patience };
         if self.order.is_close() {
             if let Ok(commit) = self.commits.try_recv() {
                 gathered.push(commit);
@@ -184,7 +187,7 @@ impl Writer {
         let mut receipts = Vec::new();
         for mut commit in gathered.commits {
             receipts.append(&mut commit.receipts);
-            self.house.count_entry(&commit, &self.wanted);
+            self.house.count_entry(&commit, &self.progress.wanted);
             self.group.add_commit(commit, now);
         }
         for aside in gathered.asides {
@@ -273,8 +276,9 @@ impl Writer {
 
     /// What was handed over is durable.
     fn settle(&mut self) {
-        if let Some(after) = self.group.durable() {
-            self.house.checkpoint_after = after;
+        if let Some(durable) = self.group.durable(&self.lanes[LaneId::Journal as usize].view) {
+            self.house.checkpoint_after = durable.after;
+            self.house.checkpoint_from = durable.from;
         }
         self.house.group_durable();
     }
@@ -288,10 +292,17 @@ impl Writer {
         }
     }
 
-    /// An orderly end: the last checkpoint and the cursors are saved.
+    /// An orderly end: the last snapshot and the cursors are saved.
     fn finish(mut self) -> Result<(), Fault> {
-        self.hand_over();
-        let written = self.lanes.iter_mut().try_for_each(Lane::write);
+        let mut written = Ok(());
+        while written.is_ok() && !self.group.is_empty() {
+            self.hand_over();
+            written = self.lanes.iter_mut().try_for_each(Lane::write);
+            if written.is_ok() {
+                self.settle();
+            }
+            self.pulse.beat();
+        }
         let saved = self.house.save(&self.shelf, true);
         self.end();
         written.and(saved)
