@@ -21,7 +21,8 @@
 //! | `journal` | entries and engine checkpoints | recovery, `learn` |
 //! | `priority` | alarm, gap, model, usage and audit records | sinks, first |
 //! | `routine` | verdict records | sinks |
-//! | `dead` | unreadable payloads, records a sink refused; 16 MiB | people |
+//! | `dead` | payloads that could not be read | people |
+//! | `refused` | records that a sink refused | people, `requeue` |
 //!
 //! # On disk
 //!
@@ -133,6 +134,7 @@ mod rescue;
 mod segment;
 mod slots;
 mod snapshot;
+mod tail;
 mod view;
 mod writer;
 
@@ -147,7 +149,7 @@ pub use snapshot::{PartContent, RecoveredSnapshot, Snapshot, SnapshotPart};
 use house::Figures;
 use outbox::{Aside, AsideWhat, Shelf};
 use snapshot::Progress;
-use view::{LaneId, LaneView};
+use view::{LANES, LaneId, LaneView};
 use writer::Order;
 
 /// Commits on their way to the writer. Each holds a few batches of readings at most; with more,
@@ -168,6 +170,10 @@ pub struct Config {
     pub commit_interval: Duration,
     /// What to do at the limits.
     pub when_full: WhenFull,
+    /// What payloads that could not be read may take on disk, in bytes; beyond it the oldest go.
+    pub dead_letter_max_bytes: u64,
+    /// What records that a sink has refused may take on disk, in bytes; beyond it the oldest go.
+    pub refused_max_bytes: u64,
     /// Size of a segment of the journal and the routine lane; less when `max_bytes` is small.
     /// Not a setting: tests choose small ones.
     pub segment_bytes: u64,
@@ -195,6 +201,8 @@ impl Default for Config {
             max_age: Duration::from_hours(14 * 24),
             commit_interval: Duration::from_millis(20),
             when_full: WhenFull::DropOldest,
+            dead_letter_max_bytes: 16 << 20,
+            refused_max_bytes: 64 << 20,
             // sled keeps about as much in memory as it has in its newest segment.
             segment_bytes: 8 << 20,
             segment_slots: 2048,
@@ -207,6 +215,8 @@ impl Default for Config {
 impl Config {
     /// The least that leaves room for the segments in use.
     const MAX_BYTES_MIN: u64 = 64 << 20;
+    /// The least that leaves room for the segment in use of a lane of dead letters, and one before it.
+    const DEAD_LETTERS_MIN: u64 = 4 << 20;
 
     /// Reads `[store]`.
     pub fn read(section: &Section<'_>) -> Config {
@@ -216,6 +226,12 @@ impl Config {
             if bytes < Config::MAX_BYTES_MIN {
                 section.problem("max_bytes", "is less than 64MiB, which the segments in use alone can take");
             }
+        }
+        if let Some(bytes) = section.size("dead_letter_max_bytes") {
+            config.dead_letter_max_bytes = at_least(section, "dead_letter_max_bytes", bytes);
+        }
+        if let Some(bytes) = section.size("refused_max_bytes") {
+            config.refused_max_bytes = at_least(section, "refused_max_bytes", bytes);
         }
         if let Some(age) = section.duration("max_age") {
             config.max_age = age.max(Duration::from_secs(60));
@@ -234,6 +250,14 @@ impl Config {
         }
         config
     }
+}
+
+/// The limit of a lane of dead letters.
+fn at_least(section: &Section<'_>, key: &str, bytes: u64) -> u64 {
+    if bytes < Config::DEAD_LETTERS_MIN {
+        section.problem(key, "is less than 4MiB, which the segments in use alone can take");
+    }
+    bytes.max(Config::DEAD_LETTERS_MIN)
 }
 
 /// One step of the engine, to be made durable as a whole.
@@ -340,7 +364,7 @@ pub struct Recovered {
 /// How full the store is, and how well.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct StoreStatus {
-    /// By lane: `journal`, `priority`, `routine`, `dead`.
+    /// By lane: `journal`, `priority`, `routine`, `dead`, `refused`.
     pub lanes: BTreeMap<&'static str, LaneStatus>,
     /// Segments set aside since the start.
     pub quarantined: u64,
@@ -379,7 +403,7 @@ pub struct Store {
     order: Arc<Order>,
     figures: Arc<Mutex<Figures>>,
     /// In the order of [`LaneId::ALL`].
-    lanes: [Arc<LaneView>; 4],
+    lanes: [Arc<LaneView>; LANES],
     thread: Option<JoinHandle<Result<(), fault::Fault>>>,
     _lock: lock::Lock,
 }
@@ -435,17 +459,34 @@ impl Store {
         Entries::new(self.lanes[LaneId::Journal as usize].clone(), 1, since)
     }
 
-    /// What was set aside, oldest first, with the number of each.
-    pub fn dead_letters(&self) -> DeadLetters {
-        DeadLetters::new(self.lanes[LaneId::Dead as usize].clone())
+    /// What was set aside, with the number of each in its lane: payloads that could not be read, then
+    /// records that were refused, each oldest first.
+    pub fn dead_letters(&self) -> impl Iterator<Item = <DeadLetters as Iterator>::Item> + use<> {
+        let lane = |id: LaneId| DeadLetters::new(self.lanes[id as usize].clone());
+        lane(LaneId::Dead).chain(lane(LaneId::Refused))
+    }
+
+    /// Somebody who knows the time, the cloud or a broker, says that it is `heard`. A clock that agrees
+    /// is confirmed: ages are counted by it although it is far ahead of the last run.
+    pub fn confirm_clock(&self, heard: Time) {
+        let now = Time::now();
+        if now.since(heard).max(heard.since(now)) < limits::CLOCK_TOLERANCE {
+            self.shelf.clock_confirmed.store(true, Ordering::Release);
+        }
     }
 
     /// Sends the records among the dead letters once more, each once; how many. They get new
     /// sequences and keep their ids. Blocks.
     pub fn requeue(&self) -> Result<u64, ReadError> {
-        let from = self.shelf.requeued.load(Ordering::Acquire);
+        // Format 1 kept refused records among the payloads.
+        Ok(self.requeue_lane(LaneId::Dead, 0)? + self.requeue_lane(LaneId::Refused, 1)?)
+    }
+
+    fn requeue_lane(&self, id: LaneId, i: usize) -> Result<u64, ReadError> {
+        let requeued = &self.shelf.requeued[i];
         let mut sent = 0;
-        for letter in self.dead_letters().starting_at(from) {
+        let letters = DeadLetters::new(self.lanes[id as usize].clone());
+        for letter in letters.starting_at(requeued.load(Ordering::Acquire)) {
             let (number, letter) = letter?;
             if let DeadLetter::Record { record, .. } = letter {
                 let (done, durable) = oneshot::channel();
@@ -454,7 +495,7 @@ impl Store {
                 durable.blocking_recv().map_err(|_| ReadError::Closed)?;
                 sent += 1;
             }
-            self.shelf.requeued.store(number + 1, Ordering::Release);
+            requeued.store(number + 1, Ordering::Release);
             self.shelf.moved.store(true, Ordering::Release);
         }
         self.shelf.wake.notify_one();

@@ -11,7 +11,8 @@ use super::pack::Item;
 use super::record::{self, DeadLetter, JournalItem};
 use super::segment::Loss;
 use super::snapshot::{self, SnapshotWriter};
-use super::view::{LaneId, LaneView};
+use super::tail::LostTail;
+use super::view::{LANES, LaneId, LaneView};
 
 /// Data that is missing, and why; becomes a gap record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,11 +24,11 @@ pub(super) struct Gap {
 
 /// Items on their way into the lanes, and the numbers they get.
 pub(super) struct Group {
-    items: [Vec<Item>; 4],
+    items: [Vec<Item>; LANES],
     /// The next sequence of the journal, of the records and of the dead letters.
     next: Next,
     /// The ordinal after the last engine record of each lane, handed over or not.
-    upto: [u64; 4],
+    upto: [u64; LANES],
     /// Snapshots go into the journal in pieces, between the items of other groups.
     snapshots: SnapshotWriter,
     /// The snapshot whose root was handed over last.
@@ -35,6 +36,8 @@ pub(super) struct Group {
     /// Unchanged parts of snapshots may hold so much of the journal on disk.
     snapshot_span: u64,
     asides: Vec<Aside>,
+    /// Until the replay is over, what was lost at the ends of the outgoing lanes.
+    tails: Vec<LostTail>,
     counts: BTreeMap<Kind, u64>,
     zstd: zstd::bulk::Compressor<'static>,
 }
@@ -45,11 +48,18 @@ pub(super) struct Next {
     pub journal: u64,
     pub record: u64,
     pub dead: u64,
+    pub refused: u64,
 }
 
 impl Group {
     /// Goes on from these numbers and lanes.
-    pub fn new(next: Next, lanes: &[Lane; 4], snapshots: SnapshotWriter, snapshot_span: u64) -> std::io::Result<Group> {
+    pub fn new(
+        next: Next,
+        lanes: &[Lane; LANES],
+        snapshots: SnapshotWriter,
+        snapshot_span: u64,
+        tails: Vec<LostTail>,
+    ) -> std::io::Result<Group> {
         Ok(Group {
             items: Default::default(),
             next,
@@ -58,6 +68,7 @@ impl Group {
             root_handed: None,
             snapshot_span,
             asides: Vec::new(),
+            tails,
             counts: BTreeMap::new(),
             zstd: zstd::bulk::Compressor::new(1)?,
         })
@@ -83,6 +94,7 @@ impl Group {
             LaneId::Journal => &mut self.next.journal,
             LaneId::Priority | LaneId::Routine => &mut self.next.record,
             LaneId::Dead => &mut self.next.dead,
+            LaneId::Refused => &mut self.next.refused,
         };
         let seq = *next;
         *next += 1;
@@ -90,6 +102,11 @@ impl Group {
         *upto_now = (*upto_now).max(upto.unwrap_or(0));
         self.items[lane as usize].push(Item { seq, bytes, at, engine_upto: *upto_now, checkpoint });
         seq
+    }
+
+    /// The replay is over: what of the lanes' ends it has not made again.
+    pub fn take_tails(&mut self) -> Vec<LostTail> {
+        std::mem::take(&mut self.tails)
     }
 
     /// Takes a commit apart.
@@ -122,6 +139,9 @@ impl Group {
             // Better twice than lost: a fresh entry's records cannot be here yet.
             tracing::error!("the engine's ordinal {ordinal} has been used before in the {} lane", lane.name());
         }
+        if replayed {
+            self.tails.iter_mut().for_each(|t| t.count(lane, ordinal));
+        }
         self.push(lane, record::encode(record), record.at, Some(ordinal + 1), false);
         *self.counts.entry(record.kind).or_default() += 1;
     }
@@ -130,7 +150,7 @@ impl Group {
     pub fn add_aside(&mut self, aside: Aside) {
         match &aside.what {
             AsideWhat::Letter(letter) => {
-                self.push(LaneId::Dead, record::encode(letter), letter.at(), None, false);
+                self.push(LaneId::Refused, record::encode(letter), letter.at(), None, false);
             }
             AsideWhat::Again(record) => {
                 self.push(LaneId::of(record.kind), record::encode(record), record.at, None, false);
@@ -150,7 +170,7 @@ impl Group {
     }
 
     /// Gives everything to the lanes.
-    pub fn hand_over(&mut self, lanes: &mut [Lane; 4], now: Time) {
+    pub fn hand_over(&mut self, lanes: &mut [Lane; LANES], now: Time) {
         let journal = lanes[LaneId::Journal as usize].view.clone();
         let mut snapshots = std::mem::take(&mut self.snapshots);
         let mut push = |item: JournalItem, root| self.push(LaneId::Journal, item.encode(), now, None, root);

@@ -81,8 +81,10 @@ pub(super) struct Shelf {
     /// Tells the writer of that.
     pub wake: Notify,
     pub aside: mpsc::Sender<Aside>,
-    /// Dead letters below this have been queued again.
-    pub requeued: AtomicU64,
+    /// Dead letters below these have been queued again: of the payloads' lane, of the refused records'.
+    pub requeued: [AtomicU64; 2],
+    /// Somebody who knows the time has found the clock right since that was asked last.
+    pub clock_confirmed: AtomicBool,
     pub losses: Arc<Losses>,
     pub closed: AtomicBool,
 }

@@ -7,6 +7,7 @@ mod damage;
 mod faults;
 mod limits;
 mod live;
+mod loss;
 mod model;
 mod offline;
 mod sizes;
@@ -133,10 +134,12 @@ fn settings_are_read_and_mistakes_told() {
         (config, document.into_problems().into_iter().map(|p| p.message).collect::<Vec<_>>())
     };
     assert_eq!(read(""), (Config::default(), vec![]));
-    let (config, problems) =
-        read("max_bytes = \"1GiB\"\nmax_age = \"3d\"\ncommit_interval = \"50ms\"\nwhen_full = \"drop_oldest\"");
+    let (config, problems) = read(
+        "dead_letter_max_bytes = \"8MiB\"\nrefused_max_bytes = \"1GiB\"\nmax_bytes = \"1GiB\"\nmax_age = \"3d\"\ncommit_interval = \"50ms\"\nwhen_full = \"drop_oldest\"",
+    );
     assert_eq!(problems, Vec::<String>::new());
     assert_eq!((config.max_bytes, config.max_age), (1 << 30, Duration::from_hours(72)));
+    assert_eq!((config.dead_letter_max_bytes, config.refused_max_bytes), (8 << 20, 1 << 30));
     assert_eq!(config.commit_interval, Duration::from_millis(50));
     let (_, problems) =
         read("max_bytes = \"1MiB\"\nmax_age = \"1s\"\ncommit_interval = \"1m\"\nwhen_full = \"drop_oldst\"");

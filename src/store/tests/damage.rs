@@ -17,7 +17,7 @@ fn filled(dir: &Path) {
     store.close().unwrap();
 }
 
-fn segments(dir: &Path, lane: &str) -> Vec<PathBuf> {
+pub(super) fn segments(dir: &Path, lane: &str) -> Vec<PathBuf> {
     view::list(&dir.join("queue").join(lane)).unwrap().into_iter().map(|(_, path)| path).collect()
 }
 
