@@ -13,6 +13,7 @@
 //! * Records have a *sequence*, unique and rising over both outgoing lanes, which never goes back,
 //!   whatever was deleted or damaged.
 //! * What is given up or found damaged becomes a gap record: reason, lane, range, count.
+//! * Nothing is refused for its size. The only error of [`Sender`] is that the store has ended.
 //!
 //! # Lanes
 //!
@@ -29,8 +30,9 @@
 //! ```text
 //! DATA_DIR/lock                      flock; holds the pid
 //! DATA_DIR/queue/format              the version of all below
-//! DATA_DIR/queue/cursors             two pages, written in turn: how far each sink has come, and what it
-//!                                    has done beyond that because live records went before a backlog
+//! DATA_DIR/queue/cursors             two pages, written in turn: how far each sink has come, what it has
+//!                                    done beyond that because live records went before a backlog, and
+//!                                    how far each lane has come
 //! DATA_DIR/queue/LANE/manifest       what is known of the sealed segments; JSON and its CRC
 //! DATA_DIR/queue/LANE/seg-FIRST/     a sled Db; FIRST is the sequence of its first item
 //! DATA_DIR/queue/LANE/spare/         the next segment, being made or ready
@@ -54,7 +56,7 @@
 //! | at | size | |
 //! |---|---|---|
 //! | 0 | 8 | magic `B7 "andonb" 01`; the last byte is the version |
-//! | 8 | 4 | lane, codec (0 plain, 1 zstd), flags (1: holds a checkpoint, 2: follows a sync), 0 |
+//! | 8 | 4 | lane, codec (0 plain, 1 zstd), flags (1: holds the root of a snapshot, 2: follows a sync), 0 |
 //! | 12 | 4 | slot |
 //! | 16 | 4 | items that are complete with this block |
 //! | 20 | 2+2 | part, parts: an item larger than a block is split |
@@ -72,9 +74,19 @@
 //!
 //! Commits are gathered into groups. A group's journal blocks are synced first, then the priority,
 //! routine and dead lanes, then receipts are completed and readers see the records. A crash in
-//! between leaves entries without records: the replay makes them again. A checkpoint therefore goes
-//! into the journal only with the *next* group: it must never be there before the records it knows
-//! of. It says which entry it was taken after, so its place among the entries does not matter.
+//! between leaves entries without records: the replay makes them again. A snapshot therefore goes
+//! into the journal only after the group it came with: it must never be there before the records it
+//! knows of. It says which entry it was taken after, so its place among the entries does not matter.
+//!
+//! # Snapshots
+//!
+//! A snapshot has named parts. Each part is cut into pieces of one block; a group carries pieces of
+//! 1 MiB at most, and the entries of commits between them. The last pieces are the index, which lists
+//! key, length, checksum and pieces of each part; then comes the root, one item, flagged in its block.
+//! Only a snapshot with its root counts. A part that the engine calls unchanged is listed where it
+//! lies; it is copied forward once half of the journal's share lies behind it. What lies below the
+//! first piece and the last known entry of the newest durable snapshot is history, which the limits
+//! may take. An older format has the whole snapshot in one item, which is read as one part.
 //!
 //! # Recovery
 //!
@@ -90,7 +102,14 @@
 //!   seen to panic, to hang and to drop blocks silently. Readers search its file for blocks and hold
 //!   what they find against the manifest. A segment with a hole goes to the quarantine, is read
 //!   from there, and the hole becomes a gap record.
-//! * A split item without its last part was never acknowledged and is passed over.
+//! * A split item without its last part was never acknowledged and is passed over. A snapshot
+//!   without its root, or with a damaged piece, is passed over for the one before.
+//! * The cursors file says how far each lane had come. Where less is found, the rest is lost, but for
+//!   what the replay makes again; that is known, and told, with the first new entry.
+//! * Ages are counted on from the last run. A clock that is more than an hour ahead of that counts
+//!   only once it is confirmed.
+//! * The directory and the files in use are held against what was opened before each group is
+//!   acknowledged.
 //! * After damage, sequences leap ahead, so that none is used twice.
 //! * A segment that is gone is a loss unless all saved cursors are past it, or all it held was
 //!   delivered ahead of them; cursors are synced before a segment is deleted.
@@ -464,15 +483,6 @@ impl Store {
     pub fn dead_letters(&self) -> impl Iterator<Item = <DeadLetters as Iterator>::Item> + use<> {
         let lane = |id: LaneId| DeadLetters::new(self.lanes[id as usize].clone());
         lane(LaneId::Dead).chain(lane(LaneId::Refused))
-    }
-
-    /// Somebody who knows the time, the cloud or a broker, says that it is `heard`. A clock that agrees
-    /// is confirmed: ages are counted by it although it is far ahead of the last run.
-    pub fn confirm_clock(&self, heard: Time) {
-        let now = Time::now();
-        if now.since(heard).max(heard.since(now)) < limits::CLOCK_TOLERANCE {
-            self.shelf.clock_confirmed.store(true, Ordering::Release);
-        }
     }
 
     /// Sends the records among the dead letters once more, each once; how many. They get new

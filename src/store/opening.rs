@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -11,7 +10,7 @@ use std::time::Instant;
 
 use tokio::sync::{Notify, mpsc, watch};
 
-use crate::metrics::{Health, Shared, lock};
+use crate::metrics::{Shared, lock};
 use crate::types::Time;
 
 use super::cursors::{CursorFile, Saved};
@@ -321,14 +320,7 @@ fn assemble(
 fn start(mut store: Store, writer: Writer) -> Result<Store, OpenError> {
     let failed = |e: io::Error| OpenError::Failed(e.to_string());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed)?;
-    let board = writer.shared.board.clone();
-    let run = move || {
-        catch_unwind(AssertUnwindSafe(|| writer.run(&runtime))).unwrap_or_else(|panic| {
-            tracing::error!("the store's writer has panicked; nothing is acknowledged any more");
-            board.set("store", Health::Down, "its writer has panicked");
-            resume_unwind(panic)
-        })
-    };
+    let run = move || writer.run(&runtime);
     store.thread = Some(std::thread::Builder::new().name("andon-store".into()).spawn(run).map_err(failed)?);
     Ok(store)
 }

@@ -9,15 +9,16 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use serde::{Deserialize, Serialize};
-
 use crate::types::{Name, Time};
 
-use super::fault::Fault;
 use super::pack::PART;
 use super::record::{JournalItem, journal_len};
-use super::segment::{Chunk, Sealed};
 use super::view::LaneView;
+
+mod pieces;
+
+use pieces::PieceReader;
+pub(super) use pieces::{StoredPart, first_piece, load};
 
 /// Bytes of one piece; it fills a block.
 const PIECE_BYTES: usize = PART - journal_len(0);
@@ -92,27 +93,6 @@ impl RecoveredSnapshot {
             _ => None,
         }
     }
-}
-
-/// Where a part lies in the journal.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct StoredPart {
-    pub key: Name,
-    pub bytes: u64,
-    pub crc: u32,
-    /// Sequences of its pieces, rising.
-    pub pieces: Vec<u64>,
-}
-
-impl StoredPart {
-    fn first(&self) -> u64 {
-        self.pieces.first().copied().unwrap_or(u64::MAX)
-    }
-}
-
-/// The lowest sequence that any of these parts needs.
-pub(super) fn first_piece(parts: &[StoredPart]) -> u64 {
-    parts.iter().map(StoredPart::first).min().unwrap_or(u64::MAX)
 }
 
 /// What the engine may ask of snapshots; shared with every [`super::Sender`].
@@ -375,58 +355,6 @@ impl Writing {
 fn given(key: Name, bytes: Vec<u8>) -> (StoredPart, Source) {
     let part = StoredPart { key, bytes: bytes.len() as u64, crc: crc32fast::hash(&bytes), pieces: Vec::new() };
     (part, Source::Given { bytes, at: 0 })
-}
-
-/// Reads pieces by their sequence.
-#[derive(Default)]
-struct PieceReader {
-    chunk: Option<Chunk>,
-    /// Sealed segments once looked into need not be searched again; at most those of the journal.
-    holds: Vec<Arc<Sealed>>,
-}
-
-impl PieceReader {
-    /// `None` when it is not there or not intact.
-    fn read(&mut self, journal: &LaneView, sequence: u64) -> Result<Option<Vec<u8>>, Fault> {
-        let has = |c: &Chunk| c.items.binary_search_by_key(&sequence, |(s, _)| *s);
-        if self.chunk.as_ref().is_none_or(|c| has(c).is_err()) {
-            self.chunk = journal.chunk_from(sequence)?;
-            let hold = self.chunk.as_ref().and_then(|c| c.hold.clone());
-            self.holds.extend(hold.filter(|h| self.holds.iter().all(|held| !Arc::ptr_eq(held, h))));
-        }
-        let Some(chunk) = &self.chunk else { return Ok(None) };
-        let Ok(at) = has(chunk) else { return Ok(None) };
-        Ok(match JournalItem::decode(&chunk.items[at].1) {
-            Some(JournalItem::Piece { data, .. }) => Some(data),
-            _ => None,
-        })
-    }
-}
-
-/// The parts of the snapshot with this root, and their bytes; `None` unless all of it is intact.
-pub(super) fn load(journal: &LaneView, root: &[u8]) -> Result<Option<(Vec<StoredPart>, RecoveredSnapshot)>, Fault> {
-    let Ok(index) = postcard::from_bytes::<StoredPart>(root) else { return Ok(None) };
-    let Some(index) = read_parts(journal, &[index])?.and_then(|mut parts| parts.pop()) else { return Ok(None) };
-    let Ok(parts) = postcard::from_bytes::<Vec<StoredPart>>(&index) else { return Ok(None) };
-    let Some(bytes) = read_parts(journal, &parts)? else { return Ok(None) };
-    let keys = parts.iter().map(|p| p.key.clone());
-    let snapshot = RecoveredSnapshot { parts: keys.zip(bytes).collect() };
-    Ok(Some((parts, snapshot)))
-}
-
-/// Reads in the order of the disk, so that each segment is searched once.
-fn read_parts(journal: &LaneView, parts: &[StoredPart]) -> Result<Option<Vec<Vec<u8>>>, Fault> {
-    let numbered = parts.iter().enumerate();
-    let mut order: Vec<(u64, usize)> = numbered.flat_map(|(i, p)| p.pieces.iter().map(move |s| (*s, i))).collect();
-    order.sort_unstable();
-    let (mut bytes, mut reader) = (vec![Vec::new(); parts.len()], PieceReader::default());
-    for (sequence, part) in order {
-        let Some(piece) = reader.read(journal, sequence)? else { return Ok(None) };
-        bytes[part].extend_from_slice(&piece);
-    }
-    let intact =
-        |(part, bytes): (&StoredPart, &Vec<u8>)| bytes.len() as u64 == part.bytes && crc32fast::hash(bytes) == part.crc;
-    Ok(parts.iter().zip(&bytes).all(intact).then_some(bytes))
 }
 
 #[cfg(test)]
