@@ -119,7 +119,8 @@ fn what_waits_is_shown_exported_and_sent_again() {
     fill(dir);
     let stat = &lines(&["stat", "--json"], dir)[0];
     assert_eq!(stat["sinks"]["cloud"]["routine"], 54 - DELIVERED as u64 - 1);
-    assert_eq!(stat["lanes"]["dead"]["records"], 2);
+    assert_eq!(stat["lanes"]["dead"]["records"], 1);
+    assert_eq!(stat["lanes"]["refused"]["records"], 1);
     let (_, text, _) = run(&["stat"], dir);
     assert!(text.contains("sink cloud: 0 alarms and the like, 43 verdicts to deliver"), "{text}");
 
@@ -233,6 +234,7 @@ fn a_store_of_format_1_opens() {
     let letters: Vec<DeadLetter> = store.dead_letters().map(|l| l.unwrap().1).collect();
     assert!(matches!(&letters[0], DeadLetter::Payload(reject) if reject.payload == b"{oops"), "{letters:?}");
     assert!(matches!(&letters[1], DeadLetter::Record { record: r, .. } if *r == record(12)), "{letters:?}");
+    assert_eq!(store.requeue().unwrap(), 1, "format 1 keeps it among the payloads");
     store.close().unwrap();
     let journal = Offline::look(place.path()).unwrap().journal_since(Time(i64::MIN));
     assert_eq!(journal.count() as u64, RECORDS, "and all of the journal is there to learn from");

@@ -506,3 +506,47 @@ async fn carry(mut waiting: mpsc::Receiver<(Commit, OwnedSemaphorePermit)>, comm
         kept.push((commit, room));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::ReceiptWaiter;
+
+    fn commit() -> (Commit, ReceiptWaiter) {
+        let (receipt, waiter) = Receipt::new();
+        (Commit { receipts: vec![receipt], ..Commit::default() }, waiter)
+    }
+
+    /// Receipts of a store that has ended are neither completed nor dropped while the agent runs: a
+    /// source that is told "not on disk" lets the broker repeat what the engine takes for a duplicate.
+    #[tokio::test]
+    async fn a_store_that_has_ended_completes_and_drops_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let shared = Shared::new();
+        let (ended, _) =
+            store::Store::open(&store::Config::default(), dir.path(), &[], shared.clone()).expect("a store");
+        let sender = ended.sender();
+        tokio::task::spawn_blocking(|| ended.close()).await.expect("joined").expect("closed");
+        let (held, waiting) = mpsc::channel(4);
+        let carrier = tokio::spawn(carry(waiting, sender, shared.board.clone()));
+        let room = Arc::new(Semaphore::new(2));
+        let mut waiters = Vec::new();
+        for _ in 0..2 {
+            let (commit, waiter) = commit();
+            let permit = room.clone().acquire_owned().await.expect("open");
+            held.send((commit, permit)).await.expect("carried");
+            waiters.push(waiter);
+        }
+        let is_told = || shared.board.components()["store"].detail == "ended";
+        while !is_told() || held.capacity() < held.max_capacity() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(shared.board.components()["store"].health, Health::Down);
+        assert_eq!(room.available_permits(), 0, "what is kept takes its room, so that input waits");
+        let still_open = |w: &mut ReceiptWaiter| matches!(w.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        assert!(waiters.iter_mut().all(still_open));
+        drop(held);
+        carrier.await.expect("ends with its input");
+        assert!(!waiters.iter_mut().any(still_open), "the agent has ended");
+    }
+}
