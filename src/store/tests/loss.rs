@@ -221,3 +221,40 @@ fn a_directory_that_is_deleted_acknowledges_nothing() {
     assert!(waiter.try_recv().is_err());
     assert!(store.close().is_err(), "it does not end as if all were well");
 }
+
+/// As after a start with a clock far ahead of the last run: the backlog stays until the clock is confirmed.
+#[test]
+fn a_clock_far_ahead_gives_nothing_up_until_it_is_confirmed() {
+    if fs::exists("/run/systemd/timesync/synchronized").unwrap() {
+        return; // Confirmed already.
+    }
+    let dir = fast_dir();
+    filled(dir.path(), true);
+    let (mut file, saved) = cursors::CursorFile::open(&dir.path().join("queue/cursors")).unwrap();
+    let behind = Time::now().minus(Duration::from_hours(24 * 30));
+    file.write(&cursors::Saved { clock: behind, ..saved.unwrap() }, true).unwrap();
+    std::thread::sleep(Duration::from_millis(30));
+    // By the clock everything is too old.
+    let (store, _) = open(&Config { max_age: Duration::from_millis(20), ..small() }, dir.path());
+    let outbox = store.outbox("cloud").unwrap();
+    let looks = || crate::metrics::lock(&store.figures).looks;
+    let before = looks();
+    wait_for("the limits are looked at", || looks() > before + 2);
+    assert_eq!(outbox.depth().0, 80);
+    outbox.confirm_clock(Time::now().plus(Duration::from_hours(24 * 30)));
+    let before = looks();
+    wait_for("the limits are looked at", || looks() > before + 2);
+    assert_eq!(outbox.depth().0, 80, "somebody who disagrees confirms nothing");
+    outbox.confirm_clock(Time::now());
+    wait_for("what is too old goes, and is told", || {
+        let told: u64 = outbox
+            .read(500, usize::MAX)
+            .unwrap()
+            .iter()
+            .filter(|s| s.record.kind == Kind::Gap)
+            .map(|s| gap_of(&s.record).2)
+            .sum();
+        told > 0 && store.status().lanes["routine"].dropped > 0
+    });
+    store.close().unwrap();
+}
