@@ -27,7 +27,6 @@ pub async fn replay(engine: &mut Engine, recovered: Recovered, commits: &store::
                 }
                 let commit = Commit { records: out.records, first_ordinal: out.first_ordinal, ..Commit::default() };
                 if commits.send(commit).await.is_err() {
-                    tracing::error!("the store has ended while the journal was replayed");
                     return;
                 }
             }
