@@ -6,7 +6,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use crate::types::Stored;
+use crate::types::{Stored, Time};
 
 pub mod aggregate;
 pub mod bridge;
@@ -63,6 +63,11 @@ pub trait Outbox: Send + Sync + 'static {
     /// This one will never be taken: keep it aside with the reason and advance past it. Always the
     /// first one that is not yet acked or set aside.
     fn dead_letter(&self, record: &Stored, reason: &str) -> impl Future<Output = anyhow::Result<()>> + Send;
+
+    /// The other side says that it is this time. What ages records may hold its own clock against it.
+    fn heard_time(&self, at: Time) {
+        let _ = at;
+    }
 }
 
 impl<O: Outbox> Outbox for Arc<O> {
@@ -88,5 +93,9 @@ impl<O: Outbox> Outbox for Arc<O> {
 
     fn dead_letter(&self, record: &Stored, reason: &str) -> impl Future<Output = anyhow::Result<()>> + Send {
         O::dead_letter(self, record, reason)
+    }
+
+    fn heard_time(&self, at: Time) {
+        O::heard_time(self, at);
     }
 }

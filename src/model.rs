@@ -22,6 +22,7 @@ pub mod graph;
 pub mod judge;
 pub mod learnt;
 pub mod library;
+pub mod manifest_limits;
 pub mod rollout;
 pub mod session;
 pub mod signature;

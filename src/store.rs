@@ -13,6 +13,7 @@
 //! * Records have a *sequence*, unique and rising over both outgoing lanes, which never goes back,
 //!   whatever was deleted or damaged.
 //! * What is given up or found damaged becomes a gap record: reason, lane, range, count.
+//! * Nothing is refused for its size. The only error of [`Sender`] is that the store has ended.
 //!
 //! # Lanes
 //!
@@ -21,15 +22,17 @@
 //! | `journal` | entries and engine checkpoints | recovery, `learn` |
 //! | `priority` | alarm, gap, model, usage and audit records | sinks, first |
 //! | `routine` | verdict records | sinks |
-//! | `dead` | unreadable payloads, records a sink refused; 16 MiB | people |
+//! | `dead` | payloads that could not be read | people |
+//! | `refused` | records that a sink refused | people, `requeue` |
 //!
 //! # On disk
 //!
 //! ```text
 //! DATA_DIR/lock                      flock; holds the pid
 //! DATA_DIR/queue/format              the version of all below
-//! DATA_DIR/queue/cursors             two pages, written in turn: how far each sink has come, and what it
-//!                                    has done beyond that because live records went before a backlog
+//! DATA_DIR/queue/cursors             two pages, written in turn: how far each sink has come, what it has
+//!                                    done beyond that because live records went before a backlog, and
+//!                                    how far each lane has come
 //! DATA_DIR/queue/LANE/manifest       what is known of the sealed segments; JSON and its CRC
 //! DATA_DIR/queue/LANE/seg-FIRST/     a sled Db; FIRST is the sequence of its first item
 //! DATA_DIR/queue/LANE/spare/         the next segment, being made or ready
@@ -53,7 +56,7 @@
 //! | at | size | |
 //! |---|---|---|
 //! | 0 | 8 | magic `B7 "andonb" 01`; the last byte is the version |
-//! | 8 | 4 | lane, codec (0 plain, 1 zstd), flags (1: holds a checkpoint, 2: follows a sync), 0 |
+//! | 8 | 4 | lane, codec (0 plain, 1 zstd), flags (1: holds the root of a snapshot, 2: follows a sync), 0 |
 //! | 12 | 4 | slot |
 //! | 16 | 4 | items that are complete with this block |
 //! | 20 | 2+2 | part, parts: an item larger than a block is split |
@@ -71,9 +74,19 @@
 //!
 //! Commits are gathered into groups. A group's journal blocks are synced first, then the priority,
 //! routine and dead lanes, then receipts are completed and readers see the records. A crash in
-//! between leaves entries without records: the replay makes them again. A checkpoint therefore goes
-//! into the journal only with the *next* group: it must never be there before the records it knows
-//! of. It says which entry it was taken after, so its place among the entries does not matter.
+//! between leaves entries without records: the replay makes them again. A snapshot therefore goes
+//! into the journal only after the group it came with: it must never be there before the records it
+//! knows of. It says which entry it was taken after, so its place among the entries does not matter.
+//!
+//! # Snapshots
+//!
+//! A snapshot has named parts. Each part is cut into pieces of one block; a group carries pieces of
+//! 1 MiB at most, and the entries of commits between them. The last pieces are the index, which lists
+//! key, length, checksum and pieces of each part; then comes the root, one item, flagged in its block.
+//! Only a snapshot with its root counts. A part that the engine calls unchanged is listed where it
+//! lies; it is copied forward once half of the journal's share lies behind it. What lies below the
+//! first piece and the last known entry of the newest durable snapshot is history, which the limits
+//! may take. An older format has the whole snapshot in one item, which is read as one part.
 //!
 //! # Recovery
 //!
@@ -89,7 +102,14 @@
 //!   seen to panic, to hang and to drop blocks silently. Readers search its file for blocks and hold
 //!   what they find against the manifest. A segment with a hole goes to the quarantine, is read
 //!   from there, and the hole becomes a gap record.
-//! * A split item without its last part was never acknowledged and is passed over.
+//! * A split item without its last part was never acknowledged and is passed over. A snapshot
+//!   without its root, or with a damaged piece, is passed over for the one before.
+//! * The cursors file says how far each lane had come. Where less is found, the rest is lost, but for
+//!   what the replay makes again; that is known, and told, with the first new entry.
+//! * Ages are counted on from the last run. A clock that is more than an hour ahead of that counts
+//!   only once it is confirmed.
+//! * The directory and the files in use are held against what was opened before each group is
+//!   acknowledged.
 //! * After damage, sequences leap ahead, so that none is used twice.
 //! * A segment that is gone is a loss unless all saved cursors are past it, or all it held was
 //!   delivered ahead of them; cursors are synced before a segment is deleted.
@@ -98,7 +118,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -132,6 +152,8 @@ mod record;
 mod rescue;
 mod segment;
 mod slots;
+mod snapshot;
+mod tail;
 mod view;
 mod writer;
 
@@ -141,19 +163,20 @@ pub use offline::Offline;
 pub use opening::OpenError;
 pub use outbox::{Outbox, ReadError};
 pub use record::DeadLetter;
+pub use snapshot::{PartContent, RecoveredSnapshot, Snapshot, SnapshotPart};
 
 use house::Figures;
 use outbox::{Aside, AsideWhat, Shelf};
-use view::{LaneId, LaneView};
+use snapshot::Progress;
+use view::{LANES, LaneId, LaneView};
 use writer::Order;
 
 /// Commits on their way to the writer. Each holds a few batches of readings at most; with more,
 /// a slow disk would only be noticed later.
 const COMMITS: usize = 64;
-/// The largest journal entry or checkpoint, in bytes.
-const ITEM_MAX: usize = 64 << 20;
-/// The largest record, in bytes of data.
-const RECORD_MAX: usize = 1 << 20;
+/// The most bytes of data a record is made with: what makes records bounds its texts so that none is
+/// larger. The store itself takes any size.
+pub const MAX_RECORD_BYTES: usize = 1 << 20;
 
 /// Settings of `[store]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -166,6 +189,10 @@ pub struct Config {
     pub commit_interval: Duration,
     /// What to do at the limits.
     pub when_full: WhenFull,
+    /// What payloads that could not be read may take on disk, in bytes; beyond it the oldest go.
+    pub dead_letter_max_bytes: u64,
+    /// What records that a sink has refused may take on disk, in bytes; beyond it the oldest go.
+    pub refused_max_bytes: u64,
     /// Size of a segment of the journal and the routine lane; less when `max_bytes` is small.
     /// Not a setting: tests choose small ones.
     pub segment_bytes: u64,
@@ -174,6 +201,9 @@ pub struct Config {
     /// With more routine records than this to deliver, a sink with [`Outbox::live_first`] has a backlog. Not
     /// a setting: two of the cloud's full requests, so that what is soon made up for keeps its order.
     pub backlog_after: u64,
+    /// Bytes of a snapshot that are written with one group of commits. Not a setting either: what one
+    /// sync may take longer for it.
+    pub snapshot_step: usize,
 }
 
 /// What to do at the limits.
@@ -190,10 +220,13 @@ impl Default for Config {
             max_age: Duration::from_hours(14 * 24),
             commit_interval: Duration::from_millis(20),
             when_full: WhenFull::DropOldest,
+            dead_letter_max_bytes: 16 << 20,
+            refused_max_bytes: 64 << 20,
             // sled keeps about as much in memory as it has in its newest segment.
             segment_bytes: 8 << 20,
             segment_slots: 2048,
             backlog_after: 1000,
+            snapshot_step: 1 << 20,
         }
     }
 }
@@ -201,6 +234,8 @@ impl Default for Config {
 impl Config {
     /// The least that leaves room for the segments in use.
     const MAX_BYTES_MIN: u64 = 64 << 20;
+    /// The least that leaves room for the segment in use of a lane of dead letters, and one before it.
+    const DEAD_LETTERS_MIN: u64 = 4 << 20;
 
     /// Reads `[store]`.
     pub fn read(section: &Section<'_>) -> Config {
@@ -210,6 +245,12 @@ impl Config {
             if bytes < Config::MAX_BYTES_MIN {
                 section.problem("max_bytes", "is less than 64MiB, which the segments in use alone can take");
             }
+        }
+        if let Some(bytes) = section.size("dead_letter_max_bytes") {
+            config.dead_letter_max_bytes = at_least(section, "dead_letter_max_bytes", bytes);
+        }
+        if let Some(bytes) = section.size("refused_max_bytes") {
+            config.refused_max_bytes = at_least(section, "refused_max_bytes", bytes);
         }
         if let Some(age) = section.duration("max_age") {
             config.max_age = age.max(Duration::from_secs(60));
@@ -230,16 +271,25 @@ impl Config {
     }
 }
 
+/// The limit of a lane of dead letters.
+fn at_least(section: &Section<'_>, key: &str, bytes: u64) -> u64 {
+    if bytes < Config::DEAD_LETTERS_MIN {
+        section.problem(key, "is less than 4MiB, which the segments in use alone can take");
+    }
+    bytes.max(Config::DEAD_LETTERS_MIN)
+}
+
 /// One step of the engine, to be made durable as a whole.
 #[derive(Debug, Default)]
 pub struct Commit {
-    /// The journal entry, in the engine's own encoding; at most 64 MiB. `None` for what a replay
-    /// makes again, whose entries are in the journal already.
+    /// The journal entry, in the engine's own encoding, of any size. `None` for what a replay makes
+    /// again, whose entries are in the journal already.
     pub entry: Option<Vec<u8>>,
-    /// A snapshot of the engine after this entry and all before it; at most 64 MiB. Without an
-    /// entry: after every entry that [`Recovered`] gave, so not before the last one was applied.
-    pub checkpoint: Option<Vec<u8>>,
-    /// What the entry caused, in the engine's order.
+    /// A snapshot of the engine after this entry and all before it, of any size. Without an entry:
+    /// after every entry that [`Recovered`] gave, so not before the last one was applied.
+    pub checkpoint: Option<Snapshot>,
+    /// What the entry caused, in the engine's order. Whoever makes records keeps each below
+    /// [`MAX_RECORD_BYTES`]; a larger one is stored and read whole all the same.
     pub records: Vec<Record>,
     /// The ordinal of `records[0]`, or of the next record if there is none. Ordinals number the
     /// engine's records from 0 without holes, whatever their kind.
@@ -255,76 +305,69 @@ impl Commit {
     pub fn size(&self) -> usize {
         let records: usize = self.records.iter().map(|r| r.data.len() + 64).sum();
         let rejects: usize = self.rejects.iter().map(|r| r.payload.len() + 64).sum();
-        [&self.entry, &self.checkpoint].into_iter().flatten().map(Vec::len).sum::<usize>() + records + rejects
-    }
-
-    fn check(&self, slots: u32) -> Result<(), SendError> {
-        let item_max = ITEM_MAX.min(slots as usize * pack::PART - record::journal_len(0));
-        let too_large = |what, bytes, limit| Err(SendError::TooLarge { what, bytes, limit });
-        if let Some(bytes) = self.entry.as_ref().map(Vec::len).filter(|n| *n > item_max) {
-            return too_large("journal entry", bytes, item_max);
-        }
-        if let Some(bytes) = self.checkpoint.as_ref().map(Vec::len).filter(|n| *n > item_max) {
-            return too_large("checkpoint", bytes, item_max);
-        }
-        if let Some(bytes) = self.records.iter().map(|r| r.data.len()).find(|n| *n > RECORD_MAX.min(item_max / 2)) {
-            return too_large("record", bytes, RECORD_MAX);
-        }
-        Ok(())
+        let entry = self.entry.as_ref().map_or(0, Vec::len);
+        entry + self.checkpoint.as_ref().map_or(0, Snapshot::size) + records + rejects
     }
 }
 
-/// Why a commit was not taken. Its receipts are dropped: the sources learn that it is not on disk.
+/// The store has ended: nothing more becomes durable. Gives the commit back, with its receipts neither
+/// completed nor dropped. This is the only error of [`Sender`]: a commit of any size is taken.
 #[derive(Debug, thiserror::Error)]
-pub enum SendError {
-    /// The store has been closed.
-    #[error("the store is closed")]
-    Closed,
-    /// Too large to be stored.
-    #[error("a {what} of {bytes} bytes is over the limit of {limit}")]
-    TooLarge {
-        /// Entry, checkpoint or record.
-        what: &'static str,
-        /// Its size.
-        bytes: usize,
-        /// The most there may be.
-        limit: usize,
-    },
-}
+#[error("the store has ended")]
+pub struct Ended(pub Box<Commit>);
 
 /// Where commits go. Clones share one bounded channel.
 #[derive(Clone)]
 pub struct Sender {
     tx: mpsc::Sender<Commit>,
-    wanted: Arc<AtomicBool>,
-    slots: u32,
+    progress: Arc<Progress>,
 }
 
 impl Sender {
     /// Hands a commit over, waiting while the channel is full.
-    pub async fn send(&self, commit: Commit) -> Result<(), SendError> {
-        commit.check(self.slots)?;
-        self.tx.send(commit).await.map_err(|_| SendError::Closed)
+    pub async fn send(&self, commit: Commit) -> Result<(), Ended> {
+        self.count(&commit);
+        self.tx.send(commit).await.map_err(|e| Ended(Box::new(e.0)))
     }
 
     /// [`Sender::send`] for threads that may block.
-    pub fn blocking_send(&self, commit: Commit) -> Result<(), SendError> {
-        commit.check(self.slots)?;
-        self.tx.blocking_send(commit).map_err(|_| SendError::Closed)
+    pub fn blocking_send(&self, commit: Commit) -> Result<(), Ended> {
+        self.count(&commit);
+        self.tx.blocking_send(commit).map_err(|e| Ended(Box::new(e.0)))
+    }
+
+    fn count(&self, commit: &Commit) {
+        self.progress.under_way.fetch_add(u32::from(commit.checkpoint.is_some()), Ordering::AcqRel);
+    }
+
+    /// Resolves once the store has ended.
+    pub async fn ended(&self) {
+        self.tx.closed().await;
     }
 
     /// Whether so much has gone into the journal since the last checkpoint that the next commit
     /// should bring one. The journal keeps whatever is newer than the last checkpoint, and a start
     /// replays it.
     pub fn wants_checkpoint(&self) -> bool {
-        self.wanted.load(Ordering::Relaxed)
+        self.progress.wanted.load(Ordering::Relaxed)
+    }
+
+    /// Whether the next checkpoint has to bring the bytes of all its parts. One that calls a part
+    /// unchanged is not kept then.
+    pub fn wants_all_parts(&self) -> bool {
+        self.progress.all_parts.load(Ordering::Acquire)
+    }
+
+    /// Whether a checkpoint that was sent is not durable yet. Another one is better left until it is.
+    pub fn is_writing_checkpoint(&self) -> bool {
+        self.progress.under_way.load(Ordering::Acquire) > 0
     }
 }
 
 /// What was on disk when the store was opened.
 pub struct Recovered {
-    /// The newest snapshot of the engine.
-    pub checkpoint: Option<Vec<u8>>,
+    /// The newest snapshot of the engine that is intact, with all its parts.
+    pub checkpoint: Option<RecoveredSnapshot>,
     /// The ordinal of the first record after the checkpoint.
     pub checkpoint_ordinal: u64,
     /// The entries after the checkpoint, in order. Apply each with its `first_ordinal` and send its
@@ -340,7 +383,7 @@ pub struct Recovered {
 /// How full the store is, and how well.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct StoreStatus {
-    /// By lane: `journal`, `priority`, `routine`, `dead`.
+    /// By lane: `journal`, `priority`, `routine`, `dead`, `refused`.
     pub lanes: BTreeMap<&'static str, LaneStatus>,
     /// Segments set aside since the start.
     pub quarantined: u64,
@@ -379,7 +422,7 @@ pub struct Store {
     order: Arc<Order>,
     figures: Arc<Mutex<Figures>>,
     /// In the order of [`LaneId::ALL`].
-    lanes: [Arc<LaneView>; 4],
+    lanes: [Arc<LaneView>; LANES],
     thread: Option<JoinHandle<Result<(), fault::Fault>>>,
     _lock: lock::Lock,
 }
@@ -435,17 +478,25 @@ impl Store {
         Entries::new(self.lanes[LaneId::Journal as usize].clone(), 1, since)
     }
 
-    /// What was set aside, oldest first, with the number of each.
-    pub fn dead_letters(&self) -> DeadLetters {
-        DeadLetters::new(self.lanes[LaneId::Dead as usize].clone())
+    /// What was set aside, with the number of each in its lane: payloads that could not be read, then
+    /// records that were refused, each oldest first.
+    pub fn dead_letters(&self) -> impl Iterator<Item = <DeadLetters as Iterator>::Item> + use<> {
+        let lane = |id: LaneId| DeadLetters::new(self.lanes[id as usize].clone());
+        lane(LaneId::Dead).chain(lane(LaneId::Refused))
     }
 
     /// Sends the records among the dead letters once more, each once; how many. They get new
     /// sequences and keep their ids. Blocks.
     pub fn requeue(&self) -> Result<u64, ReadError> {
-        let from = self.shelf.requeued.load(Ordering::Acquire);
+        // Format 1 kept refused records among the payloads.
+        Ok(self.requeue_lane(LaneId::Dead, 0)? + self.requeue_lane(LaneId::Refused, 1)?)
+    }
+
+    fn requeue_lane(&self, id: LaneId, i: usize) -> Result<u64, ReadError> {
+        let requeued = &self.shelf.requeued[i];
         let mut sent = 0;
-        for letter in self.dead_letters().starting_at(from) {
+        let letters = DeadLetters::new(self.lanes[id as usize].clone());
+        for letter in letters.starting_at(requeued.load(Ordering::Acquire)) {
             let (number, letter) = letter?;
             if let DeadLetter::Record { record, .. } = letter {
                 let (done, durable) = oneshot::channel();
@@ -454,7 +505,7 @@ impl Store {
                 durable.blocking_recv().map_err(|_| ReadError::Closed)?;
                 sent += 1;
             }
-            self.shelf.requeued.store(number + 1, Ordering::Release);
+            requeued.store(number + 1, Ordering::Release);
             self.shelf.moved.store(true, Ordering::Release);
         }
         self.shelf.wake.notify_one();

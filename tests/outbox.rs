@@ -10,7 +10,7 @@ use std::process::Command;
 
 use andon::agent::input::{Group, Input};
 use andon::metrics::Shared;
-use andon::store::{Commit, Config, DeadLetter, Offline, OpenError, Outbox, Store};
+use andon::store::{Commit, Config, DeadLetter, Offline, OpenError, Outbox, Snapshot, Store};
 use andon::types::{Kind, Name, Reading, Record, RecordId, Reject, Time};
 use serde_json::Value;
 
@@ -77,7 +77,7 @@ fn fill(dir: &Path) {
         };
         let commit = Commit {
             entry: Some(entry(n).encode()),
-            checkpoint: (n == RECORDS / 2).then(|| b"a checkpoint".to_vec()),
+            checkpoint: (n == RECORDS / 2).then(|| Snapshot::whole(b"a checkpoint".to_vec())),
             records: vec![record(n)],
             first_ordinal: n,
             rejects: if n == 7 { vec![payload(b"{oops")] } else { Vec::new() },
@@ -119,7 +119,8 @@ fn what_waits_is_shown_exported_and_sent_again() {
     fill(dir);
     let stat = &lines(&["stat", "--json"], dir)[0];
     assert_eq!(stat["sinks"]["cloud"]["routine"], 54 - DELIVERED as u64 - 1);
-    assert_eq!(stat["lanes"]["dead"]["records"], 2);
+    assert_eq!(stat["lanes"]["dead"]["records"], 1);
+    assert_eq!(stat["lanes"]["refused"]["records"], 1);
     let (_, text, _) = run(&["stat"], dir);
     assert!(text.contains("sink cloud: 0 alarms and the like, 43 verdicts to deliver"), "{text}");
 
@@ -222,7 +223,7 @@ fn a_store_of_format_1_opens() {
     let mut tar = Command::new("tar");
     assert!(tar.arg("-xzf").arg(kept(1)).arg("-C").arg(place.path()).status().unwrap().success());
     let (store, recovered) = Store::open(&small(), place.path(), &["cloud"], Shared::new()).unwrap();
-    assert_eq!(recovered.checkpoint.as_deref(), Some(&b"a checkpoint"[..]));
+    assert_eq!(recovered.checkpoint.as_ref().and_then(|c| c.whole()), Some(&b"a checkpoint"[..]));
     assert_eq!((recovered.checkpoint_ordinal, recovered.next_ordinal), (RECORDS / 2 + 1, RECORDS));
     let replay: Vec<Group> = recovered.entries.map(|e| Group::decode(&e.unwrap().data).unwrap()).collect();
     assert_eq!(replay, (RECORDS / 2 + 1..RECORDS).map(entry).collect::<Vec<_>>());
@@ -233,6 +234,7 @@ fn a_store_of_format_1_opens() {
     let letters: Vec<DeadLetter> = store.dead_letters().map(|l| l.unwrap().1).collect();
     assert!(matches!(&letters[0], DeadLetter::Payload(reject) if reject.payload == b"{oops"), "{letters:?}");
     assert!(matches!(&letters[1], DeadLetter::Record { record: r, .. } if *r == record(12)), "{letters:?}");
+    assert_eq!(store.requeue().unwrap(), 1, "format 1 keeps it among the payloads");
     store.close().unwrap();
     let journal = Offline::look(place.path()).unwrap().journal_since(Time(i64::MIN));
     assert_eq!(journal.count() as u64, RECORDS, "and all of the journal is there to learn from");
@@ -242,8 +244,8 @@ fn a_store_of_format_1_opens() {
 fn a_store_of_the_future_is_refused() {
     let place = tempfile::tempdir().unwrap();
     open(place.path()).close().unwrap();
-    fs::write(place.path().join("queue/format"), "2\n").unwrap();
+    fs::write(place.path().join("queue/format"), "3\n").unwrap();
     let Err(refused) = Store::open(&small(), place.path(), &["cloud"], Shared::new()) else { panic!("it was taken") };
-    assert!(matches!(refused, OpenError::NewerFormat { found: 2, known: 1 }));
+    assert!(matches!(refused, OpenError::NewerFormat { found: 3, known: 2 }));
     assert!(refused.to_string().contains("install the newer version again"), "{refused}");
 }

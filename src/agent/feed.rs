@@ -15,10 +15,10 @@ use super::scribe::{self, Note, Reply};
 use crate::alarm::Act;
 use crate::forward::budget;
 use crate::forward::inference::Asked;
-use crate::metrics::{Health, Pulse, Shared};
+use crate::metrics::{Board, Health, Pulse, Shared};
 use crate::model::Model;
 use crate::source::modbus::light::{Standing, Wrote};
-use crate::store::{self, Commit};
+use crate::store::{self, Commit, Snapshot};
 use crate::types::{Answer, Batch, Change, Condition, Flood, Kind, Live, ModelNews, Receipt, Reject, Time};
 use crate::web;
 
@@ -126,7 +126,7 @@ impl Feed {
     ) -> Feed {
         let pulse = shared.board.pulse("engine");
         let (held, waiting) = mpsc::channel(N_HELD);
-        let carrier = tokio::spawn(carry(waiting, commits.clone()));
+        let carrier = tokio::spawn(carry(waiting, commits.clone(), shared.board.clone()));
         let room = Arc::new(Semaphore::new(HELD_KIB));
         // What has just been replayed is kept with the first input: where a restart comes before the next
         // snapshot again and again, each replay would be longer than the one before.
@@ -220,7 +220,7 @@ impl Feed {
             self.record(wrote).await;
         }
         if self.since_checkpoint > 0 {
-            let checkpoint = Some(self.engine.snapshot());
+            let checkpoint = Some(Snapshot::whole(self.engine.snapshot()));
             self.send(Commit { checkpoint, first_ordinal: self.engine.ordinal(), ..Commit::default() }).await;
         }
         drop((self.held, self.notes));
@@ -294,7 +294,7 @@ impl Feed {
                 let done = self.engine.reconfigure(blocks);
                 if done.is_ok() {
                     // With a snapshot, so that nothing from before is replayed under the new blocks.
-                    let checkpoint = Some(self.engine.snapshot());
+                    let checkpoint = Some(Snapshot::whole(self.engine.snapshot()));
                     self.send(Commit { checkpoint, first_ordinal: self.engine.ordinal(), ..Commit::default() }).await;
                     self.do_and_note(Input::Running(running), None).await;
                     self.step(Group { inputs: vec![Input::Tick(Time::now())] }, Vec::new(), Vec::new()).await;
@@ -413,10 +413,11 @@ impl Feed {
         let wanted = since >= enough || self.commits.wants_checkpoint();
         let due =
             since >= CHECKPOINT_READINGS || elapsed >= CHECKPOINT_EVERY || (wanted && elapsed >= CHECKPOINT_PAUSE);
-        let checkpoint = (due && readings > 0).then(|| {
+        // One that is still being written is better finished first.
+        let checkpoint = (due && readings > 0 && !self.commits.is_writing_checkpoint()).then(|| {
             self.since_checkpoint = 0;
             self.checkpointed = Instant::now();
-            self.engine.snapshot()
+            Snapshot::whole(self.engine.snapshot())
         });
         let entry = (!group.inputs.is_empty()).then(|| group.encode());
         let audited = records.iter().filter(|r| r.kind == Kind::Audit).map(|r| r.data.clone()).collect();
@@ -537,11 +538,61 @@ async fn asked(commands: &mut Option<mpsc::Receiver<web::ModelCommand>>) -> Opti
     }
 }
 
-/// Hands commits to the store in order.
-async fn carry(mut waiting: mpsc::Receiver<(Commit, OwnedSemaphorePermit)>, commits: store::Sender) {
-    while let Some((commit, _room)) = waiting.recv().await {
-        if commits.send(commit).await.is_err() {
+/// Hands commits to the store in order. Once the store has ended nothing becomes durable any more: what
+/// comes then is kept with its receipts, neither completed nor dropped, until the agent ends. Room among
+/// the held commits bounds it.
+async fn carry(mut waiting: mpsc::Receiver<(Commit, OwnedSemaphorePermit)>, commits: store::Sender, board: Arc<Board>) {
+    let mut kept = Vec::new();
+    while let Some((commit, room)) = waiting.recv().await {
+        let Err(store::Ended(commit)) = commits.send(commit).await else { continue };
+        if kept.is_empty() {
             tracing::error!("the store has ended; what comes in now is not acknowledged");
+            board.set("store", Health::Down, "ended");
         }
+        kept.push((commit, room));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::ReceiptWaiter;
+
+    fn commit() -> (Commit, ReceiptWaiter) {
+        let (receipt, waiter) = Receipt::new();
+        (Commit { receipts: vec![receipt], ..Commit::default() }, waiter)
+    }
+
+    /// Receipts of a store that has ended are neither completed nor dropped while the agent runs: a
+    /// source that is told "not on disk" lets the broker repeat what the engine takes for a duplicate.
+    #[tokio::test]
+    async fn a_store_that_has_ended_completes_and_drops_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let shared = Shared::new();
+        let (ended, _) =
+            store::Store::open(&store::Config::default(), dir.path(), &[], shared.clone()).expect("a store");
+        let sender = ended.sender();
+        tokio::task::spawn_blocking(|| ended.close()).await.expect("joined").expect("closed");
+        let (held, waiting) = mpsc::channel(4);
+        let carrier = tokio::spawn(carry(waiting, sender, shared.board.clone()));
+        let room = Arc::new(Semaphore::new(2));
+        let mut waiters = Vec::new();
+        for _ in 0..2 {
+            let (commit, waiter) = commit();
+            let permit = room.clone().acquire_owned().await.expect("open");
+            held.send((commit, permit)).await.expect("carried");
+            waiters.push(waiter);
+        }
+        let is_told = || shared.board.components()["store"].detail == "ended";
+        while !is_told() || held.capacity() < held.max_capacity() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(shared.board.components()["store"].health, Health::Down);
+        assert_eq!(room.available_permits(), 0, "what is kept takes its room, so that input waits");
+        let still_open = |w: &mut ReceiptWaiter| matches!(w.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        assert!(waiters.iter_mut().all(still_open));
+        drop(held);
+        carrier.await.expect("ends with its input");
+        assert!(!waiters.iter_mut().any(still_open), "the agent has ended");
     }
 }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::forward;
 use crate::forward::order::Order;
 use crate::store;
-use crate::types::Stored;
+use crate::types::{Stored, Time};
 
 /// One sink's reader.
 #[derive(Clone)]
@@ -47,5 +47,9 @@ impl forward::Outbox for Adapter {
 
     async fn dead_letter(&self, record: &Stored, reason: &str) -> Result<()> {
         Ok(self.0.dead_letter(record.clone(), reason).await?)
+    }
+
+    fn heard_time(&self, at: Time) {
+        self.0.confirm_clock(at);
     }
 }

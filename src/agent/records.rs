@@ -500,6 +500,32 @@ mod tests {
         }
     }
 
+    /// The limits on names and channels keep the largest verdict below what records may hold.
+    #[test]
+    fn the_largest_verdict_is_within_the_limit() {
+        use crate::model::manifest_limits::{MAX_CHANNELS, MAX_NAME_BYTES};
+        let name = || Name::from("\"".repeat(MAX_NAME_BYTES));
+        let contribution = |_| Contribution { name: name(), value: -0.123_456_789 };
+        let verdict = Verdict {
+            machine: name(),
+            at: Time(i64::MAX),
+            model: name(),
+            model_version: name(),
+            model_digest: "0".repeat(64).into(),
+            reason: Reason::NoAnomalyDetected,
+            score: Some(-1.234_567e-100),
+            p_value: Some(1.234_567e-100),
+            threshold: 1.234_567e-100,
+            health: Some(1.234_567e-100),
+            rul: None,
+            class: Some(name()),
+            quality: Quality::Uncertain,
+            contributions: (0..MAX_CHANNELS).map(contribution).collect(),
+        };
+        let record = Recorder::new("site", "agent").verdict(&verdict);
+        assert!(record.data.len() < crate::store::MAX_RECORD_BYTES, "{}", record.data.len());
+    }
+
     #[test]
     fn numbers_are_tidy_and_finite() {
         assert_eq!(tidy(0.723_850_011_825_561_5), 0.72385);

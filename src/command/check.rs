@@ -17,6 +17,10 @@ use crate::mqtt::{self, Filter};
 use crate::source::modbus::budget;
 use crate::source::mqtt::Subscription;
 
+mod pending;
+
+use pending::Pending;
+
 /// How long a broker, device or cloud has to answer the knock.
 const KNOCK: Duration = Duration::from_secs(5);
 
@@ -35,6 +39,7 @@ pub fn run(options: &Options) -> Result<()> {
     let config = options.file.load(Needs { source: true })?;
     let path = options.file.config.clone();
     let (built, models) = blocks::build(&config).map_err(|problems| Invalid { path: path.clone(), problems })?;
+    refuse_pending(&config, &built)?;
     println!("{}: ok", path.display());
     println!("  site {}, agent {}, data in {}", config.agent.site, config.agent.id, config.agent.data_dir.display());
     for (block, machine) in built.iter().zip(&config.machines) {
@@ -47,6 +52,10 @@ pub fn run(options: &Options) -> Result<()> {
             layout.channels.len()
         );
         warn_of_tail(block.model.as_deref(), block.limit.threshold(), machine);
+        let pending = Pending::of(machine, layout, config.agent.max_machines);
+        if let Some(warning) = pending.warning() {
+            println!("    warning: {warning}");
+        }
     }
     for model in models.values() {
         let m = model.manifest();
@@ -58,6 +67,15 @@ pub fn run(options: &Options) -> Result<()> {
     }
     show_second_opinions(&config, &built);
     if options.connect { connect(&config, &built) } else { Ok(()) }
+}
+
+/// One machine alone must not need more room for late readings than there is for all.
+fn refuse_pending(config: &Config, built: &[Block]) -> Result<(), Invalid> {
+    let pending = |(block, machine): (&Block, _)| {
+        Pending::of(machine, &block.layout, config.agent.max_machines).refusal(machine, &block.layout)
+    };
+    let problems: Vec<_> = built.iter().zip(&config.machines).filter_map(pending).collect();
+    if problems.is_empty() { Ok(()) } else { Err(Invalid { path: config.path.clone(), problems }) }
 }
 
 /// How often a larger model will be asked while all is well: by what p-values mean, that can be told.

@@ -263,7 +263,13 @@ fn requeue(place: &Place) -> Result<()> {
     let config = match config {
         Some(config) => config.store,
         // Without its limits, nothing may be given up here.
-        None => store::Config { max_bytes: 1 << 50, max_age: Duration::from_hours(24 * 36_500), ..Default::default() },
+        None => store::Config {
+            max_bytes: 1 << 50,
+            dead_letter_max_bytes: 1 << 50,
+            refused_max_bytes: 1 << 50,
+            max_age: Duration::from_hours(24 * 36_500),
+            ..Default::default()
+        },
     };
     let (store, recovered) =
         Store::open(&config, &dir, &sinks, Shared::new()).context("stop the agent first, then try again")?;

@@ -335,6 +335,10 @@ impl<O: Outbox> Outbox for Aggregated<O> {
         // The records it was made of are where they were; the sink has told of it.
         self.ack(std::slice::from_ref(record)).await
     }
+
+    fn heard_time(&self, at: Time) {
+        self.inner.heard_time(at);
+    }
 }
 
 /// A checksum and the state.

@@ -19,7 +19,7 @@ use super::ending::Ending;
 use super::plan::{Key, Plan, Settled};
 use super::reply::Answer;
 use super::report::Report;
-use super::retry::{Concurrency, Pace, Quota, SizeLimit};
+use super::retry::{Concurrency, Pace, Quota, SizeLimit, http_date};
 use crate::metrics::{Health, Shared};
 use crate::types::{RecordId, Stored};
 
@@ -218,6 +218,8 @@ impl<O: Outbox> Sink<O> {
                 }
                 continue;
             };
+            let date = landed.answer.as_ref().ok().and_then(|a| a.date.as_deref());
+            date.and_then(http_date).into_iter().for_each(|at| self.outbox.heard_time(at));
             let step = self.attempted(&mut plan, &landed, &records);
             parcels.insert(landed.key, landed.packed);
             self.settle(&mut plan, &records).await?;

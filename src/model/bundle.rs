@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use super::ModelError;
 use super::compat::Compat;
 use super::drift::Spread;
+use super::manifest_limits::{self, MAX_MANIFEST_BYTES, Texts};
 use super::state;
 use crate::settings::plain_period;
 use crate::types::Time;
@@ -278,7 +279,16 @@ impl Bundle {
 
 impl Manifest {
     fn read(path: &Path) -> Result<Manifest, ModelError> {
-        let w: Written = json(path, &bytes(path)?)?;
+        let w: Written = json(path, &bytes_up_to(path, MAX_MANIFEST_BYTES)?)?;
+        manifest_limits::check(Texts {
+            name: &w.name,
+            version: &w.version,
+            channels: &w.channels,
+            classes: &w.classes,
+            tensors: &mut w.inputs.iter().chain(&w.outputs),
+            advice: &w.advice,
+        })
+        .map_err(|m| invalid(path, m))?;
         let bad = |message: String| Err(invalid(path, message));
         if w.schema != "andon.model/v1" {
             return bad(format!("schema {:?} is not known; this version reads \"andon.model/v1\"", w.schema));
@@ -363,12 +373,16 @@ fn check_digest(dir: &Path, file: &str, expected: &str) -> Result<(), ModelError
 }
 
 fn bytes(path: &Path) -> Result<Vec<u8>, ModelError> {
+    bytes_up_to(path, MAX_FILE)
+}
+
+fn bytes_up_to(path: &Path, most: u64) -> Result<Vec<u8>, ModelError> {
     let read = || {
         let file = std::fs::File::open(path)?;
         let mut out = Vec::new();
-        file.take(MAX_FILE + 1).read_to_end(&mut out)?;
-        if out.len() as u64 > MAX_FILE {
-            return Err(std::io::Error::other(format!("larger than {MAX_FILE} bytes")));
+        file.take(most + 1).read_to_end(&mut out)?;
+        if out.len() as u64 > most {
+            return Err(std::io::Error::other(format!("larger than {most} bytes")));
         }
         Ok(out)
     };

@@ -48,7 +48,7 @@ fn one_item(bytes: &[u8]) {
 pub fn segment(bytes: &[u8]) {
     let mut file = tempfile::tempfile().expect("a file");
     std::io::Write::write_all(&mut file, bytes).expect("written");
-    for lane in 0..4 {
+    for lane in 0..5 {
         let found = block::carve(&file, lane).expect("readable");
         assert!(found.windows(2).all(|w| w[0].head.slot < w[1].head.slot));
         for block in &found {

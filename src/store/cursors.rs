@@ -8,8 +8,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::types::Time;
+
 use super::fault::Fault;
 use super::place::{Cursor, Place, Span};
+use super::tail::Tip;
 
 /// Room for one page; a sink takes less than 200 bytes plus its name, and 200 for each backlog.
 const PAGE: usize = 64 << 10;
@@ -21,14 +24,24 @@ const PAGE_HEAD: usize = 16;
 pub(super) struct Saved {
     /// Sequences below this are taken.
     pub sequence: u64,
-    /// Dead letters below this have been queued again.
+    /// Dead letters below this have been queued again; of the records that stand among the payloads in
+    /// stores of format 1.
     pub requeued: u64,
+    /// Refused records below this have been queued again.
+    #[serde(default)]
+    pub requeued_refused: u64,
     /// By sink: everything below this is done with, in the priority and the routine lane.
     pub sinks: BTreeMap<String, [Cursor; 2]>,
     /// By sink: what of the routine lane is done beyond that. Whoever does not know this member, as
     /// versions before it, sends those once more.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ahead: BTreeMap<String, Vec<Span>>,
+    /// By lane: how far it had come.
+    #[serde(default)]
+    pub tips: BTreeMap<String, Tip>,
+    /// The time to which ages were counted.
+    #[serde(default)]
+    pub clock: Time,
 }
 
 impl Saved {

@@ -33,6 +33,12 @@ pub(super) enum Fault {
         /// The panic's message.
         message: String,
     },
+    /// A file or directory in use was deleted, or another one stands in its place.
+    #[error("{} was deleted or replaced while the store uses it", path.display())]
+    Replaced {
+        /// Which.
+        path: PathBuf,
+    },
     /// sled did not come back.
     #[error("sled did not {doing} within {seconds} s")]
     Timeout {

@@ -10,7 +10,9 @@ use super::outbox::{Aside, AsideWhat};
 use super::pack::Item;
 use super::record::{self, DeadLetter, JournalItem};
 use super::segment::Loss;
-use super::view::LaneId;
+use super::snapshot::{self, SnapshotWriter};
+use super::tail::LostTail;
+use super::view::{LANES, LaneId, LaneView};
 
 /// Data that is missing, and why; becomes a gap record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,17 +24,20 @@ pub(super) struct Gap {
 
 /// Items on their way into the lanes, and the numbers they get.
 pub(super) struct Group {
-    items: [Vec<Item>; 4],
+    items: [Vec<Item>; LANES],
     /// The next sequence of the journal, of the records and of the dead letters.
     next: Next,
     /// The ordinal after the last engine record of each lane, handed over or not.
-    upto: [u64; 4],
-    /// Not in the journal yet: it must not get there before the records it knows of are durable.
-    checkpoint: Option<JournalItem>,
-    /// What the checkpoint among the items, and the one handed over last, know of.
-    after_queued: Option<u64>,
-    after_handed: Option<u64>,
+    upto: [u64; LANES],
+    /// Snapshots go into the journal in pieces, between the items of other groups.
+    snapshots: SnapshotWriter,
+    /// The snapshot whose root was handed over last.
+    root_handed: Option<snapshot::Durable>,
+    /// Unchanged parts of snapshots may hold so much of the journal on disk.
+    snapshot_span: u64,
     asides: Vec<Aside>,
+    /// Until the replay is over, what was lost at the ends of the outgoing lanes.
+    tails: Vec<LostTail>,
     counts: BTreeMap<Kind, u64>,
     zstd: zstd::bulk::Compressor<'static>,
 }
@@ -43,26 +48,40 @@ pub(super) struct Next {
     pub journal: u64,
     pub record: u64,
     pub dead: u64,
+    pub refused: u64,
 }
 
 impl Group {
     /// Goes on from these numbers and lanes.
-    pub fn new(next: Next, lanes: &[Lane; 4]) -> std::io::Result<Group> {
+    pub fn new(
+        next: Next,
+        lanes: &[Lane; LANES],
+        snapshots: SnapshotWriter,
+        snapshot_span: u64,
+        tails: Vec<LostTail>,
+    ) -> std::io::Result<Group> {
         Ok(Group {
             items: Default::default(),
             next,
             upto: lanes.each_ref().map(|l| l.counters.engine_upto),
-            checkpoint: None,
-            after_queued: None,
-            after_handed: None,
+            snapshots,
+            root_handed: None,
+            snapshot_span,
             asides: Vec::new(),
+            tails,
             counts: BTreeMap::new(),
             zstd: zstd::bulk::Compressor::new(1)?,
         })
     }
 
+    /// Whether there is nothing to write, no rest of a snapshot either.
     pub fn is_empty(&self) -> bool {
-        self.items.iter().all(Vec::is_empty)
+        self.items.iter().all(Vec::is_empty) && self.snapshots.is_idle()
+    }
+
+    /// Whether a snapshot is not written yet.
+    pub fn has_snapshot(&self) -> bool {
+        !self.snapshots.is_idle()
     }
 
     /// The next sequence a record will get.
@@ -75,6 +94,7 @@ impl Group {
             LaneId::Journal => &mut self.next.journal,
             LaneId::Priority | LaneId::Routine => &mut self.next.record,
             LaneId::Dead => &mut self.next.dead,
+            LaneId::Refused => &mut self.next.refused,
         };
         let seq = *next;
         *next += 1;
@@ -82,6 +102,11 @@ impl Group {
         *upto_now = (*upto_now).max(upto.unwrap_or(0));
         self.items[lane as usize].push(Item { seq, bytes, at, engine_upto: *upto_now, checkpoint });
         seq
+    }
+
+    /// The replay is over: what of the lanes' ends it has not made again.
+    pub fn take_tails(&mut self) -> Vec<LostTail> {
+        std::mem::take(&mut self.tails)
     }
 
     /// Takes a commit apart.
@@ -100,9 +125,8 @@ impl Group {
             let letter = DeadLetter::Payload(reject);
             self.push(LaneId::Dead, record::encode(&letter), letter.at(), None, false);
         }
-        if let Some(data) = commit.checkpoint {
-            let after = self.next.journal - 1;
-            self.checkpoint = Some(JournalItem::Checkpoint { at: now, ordinal: upto, after, data });
+        if let Some(snapshot) = commit.checkpoint {
+            self.snapshots.take(snapshot, now, upto, self.next.journal - 1);
         }
     }
 
@@ -115,6 +139,9 @@ impl Group {
             // Better twice than lost: a fresh entry's records cannot be here yet.
             tracing::error!("the engine's ordinal {ordinal} has been used before in the {} lane", lane.name());
         }
+        if replayed {
+            self.tails.iter_mut().for_each(|t| t.count(lane, ordinal));
+        }
         self.push(lane, record::encode(record), record.at, Some(ordinal + 1), false);
         *self.counts.entry(record.kind).or_default() += 1;
     }
@@ -123,7 +150,7 @@ impl Group {
     pub fn add_aside(&mut self, aside: Aside) {
         match &aside.what {
             AsideWhat::Letter(letter) => {
-                self.push(LaneId::Dead, record::encode(letter), letter.at(), None, false);
+                self.push(LaneId::Refused, record::encode(letter), letter.at(), None, false);
             }
             AsideWhat::Again(record) => {
                 self.push(LaneId::of(record.kind), record::encode(record), record.at, None, false);
@@ -143,27 +170,29 @@ impl Group {
     }
 
     /// Gives everything to the lanes.
-    pub fn hand_over(&mut self, lanes: &mut [Lane; 4], now: Time) {
+    pub fn hand_over(&mut self, lanes: &mut [Lane; LANES], now: Time) {
+        let journal = lanes[LaneId::Journal as usize].view.clone();
+        let mut snapshots = std::mem::take(&mut self.snapshots);
+        let mut push = |item: JournalItem, root| self.push(LaneId::Journal, item.encode(), now, None, root);
+        self.root_handed = snapshots.step(&journal, &mut push);
+        self.snapshots = snapshots;
         for (items, lane) in self.items.iter_mut().zip(lanes) {
             lane.add(std::mem::take(items), now, &mut self.zstd);
         }
-        self.after_handed = self.after_queued.take();
     }
 
-    /// What was handed over is durable. So is, then, all that its last checkpoint knows of, and the
-    /// checkpoint may go into the journal; it is not worth a sync of its own. Returns the last entry
-    /// that a durable checkpoint knows of, if that is news.
-    pub fn durable(&mut self) -> Option<u64> {
+    /// What was handed over is durable. So is, then, all that the waiting snapshot knows of, and it may
+    /// go into the journal. Returns the snapshot that has become durable.
+    pub fn durable(&mut self, journal: &LaneView) -> Option<snapshot::Durable> {
         for aside in self.asides.drain(..) {
             // The sink may have gone.
             let _ = aside.done.send(());
         }
-        if let Some(JournalItem::Checkpoint { at, ordinal, after, data }) = self.checkpoint.take() {
-            let item = JournalItem::Checkpoint { at, ordinal, after, data };
-            self.push(LaneId::Journal, item.encode(), at, None, true);
-            self.after_queued = Some(after);
-        }
-        self.after_handed.take()
+        let durable = self.root_handed.take();
+        durable.iter().for_each(|d| self.snapshots.durable(d));
+        let span = self.snapshot_span;
+        self.snapshots.begin(|| recent_from(journal, span));
+        durable
     }
 
     /// How many records of each kind were added since the last time.
@@ -171,6 +200,18 @@ impl Group {
         let counts = std::mem::take(&mut self.counts);
         Kind::ALL.map(|k| counts.get(&k).copied().unwrap_or(0))
     }
+}
+
+/// The sequence from which on the journal holds about this many bytes.
+fn recent_from(journal: &LaneView, bytes: u64) -> u64 {
+    let mut held = 0;
+    for summary in journal.segments().iter().rev().map(|s| s.summary()) {
+        held += summary.bytes;
+        if held > bytes {
+            return summary.name;
+        }
+    }
+    0
 }
 
 /// Two equal gaps are one: the id says what is missing, not when that was noticed.

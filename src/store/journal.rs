@@ -9,6 +9,7 @@ use super::items::Items;
 use super::outbox::ReadError;
 use super::record::JournalItem;
 use super::segment::Segment;
+use super::snapshot::{self, RecoveredSnapshot, Snapshot, StoredPart};
 use super::view::LaneView;
 
 /// An entry as it was committed.
@@ -58,33 +59,52 @@ impl Iterator for Entries {
     }
 }
 
-/// The newest checkpoint that can be read.
+/// The newest snapshot that can be read whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct FoundCheckpoint {
-    /// Name of the segment it lies in.
-    pub segment: u64,
+pub(super) struct FoundSnapshot {
     pub ordinal: u64,
     /// The last entry it knows of.
     pub after: u64,
-    pub data: Vec<u8>,
+    /// Recovery reads nothing below this sequence.
+    pub from: u64,
+    /// Where its parts lie; empty for one of format 1, which has no parts.
+    pub parts: Vec<StoredPart>,
+    pub snapshot: RecoveredSnapshot,
 }
 
-pub(super) fn last_checkpoint(lane: &LaneView) -> Result<Option<FoundCheckpoint>, Fault> {
+/// Goes back from the end of the journal to the first snapshot that is intact.
+pub(super) fn last_snapshot(lane: &LaneView) -> Result<Option<FoundSnapshot>, Fault> {
     for segment in lane.segments().into_iter().rev() {
         if segment.summary().checkpoint.is_none() {
             continue;
         }
         for head in segment.heads()?.into_iter().rev().filter(|h| h.checkpoint) {
             let Some(chunk) = segment.chunk_from(head.first)?.filter(|c| c.position == head.position) else { continue };
-            let newest = chunk.items.iter().rev().find_map(|(_, bytes)| match JournalItem::decode(bytes) {
-                Some(JournalItem::Checkpoint { ordinal, after, data, .. }) => Some((ordinal, after, data)),
-                _ => None,
-            });
-            if let Some((ordinal, after, data)) = newest {
-                let segment = segment.summary().name;
-                return Ok(Some(FoundCheckpoint { segment, ordinal, after, data }));
+            for (sequence, bytes) in chunk.items.iter().rev() {
+                if let Some(found) = as_snapshot(lane, *sequence, bytes)? {
+                    return Ok(Some(found));
+                }
             }
         }
     }
     Ok(None)
+}
+
+fn as_snapshot(lane: &LaneView, sequence: u64, bytes: &[u8]) -> Result<Option<FoundSnapshot>, Fault> {
+    Ok(match JournalItem::decode(bytes) {
+        Some(JournalItem::Checkpoint { ordinal, after, data, .. }) => {
+            let snapshot = RecoveredSnapshot { parts: vec![(Snapshot::WHOLE.into(), data)] };
+            Some(FoundSnapshot { ordinal, after, from: sequence.min(after + 1), parts: Vec::new(), snapshot })
+        }
+        Some(JournalItem::Root { ordinal, after, data, .. }) => {
+            snapshot::load(lane, &data)?.map(|(parts, snapshot)| FoundSnapshot {
+                ordinal,
+                after,
+                from: snapshot::first_piece(&parts).min(sequence).min(after + 1),
+                parts,
+                snapshot,
+            })
+        }
+        _ => None,
+    })
 }

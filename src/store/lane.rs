@@ -16,6 +16,7 @@ use super::manifest::Manifest;
 use super::pack::{Counters, Item, Unit, pack};
 use super::segment::{Loss, Losses, Segment, Summary};
 use super::slots::{self, SlotWriter};
+use super::tail::Tip;
 use super::view::{LaneId, LaneView, list, segment_name};
 use super::{rescue, segment};
 
@@ -51,6 +52,8 @@ pub(super) struct Lane {
     quarantine: PathBuf,
     /// The manifest on disk knows every segment below this name.
     listed_upto: u64,
+    /// Positions below this are taken, by items that are lost.
+    skipped: u64,
     shape: Shape,
     losses: Arc<Losses>,
     active: Option<Active>,
@@ -105,6 +108,7 @@ impl Lane {
             dir,
             quarantine,
             listed_upto: 0,
+            skipped: 0,
             shape,
             losses,
             active: None,
@@ -312,10 +316,16 @@ impl Lane {
     fn activate(&mut self, first: u64) -> Result<(), Fault> {
         let id = self.id as u8;
         let spare = self.dir.join("spare");
+        // An item of more parts than a segment has slots gets a segment of its own size.
+        let needed = self.pending.front().map_or(0, |unit| unit.len() as u32).max(self.shape.slots);
         let ready = self.spare.take().and_then(|s| s.join().ok()).and_then(Result::ok);
         let writer = match ready {
-            Some(writer) => writer,
-            None => slots::create(&spare, self.shape.slots, self.preallocate())?,
+            Some(writer) if writer.room() >= needed => writer,
+            too_small => {
+                // Its directory is made anew.
+                too_small.and_then(SlotWriter::close_untrimmed).map(JoinHandle::join);
+                slots::create(&spare, needed, self.preallocate())?
+            }
         };
         self.write_manifest(first)?;
         let dir = self.dir.join(segment_name(first));
@@ -332,6 +342,33 @@ impl Lane {
         self.active = Some(Active { segment, writer, next_slot: 0, bytes: 0, opened: None });
         self.prepare_spare();
         Ok(())
+    }
+
+    /// The end of the lane is lost up to here: what comes gets later positions, in a segment of its own.
+    pub fn skip_to(&mut self, tip: &Tip) {
+        let is_empty = self.active.as_ref().is_some_and(|a| a.next_slot == 0);
+        if let Some(active) = self.active.take_if(|_| is_empty) {
+            active.segment.seal();
+            drop(active.writer.close(|_| ()));
+            lock(&self.view.segments).pop_back();
+            self.discard(&active.segment);
+        }
+        self.seal();
+        self.counters.position = self.counters.position.max(tip.position);
+        self.skipped = self.counters.position;
+        self.view.raise_floor(tip.position, tip.sequence + 1);
+    }
+
+    /// The manifest learns of what was skipped, now that it is told.
+    pub fn keep_skip(&mut self) -> Result<(), Fault> {
+        if self.active.is_none() { self.write_manifest(self.view.last() + 1) } else { Ok(()) }
+    }
+
+    /// Whether the file that is written is still where readers and the next start look for it.
+    pub fn is_in_place(&self) -> Result<(), Fault> {
+        let Some(active) = &self.active else { return Ok(()) };
+        let dir = active.segment.dir();
+        if active.writer.is_in(&dir) { Ok(()) } else { Err(Fault::Replaced { path: slots::data_file(&dir) }) }
     }
 
     fn preallocate(&self) -> u64 {
@@ -354,7 +391,7 @@ impl Lane {
         let upto = sealed.iter().map(|s| s.engine_upto).max().unwrap_or(0);
         let end = sealed.iter().map(Summary::end).max().unwrap_or(0);
         let old = Manifest::read(&self.dir)?.unwrap_or_default();
-        let next = next.max(old.next);
+        let (next, end) = (next.max(old.next), end.max(self.skipped));
         Manifest { next, position: end.max(old.position), engine_upto: upto.max(old.engine_upto), sealed }
             .write(&self.dir)?;
         self.listed_upto = next;

@@ -6,10 +6,8 @@ use crate::types::Time;
 
 use super::lane::Shape;
 use super::segment::Summary;
-use super::view::LaneId;
+use super::view::{LANES, LaneId};
 
-/// Dead letters are for looking at; beyond this the oldest go.
-pub(super) const DEAD_BYTES: u64 = 16 << 20;
 /// The journal's share of all: one in this many.
 const JOURNAL_SHARE: u64 = 4;
 /// A segment of the journal and of the routine lane takes at most one in this many of all bytes.
@@ -43,6 +41,10 @@ impl Why {
 pub(super) struct Limits {
     pub max_bytes: u64,
     pub max_age: Duration,
+    /// What payloads that could not be read may take, in bytes; beyond it the oldest go.
+    pub dead_letter_bytes: u64,
+    /// The same for records that a sink has refused.
+    pub refused_bytes: u64,
 }
 
 /// A lane as the limits see it.
@@ -61,8 +63,8 @@ impl Limits {
     }
 
     /// The next segment to give up, lanes in the order of [`LaneId::ALL`].
-    pub fn next_eviction(&self, lanes: &[Usage; 4], now: Time) -> Option<(LaneId, Why)> {
-        let [journal, priority, routine, dead] = lanes;
+    pub fn next_eviction(&self, lanes: &[Usage; LANES], now: Time) -> Option<(LaneId, Why)> {
+        let [journal, priority, routine, dead, refused] = lanes;
         let order = [(LaneId::Journal, journal), (LaneId::Routine, routine), (LaneId::Priority, priority)];
         let too_old = |s: &Summary| s.written >= CLOCK_SET && s.written < now.minus(self.max_age);
         for (id, lane) in order {
@@ -70,7 +72,11 @@ impl Limits {
                 return Some((id, Why::MaxAge));
             }
         }
-        let own_limits = [(LaneId::Journal, journal, self.journal_bytes()), (LaneId::Dead, dead, DEAD_BYTES)];
+        let own_limits = [
+            (LaneId::Journal, journal, self.journal_bytes()),
+            (LaneId::Dead, dead, self.dead_letter_bytes),
+            (LaneId::Refused, refused, self.refused_bytes),
+        ];
         for (id, lane, limit) in own_limits {
             if lane.disk > limit && lane.oldest.is_some() {
                 return Some((id, Why::MaxBytes));
@@ -86,6 +92,8 @@ impl Limits {
 
 /// A wall clock that moves by this much more than time has passed was set.
 const CLOCK_STEP: i64 = 3_600 * 1_000_000_000;
+/// A clock that is nearer than this to what somebody else says is right, for ages of days.
+pub(super) const CLOCK_TOLERANCE: Duration = Duration::from_hours(1);
 
 /// The clock by which ages are counted. Where the wall clock is set ahead, by a first answer of NTP or
 /// a glitch, what was just written would look old: such leaps are left out while the process lives.
@@ -107,6 +115,22 @@ impl Ageing {
         }
         Time(wall.0.saturating_sub(self.ahead))
     }
+
+    /// Goes on from the time to which the last run counted. How long it was switched off is not known
+    /// until the clock is confirmed.
+    pub fn after(steady: Instant, last: Time) -> Ageing {
+        Ageing { last: (last >= CLOCK_SET).then_some((steady, last)), ahead: 0 }
+    }
+
+    /// Whether leaps of the clock are left out.
+    pub fn is_held(&self) -> bool {
+        self.ahead > 0
+    }
+
+    /// Somebody who knows says that the clock is right.
+    pub fn confirm(&mut self) {
+        self.ahead = 0;
+    }
 }
 
 /// How large the segments of a lane are, given what all lanes may take. `largest` and `slots` are
@@ -116,7 +140,7 @@ pub(super) fn shape(lane: LaneId, max_bytes: u64, largest: u64, slots: u32) -> S
     match lane {
         LaneId::Journal | LaneId::Routine => Shape { slots, bytes: base, spare: true },
         LaneId::Priority => Shape { slots, bytes: (base / 4).max(SEGMENT_MIN).min(base), spare: true },
-        LaneId::Dead => Shape { slots: slots.min(512), bytes: SEGMENT_MIN.min(base), spare: false },
+        LaneId::Dead | LaneId::Refused => Shape { slots: slots.min(512), bytes: SEGMENT_MIN.min(base), spare: false },
     }
 }
 
@@ -135,7 +159,7 @@ mod tests {
 
     #[test]
     fn what_was_written_before_the_clock_was_set_has_no_age() {
-        let lanes = [usage(0, None), usage(10, Some(-5)), usage(10, Some(-1)), usage(0, None)];
+        let lanes = [usage(0, None), usage(10, Some(-5)), usage(10, Some(-1)), usage(0, None), usage(0, None)];
         assert_eq!(LIMITS.next_eviction(&lanes, since_set(1 << 60)), None);
     }
 
@@ -152,17 +176,24 @@ mod tests {
         assert_eq!(at(3660, HOUR), CLOCK_SET.0 + HOUR, "and set right again");
     }
 
-    const LIMITS: Limits = Limits { max_bytes: 1000, max_age: Duration::from_nanos(100) };
+    const LIMITS: Limits = Limits {
+        max_bytes: 1000,
+        max_age: Duration::from_nanos(100),
+        dead_letter_bytes: 16 << 20,
+        refused_bytes: 16 << 20,
+    };
 
     #[test]
     fn verdicts_go_before_alarms_and_the_journal_keeps_its_quarter() {
-        let lanes = [usage(200, Some(950)), usage(400, Some(950)), usage(500, Some(950)), usage(0, None)];
+        let lanes =
+            [usage(200, Some(950)), usage(400, Some(950)), usage(500, Some(950)), usage(0, None), usage(0, None)];
         assert_eq!(LIMITS.next_eviction(&lanes, since_set(1000)), Some((LaneId::Routine, Why::MaxBytes)));
-        let lanes = [usage(200, Some(950)), usage(801, Some(950)), usage(0, None), usage(0, None)];
+        let lanes = [usage(200, Some(950)), usage(801, Some(950)), usage(0, None), usage(0, None), usage(0, None)];
         assert_eq!(LIMITS.next_eviction(&lanes, since_set(1000)), Some((LaneId::Priority, Why::MaxBytes)));
-        let lanes = [usage(251, Some(950)), usage(1, Some(950)), usage(1, Some(950)), usage(0, None)];
+        let lanes = [usage(251, Some(950)), usage(1, Some(950)), usage(1, Some(950)), usage(0, None), usage(0, None)];
         assert_eq!(LIMITS.next_eviction(&lanes, since_set(1000)), Some((LaneId::Journal, Why::MaxBytes)));
-        let lanes = [usage(250, Some(950)), usage(250, Some(950)), usage(500, Some(950)), usage(0, None)];
+        let lanes =
+            [usage(250, Some(950)), usage(250, Some(950)), usage(500, Some(950)), usage(0, None), usage(0, None)];
         assert_eq!(LIMITS.next_eviction(&lanes, since_set(1000)), None);
         assert_eq!(LIMITS.next_eviction(&lanes, since_set(1050)), None);
         assert_eq!(LIMITS.next_eviction(&lanes, since_set(1051)), Some((LaneId::Journal, Why::MaxAge)));
@@ -171,9 +202,9 @@ mod tests {
     proptest! {
         #[test]
         fn giving_up_ends_and_then_the_limits_hold(
-            mut segments in proptest::array::uniform4(proptest::collection::vec((1u64..300, 0i64..2000), 0..20))
+            mut segments in proptest::array::uniform5(proptest::collection::vec((1u64..300, 0i64..2000), 0..20))
         ) {
-            let total = |s: &[Vec<(u64, i64)>; 4]| s.iter().flatten().map(|(disk, _)| disk).sum::<u64>();
+            let total = |s: &[Vec<(u64, i64)>; LANES]| s.iter().flatten().map(|(disk, _)| disk).sum::<u64>();
             let mut steps = 0;
             loop {
                 let lanes = segments.each_ref().map(|s| Usage {
@@ -183,15 +214,35 @@ mod tests {
                 let Some((lane, _)) = LIMITS.next_eviction(&lanes, since_set(1500)) else { break };
                 segments[lane as usize].remove(0);
                 steps += 1;
-                prop_assert!(steps <= 80);
+                prop_assert!(steps <= 100);
             }
-            let dead: u64 = segments[3].iter().map(|(disk, _)| disk).sum();
+            let dead: u64 = segments[3..].iter().flatten().map(|(disk, _)| disk).sum();
             prop_assert!(total(&segments) <= 1000.max(dead));
             prop_assert!(segments[0].iter().map(|(disk, _)| disk).sum::<u64>() <= 250);
             for lane in &segments[..3] {
                 prop_assert!(lane.first().is_none_or(|(_, written)| *written >= 1400));
             }
         }
+    }
+
+    /// The undelivered backlog is not given up for a clock that nobody has confirmed.
+    #[test]
+    fn a_start_with_a_clock_far_ahead_ages_nothing_until_it_is_confirmed() {
+        const DAY: i64 = 86_400_000_000_000;
+        let start = Instant::now();
+        let mut ageing = Ageing::after(start, since_set(0));
+        assert_eq!(ageing.now(start, since_set(30 * DAY)), since_set(0));
+        let counted = ageing.now(start + Duration::from_secs(5), since_set(30 * DAY + 5_000_000_000));
+        assert_eq!(counted, since_set(5_000_000_000));
+        // Another start with the same clock goes on from what was counted.
+        let mut ageing = Ageing::after(start, counted);
+        assert_eq!(ageing.now(start, since_set(30 * DAY)), counted);
+        assert!(ageing.is_held());
+        ageing.confirm();
+        assert_eq!(ageing.now(start, since_set(30 * DAY)), since_set(30 * DAY));
+        // A short time switched off counts at once, and a first start has nothing to hold.
+        assert_eq!(Ageing::after(start, since_set(0)).now(start, since_set(DAY / 48)), since_set(DAY / 48));
+        assert_eq!(Ageing::after(start, Time(0)).now(start, since_set(DAY)), since_set(DAY));
     }
 
     #[test]

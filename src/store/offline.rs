@@ -15,13 +15,13 @@ use super::journal::Entries;
 use super::outbox::ReadError;
 use super::rescue;
 use super::segment::Segment;
-use super::view::{self, LaneId, LaneView, look};
+use super::view::{self, LANES, LaneId, LaneView, look};
 use super::{LaneStatus, StoreStatus};
 
 /// A store as its files show it at one moment.
 pub struct Offline {
     /// In the order of [`LaneId::ALL`].
-    lanes: [Arc<LaneView>; 4],
+    lanes: [Arc<LaneView>; LANES],
     saved: Saved,
 }
 
@@ -39,16 +39,16 @@ impl Offline {
             return Err(ReadError::Disk(format!("there is no store in {}", data_dir.display())));
         }
         let saved = CursorFile::look(&queue.join("cursors"))?.unwrap_or_default();
-        let [journal, priority, routine, dead] = LaneId::ALL.map(|id| look(id, &queue));
-        Ok(Offline { lanes: [journal?, priority?, routine?, dead?].map(Arc::new), saved })
+        let [journal, priority, routine, dead, refused] = LaneId::ALL.map(|id| look(id, &queue));
+        Ok(Offline { lanes: [journal?, priority?, routine?, dead?, refused?].map(Arc::new), saved })
     }
 
     /// Looks at the damaged segments that were set aside below this data directory: whatever of them
     /// is still readable. Some of it may stand in the store as well.
     pub fn look_at_damaged(data_dir: &Path) -> Result<Offline, ReadError> {
         let quarantine = data_dir.join("queue").join("quarantine");
-        let [journal, priority, routine, dead] = LaneId::ALL.map(|id| damaged_lane(id, &quarantine));
-        Ok(Offline { lanes: [journal?, priority?, routine?, dead?].map(Arc::new), saved: Saved::default() })
+        let [journal, priority, routine, dead, refused] = LaneId::ALL.map(|id| damaged_lane(id, &quarantine));
+        Ok(Offline { lanes: [journal?, priority?, routine?, dead?, refused?].map(Arc::new), saved: Saved::default() })
     }
 
     /// How many records a sink has not delivered: of the priority lane, of the routine lane.
@@ -91,9 +91,11 @@ impl Offline {
         lane(0).chain(lane(1))
     }
 
-    /// What was set aside, oldest first, with the number of each.
-    pub fn dead_letters(&self) -> DeadLetters {
-        DeadLetters::new(self.lanes[LaneId::Dead as usize].clone())
+    /// What was set aside, with the number of each in its lane: payloads that could not be read, then
+    /// records that were refused, each oldest first.
+    pub fn dead_letters(&self) -> impl Iterator<Item = <DeadLetters as Iterator>::Item> + use<> {
+        let lane = |id: LaneId| DeadLetters::new(self.lanes[id as usize].clone());
+        lane(LaneId::Dead).chain(lane(LaneId::Refused))
     }
 
     /// What the journal recorded since then.

@@ -11,6 +11,7 @@ use crate::metrics::lock;
 use crate::types::{Name, Record, Stored, Time};
 
 use super::hand::Hand;
+use super::limits::CLOCK_TOLERANCE;
 use super::place::{Cursor, Place, Span};
 use super::record::{self, DeadLetter};
 use super::segment::{Loss, Losses};
@@ -81,8 +82,10 @@ pub(super) struct Shelf {
     /// Tells the writer of that.
     pub wake: Notify,
     pub aside: mpsc::Sender<Aside>,
-    /// Dead letters below this have been queued again.
-    pub requeued: AtomicU64,
+    /// Dead letters below these have been queued again: of the payloads' lane, of the refused records'.
+    pub requeued: [AtomicU64; 2],
+    /// Somebody who knows the time has found the clock right since that was asked last.
+    pub clock_confirmed: AtomicBool,
     pub losses: Arc<Losses>,
     pub closed: AtomicBool,
 }
@@ -355,6 +358,15 @@ impl Outbox {
         safe.await.map_err(|_| ReadError::Closed)?;
         self.ack(&[stored]);
         Ok(())
+    }
+
+    /// The other side says that it is this time. A clock of ours that agrees is confirmed: ages are
+    /// counted by it although it is far ahead of the last run.
+    pub fn confirm_clock(&self, heard: Time) {
+        let now = Time::now();
+        if now.since(heard).max(heard.since(now)) < CLOCK_TOLERANCE {
+            self.shelf.clock_confirmed.store(true, Ordering::Release);
+        }
     }
 
     /// Records and, roughly, bytes still to deliver.

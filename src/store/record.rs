@@ -19,7 +19,7 @@ pub(super) enum JournalItem {
         /// The engine's own encoding.
         data: Vec<u8>,
     },
-    /// An engine snapshot.
+    /// An engine snapshot as format 1 wrote it: whole, in one item.
     Checkpoint {
         /// When it was taken.
         at: Time,
@@ -30,10 +30,30 @@ pub(super) enum JournalItem {
         /// The engine's own encoding.
         data: Vec<u8>,
     },
+    /// A piece of a part of a snapshot.
+    Piece {
+        /// When the snapshot was taken.
+        at: Time,
+        /// Bytes of the part.
+        data: Vec<u8>,
+    },
+    /// The end of a snapshot, with which it counts.
+    Root {
+        /// When the snapshot was taken.
+        at: Time,
+        /// Ordinal of the next record.
+        ordinal: u64,
+        /// The journal sequence of the last entry it knows of.
+        after: u64,
+        /// Where its index lies, as [`super::snapshot`] encodes it.
+        data: Vec<u8>,
+    },
 }
 
 const ENTRY: u8 = 0;
 const CHECKPOINT: u8 = 1;
+const PIECE: u8 = 2;
+const ROOT: u8 = 3;
 const JOURNAL_HEAD: usize = 26;
 
 impl JournalItem {
@@ -42,6 +62,8 @@ impl JournalItem {
         let (kind, at, ordinal, after, data) = match self {
             JournalItem::Entry { at, first_ordinal, data } => (ENTRY, at, first_ordinal, &0, data),
             JournalItem::Checkpoint { at, ordinal, after, data } => (CHECKPOINT, at, ordinal, after, data),
+            JournalItem::Piece { at, data } => (PIECE, at, &0, &0, data),
+            JournalItem::Root { at, ordinal, after, data } => (ROOT, at, ordinal, after, data),
         };
         let mut out = Vec::with_capacity(JOURNAL_HEAD + data.len());
         out.extend_from_slice(&[VERSION, kind]);
@@ -60,13 +82,15 @@ impl JournalItem {
         match (head[0], head[1]) {
             (VERSION, ENTRY) => Some(JournalItem::Entry { at, first_ordinal: ordinal, data: data.to_vec() }),
             (VERSION, CHECKPOINT) => Some(JournalItem::Checkpoint { at, ordinal, after, data: data.to_vec() }),
+            (VERSION, PIECE) => Some(JournalItem::Piece { at, data: data.to_vec() }),
+            (VERSION, ROOT) => Some(JournalItem::Root { at, ordinal, after, data: data.to_vec() }),
             _ => None,
         }
     }
 }
 
 /// How long [`JournalItem::encode`] makes it.
-pub(super) fn journal_len(data: usize) -> usize {
+pub(super) const fn journal_len(data: usize) -> usize {
     JOURNAL_HEAD + data
 }
 
@@ -124,8 +148,12 @@ mod tests {
             let entry = JournalItem::Entry { at: Time(at), first_ordinal: ordinal, data: data.clone() };
             prop_assert_eq!(entry.encode().len(), journal_len(data.len()));
             prop_assert_eq!(JournalItem::decode(&entry.encode()), Some(entry));
-            let checkpoint = JournalItem::Checkpoint { at: Time(at), ordinal, after, data };
+            let checkpoint = JournalItem::Checkpoint { at: Time(at), ordinal, after, data: data.clone() };
             prop_assert_eq!(JournalItem::decode(&checkpoint.encode()), Some(checkpoint));
+            let piece = JournalItem::Piece { at: Time(at), data: data.clone() };
+            prop_assert_eq!(JournalItem::decode(&piece.encode()), Some(piece));
+            let root = JournalItem::Root { at: Time(at), ordinal, after, data };
+            prop_assert_eq!(JournalItem::decode(&root.encode()), Some(root));
             let record = Record {
                 id: RecordId::of(&[text.as_bytes()]),
                 kind: Kind::ALL[kind],

@@ -80,12 +80,14 @@ pub(super) fn reopen(
     }
     let opened = unsure.map_or_else(|| slots::open(dir), Err);
     let trouble = match opened {
-        Ok((writer, known)) if known == seen && is_whole(&seen) => {
+        // One without slots is an empty file: sled makes a new Db of that.
+        Ok((writer, known)) if known == seen && is_whole(&seen) && writer.room() > 0 => {
             return Ok(Reopened { writer: Some(writer), blocks, trouble: None });
         }
         Ok((writer, known)) => {
             writer.close_untrimmed().map(std::thread::JoinHandle::join);
-            difference(&known, &seen, &heads(&blocks))
+            let empty = known.is_empty() && seen.is_empty();
+            difference(&known, &seen, &heads(&blocks)).or_else(|| empty.then(|| "the file is empty".to_owned()))
         }
         Err(fault) if fault.is_locked() => return Err(fault),
         Err(fault) if fault.no_room() => return Ok(Reopened { writer: None, blocks, trouble: None }),

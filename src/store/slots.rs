@@ -160,6 +160,12 @@ impl SlotWriter {
         self.room
     }
 
+    /// Whether the file in this directory is still the one that is written.
+    pub fn is_in(&self, dir: &Path) -> bool {
+        let ours = self.file.metadata().ok().map(|m| identity(&m));
+        ours.is_some() && ours == fs::metadata(data_file(dir)).ok().map(|m| identity(&m))
+    }
+
     /// For readers.
     pub fn slots(&self) -> Slots {
         self.slots.clone()
@@ -210,6 +216,12 @@ impl SlotWriter {
         };
         thread::Builder::new().name("andon-close".into()).spawn(close).ok()
     }
+}
+
+/// What tells a file from every other: its device and inode.
+pub(super) fn identity(meta: &fs::Metadata) -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt;
+    (meta.dev(), meta.ino())
 }
 
 /// What a file really takes, in bytes.

@@ -7,12 +7,20 @@ mod damage;
 mod faults;
 mod limits;
 mod live;
+mod loss;
 mod model;
 mod offline;
+mod sizes;
 
 /// Small segments, so that everything happens often.
 pub(super) fn small() -> Config {
-    Config { commit_interval: Duration::from_millis(1), segment_bytes: 64 << 10, segment_slots: 8, ..Config::default() }
+    Config {
+        commit_interval: Duration::from_millis(1),
+        segment_bytes: 64 << 10,
+        segment_slots: 8,
+        snapshot_step: 100 << 10,
+        ..Config::default()
+    }
 }
 
 pub(super) fn record(kind: Kind, n: u64) -> Record {
@@ -45,6 +53,16 @@ fn send(store: &Store, mut commit: Commit) -> ReceiptWaiter {
     commit.receipts.push(receipt);
     store.sender().blocking_send(commit).unwrap();
     waiter
+}
+
+/// A snapshot of one part.
+fn whole(bytes: impl Into<Vec<u8>>) -> Option<Snapshot> {
+    Some(Snapshot::whole(bytes.into()))
+}
+
+/// The bytes of a snapshot of one part.
+fn whole_of(recovered: &Recovered) -> Option<&[u8]> {
+    recovered.checkpoint.as_ref().and_then(RecoveredSnapshot::whole)
 }
 
 /// Commits one record with its entry.
@@ -116,10 +134,12 @@ fn settings_are_read_and_mistakes_told() {
         (config, document.into_problems().into_iter().map(|p| p.message).collect::<Vec<_>>())
     };
     assert_eq!(read(""), (Config::default(), vec![]));
-    let (config, problems) =
-        read("max_bytes = \"1GiB\"\nmax_age = \"3d\"\ncommit_interval = \"50ms\"\nwhen_full = \"drop_oldest\"");
+    let (config, problems) = read(
+        "dead_letter_max_bytes = \"8MiB\"\nrefused_max_bytes = \"1GiB\"\nmax_bytes = \"1GiB\"\nmax_age = \"3d\"\ncommit_interval = \"50ms\"\nwhen_full = \"drop_oldest\"",
+    );
     assert_eq!(problems, Vec::<String>::new());
     assert_eq!((config.max_bytes, config.max_age), (1 << 30, Duration::from_hours(72)));
+    assert_eq!((config.dead_letter_max_bytes, config.refused_max_bytes), (8 << 20, 1 << 30));
     assert_eq!(config.commit_interval, Duration::from_millis(50));
     let (_, problems) =
         read("max_bytes = \"1MiB\"\nmax_age = \"1s\"\ncommit_interval = \"1m\"\nwhen_full = \"drop_oldst\"");

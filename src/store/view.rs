@@ -22,11 +22,16 @@ pub(super) enum LaneId {
     Priority = 1,
     Routine = 2,
     Dead = 3,
+    Refused = 4,
 }
+
+/// How many lanes there are.
+pub(super) const LANES: usize = 5;
 
 impl LaneId {
     /// In the order they become durable.
-    pub const ALL: [LaneId; 4] = [LaneId::Journal, LaneId::Priority, LaneId::Routine, LaneId::Dead];
+    pub const ALL: [LaneId; LANES] =
+        [LaneId::Journal, LaneId::Priority, LaneId::Routine, LaneId::Dead, LaneId::Refused];
     /// Those that sinks read, in the order they read them.
     pub const OUT: [LaneId; 2] = [LaneId::Priority, LaneId::Routine];
 
@@ -45,6 +50,7 @@ impl LaneId {
             LaneId::Priority => "priority",
             LaneId::Routine => "routine",
             LaneId::Dead => "dead",
+            LaneId::Refused => "refused",
         }
     }
 }

@@ -1,8 +1,9 @@
 //! The one thread that writes: gathers commits into groups, makes each group durable lane by lane,
 //! completes receipts, and keeps house.
 
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
@@ -19,6 +20,9 @@ use super::group::Group;
 use super::house::House;
 use super::lane::Lane;
 use super::outbox::{Aside, Shelf};
+use super::slots;
+use super::snapshot::Progress;
+use super::view::{LANES, LaneId};
 
 /// A group is written once it holds this much.
 const GROUP_BYTES: usize = 128 << 10;
@@ -26,6 +30,8 @@ const GROUP_BYTES: usize = 128 << 10;
 const LINGER: Duration = Duration::from_millis(3);
 /// How often the thread wakes when nothing happens.
 const IDLE: Duration = Duration::from_secs(1);
+/// How often an idle store looks whether its directory is still there. One that writes looks each time.
+const PLACE_EVERY: Duration = Duration::from_secs(1);
 /// Pauses between tries while the disk does not take anything.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
@@ -68,15 +74,18 @@ pub(super) struct Writer {
     pub order: Arc<Order>,
     pub shelf: Arc<Shelf>,
     pub shared: Shared,
-    pub lanes: [Lane; 4],
+    pub lanes: [Lane; LANES],
     pub group: Group,
     pub house: House,
     pub interval: Duration,
     pub pulse: Pulse,
     pub last_group: Option<Instant>,
     pub commits_open: bool,
-    /// Tells the engine that a checkpoint is wanted.
-    pub wanted: Arc<AtomicBool>,
+    /// What the engine is told of snapshots.
+    pub progress: Arc<Progress>,
+    /// The directory with everything, and what it is known by.
+    pub queue: (PathBuf, (u64, u64)),
+    pub place_checked: Instant,
 }
 
 /// What one wait brought.
@@ -158,7 +167,8 @@ impl Writer {
 
     async fn wait(&mut self, gathered: &mut Gathered) {
         let moved = self.shelf.moved.load(Ordering::Acquire);
-        let idle = Instant::now() + self.house.patience(IDLE, moved);
+        let patience = self.house.patience(IDLE, moved);
+        let idle = Instant::now() + if self.group.has_snapshot() { patience.min(self.interval) } else { patience };
         if self.order.is_close() {
             if let Ok(commit) = self.commits.try_recv() {
                 gathered.push(commit);
@@ -184,7 +194,10 @@ impl Writer {
         let mut receipts = Vec::new();
         for mut commit in gathered.commits {
             receipts.append(&mut commit.receipts);
-            self.house.count_entry(&commit, &self.wanted);
+            self.house.count_entry(&commit, &self.progress.wanted);
+            if commit.entry.is_some() || commit.checkpoint.is_some() {
+                self.tell_tails();
+            }
             self.group.add_commit(commit, now);
         }
         for aside in gathered.asides {
@@ -198,16 +211,49 @@ impl Writer {
         receipts
     }
 
+    /// The replay is over, and with it is known what of the lanes' ends is lost for good.
+    fn tell_tails(&mut self) {
+        let tails = self.group.take_tails();
+        if tails.is_empty() {
+            return;
+        }
+        for tail in &tails {
+            self.shelf.losses.report(tail.loss());
+            if let Err(fault) = self.lanes[tail.lane as usize].keep_skip() {
+                tracing::warn!("{fault}");
+            }
+        }
+        self.house.tips_are_told();
+    }
+
+    fn write_lanes(&mut self) -> Result<(), Fault> {
+        self.lanes.iter_mut().try_for_each(Lane::write)?;
+        self.is_in_place()
+    }
+
+    /// Whether what is written can be found again: the directory and the files in use are still those
+    /// that were opened.
+    fn is_in_place(&mut self) -> Result<(), Fault> {
+        self.place_checked = Instant::now();
+        let (path, known) = &self.queue;
+        let found = std::fs::metadata(path).ok().map(|m| slots::identity(&m));
+        if found != Some(*known) {
+            return Err(Fault::Replaced { path: path.clone() });
+        }
+        self.lanes.iter().try_for_each(Lane::is_in_place)
+    }
+
     /// Makes the group durable, however long it takes. `Err` only when told to end meanwhile.
     fn write(&mut self, runtime: &Runtime, first: Option<Instant>) -> Result<(), Fault> {
-        if self.group.is_empty() && self.lanes.iter().all(Lane::is_settled) {
+        let nothing = self.group.is_empty() && self.lanes.iter().all(Lane::is_settled);
+        if nothing && (self.place_checked.elapsed() < PLACE_EVERY || self.is_in_place().is_ok()) {
             return Ok(());
         }
         let started = Instant::now();
         self.last_group = Some(started);
         self.hand_over();
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
-        while let Err(fault) = self.lanes.iter_mut().try_for_each(Lane::write) {
+        while let Err(fault) = self.write_lanes() {
             if backoff.failures() == 0 {
                 tracing::error!("the store cannot write; nothing is acknowledged until it can: {fault}");
             }
@@ -273,8 +319,9 @@ impl Writer {
 
     /// What was handed over is durable.
     fn settle(&mut self) {
-        if let Some(after) = self.group.durable() {
-            self.house.checkpoint_after = after;
+        if let Some(durable) = self.group.durable(&self.lanes[LaneId::Journal as usize].view) {
+            self.house.checkpoint_after = durable.after;
+            self.house.checkpoint_from = durable.from;
         }
         self.house.group_durable();
     }
@@ -288,10 +335,17 @@ impl Writer {
         }
     }
 
-    /// An orderly end: the last checkpoint and the cursors are saved.
+    /// An orderly end: the last snapshot and the cursors are saved.
     fn finish(mut self) -> Result<(), Fault> {
-        self.hand_over();
-        let written = self.lanes.iter_mut().try_for_each(Lane::write);
+        let mut written = Ok(());
+        while written.is_ok() && !self.group.is_empty() {
+            self.hand_over();
+            written = self.write_lanes();
+            if written.is_ok() {
+                self.settle();
+            }
+            self.pulse.beat();
+        }
         let saved = self.house.save(&self.shelf, true);
         self.end();
         written.and(saved)

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use andon::metrics::Shared;
-use andon::store::{Commit, Config, Outbox, Recovered, Store};
+use andon::store::{Commit, Config, Outbox, PartContent, Recovered, RecoveredSnapshot, Snapshot, SnapshotPart, Store};
 use andon::types::{Kind, Receipt, Record, RecordId, Time};
 
 use super::lives::{Life, say};
@@ -24,8 +24,9 @@ const LIFE: std::ops::Range<u64> = 5..400;
 fn config() -> Config {
     let large = std::env::var_os(LARGE).is_some_and(|v| v != "0");
     let (segment_bytes, segment_slots) = if large { (4 << 20, 200) } else { (128 << 10, 24) };
+    let snapshot_step = 150_000;
     let commit_interval = Duration::from_millis(4);
-    Config { segment_bytes, segment_slots, commit_interval, backlog_after: 20, ..Config::default() }
+    Config { segment_bytes, segment_slots, commit_interval, backlog_after: 20, snapshot_step, ..Config::default() }
 }
 
 /// The engine: its whole state is how many entries it has seen and how many records they caused.
@@ -47,6 +48,26 @@ impl Engine {
         let mut noise = fastrand::Rng::with_seed(self.entries);
         bytes.extend(std::iter::repeat_with(|| noise.u8(..)).take(padding));
         bytes
+    }
+
+    /// A small part with the state, one that changes each time, and one that changes every third time.
+    /// `taken` counts the snapshots of this life: the first has all parts.
+    fn snapshot(self, padding: usize, taken: &mut u64) -> Snapshot {
+        let part = |key: &str, content| SnapshotPart { key: key.into(), content };
+        let seldom = if (*taken).is_multiple_of(3) { PartContent::Bytes(self.bytes(300_000)) } else { PartContent::Unchanged };
+        *taken += 1;
+        let (state, often) = (PartContent::Bytes(self.bytes(0)), PartContent::Bytes(self.bytes(padding)));
+        Snapshot { parts: vec![part("state", state), part("often", often), part("seldom", seldom)] }
+    }
+
+    fn restore(snapshot: &RecoveredSnapshot) -> Engine {
+        let [state, often, seldom] = [0, 1, 2].map(|i| &snapshot.parts[i].1);
+        let engine = Engine::read(state);
+        assert_eq!(Engine::read(often), engine);
+        assert_eq!(often, &engine.bytes(often.len() - 16));
+        let older = Engine::read(seldom);
+        assert!(older.entries <= engine.entries && *seldom == older.bytes(300_000));
+        engine
     }
 
     /// What the next entry causes.
@@ -72,7 +93,7 @@ fn record(ordinal: u64) -> Record {
 
 /// Brings the engine back and sends again what it makes of the journal.
 fn replay(store: &Store, recovered: Recovered) -> Engine {
-    let mut engine = recovered.checkpoint.map(|c| Engine::read(&c)).unwrap_or_default();
+    let mut engine = recovered.checkpoint.map(|c| Engine::restore(&c)).unwrap_or_default();
     assert_eq!(recovered.checkpoint_ordinal, engine.ordinal);
     for entry in recovered.entries {
         let entry = entry.unwrap();
@@ -103,13 +124,14 @@ fn child() {
     });
     let quarantined = recovered.quarantined.clone();
     let mut engine = replay(&store, recovered);
+    let mut parts = 0;
     quarantined.iter().for_each(|q| say(format_args!("aside {q}")));
     say(format_args!("opened {}", engine.entries));
     loop {
         let before = engine;
         let padding = (engine.entries * 7919 % 6000) as usize * if engine.entries.is_multiple_of(13) { 60 } else { 1 };
         let records = engine.step();
-        let checkpoint = engine.entries.is_multiple_of(40).then(|| engine.bytes(padding));
+        let checkpoint = engine.entries.is_multiple_of(40).then(|| engine.snapshot(padding, &mut parts));
         let (receipt, waiter) = Receipt::new();
         let entry = Some(before.bytes(padding));
         let receipts = vec![receipt];

@@ -17,7 +17,7 @@ fn filled(dir: &Path) {
     store.close().unwrap();
 }
 
-fn segments(dir: &Path, lane: &str) -> Vec<PathBuf> {
+pub(super) fn segments(dir: &Path, lane: &str) -> Vec<PathBuf> {
     view::list(&dir.join("queue").join(lane)).unwrap().into_iter().map(|(_, path)| path).collect()
 }
 
@@ -238,13 +238,13 @@ fn a_damaged_checkpoint_falls_back_to_the_one_before() {
     let dir = fast_dir();
     let (store, _) = open(&small(), dir.path());
     for n in 0..12 {
-        let checkpoint = (n % 4 == 3).then(|| vec![n as u8; 200]);
+        let checkpoint = (n % 4 == 3).then(|| Snapshot::whole(vec![n as u8; 200]));
         let entry = Some(vec![n as u8]);
         commit(&store, Commit { entry, checkpoint, first_ordinal: n, ..Commit::default() });
     }
     store.close().unwrap();
     let (store, recovered) = open(&small(), dir.path());
-    assert_eq!(recovered.checkpoint, Some(vec![11; 200]));
+    assert_eq!(whole_of(&recovered), Some(&[11; 200][..]));
     assert_eq!(recovered.entries.count(), 0);
     store.close().unwrap();
     let active = segments(dir.path(), "journal").pop().unwrap();
@@ -254,7 +254,7 @@ fn a_damaged_checkpoint_falls_back_to_the_one_before() {
     let last = found.iter().rfind(|f| f.head.checkpoint).unwrap();
     file.write_all_at(&[0; 30], last.offset + 40).unwrap();
     let (store, recovered) = open(&small(), dir.path());
-    assert_eq!(recovered.checkpoint, Some(vec![7; 200]));
+    assert_eq!(whole_of(&recovered), Some(&[7; 200][..]));
     let entries: Vec<Vec<u8>> = recovered.entries.map(|e| e.unwrap().data).collect();
     assert_eq!(entries, [vec![8], vec![9], vec![10], vec![11]]);
     store.close().unwrap();

@@ -15,7 +15,7 @@ fn what_is_given_up_for_room_is_told_to_the_record() {
     let total = 400;
     for n in 0..total {
         let kind = if n % 20 == 0 { Kind::Alarm } else { Kind::Verdict };
-        let checkpoint = (n % 10 == 0).then(|| b"state".to_vec());
+        let checkpoint = (n % 10 == 0).then(|| Snapshot::whole(b"state".to_vec()));
         let entry = Some(vec![0; 10]);
         commit(
             &store,
@@ -94,13 +94,13 @@ fn the_journal_forgets_only_what_a_checkpoint_knows() {
     }
     assert_eq!(store.status().lanes["journal"].records, 100);
     assert!(sender.wants_checkpoint());
-    commit(&store, Commit { entry: entry(100), checkpoint: Some(b"state".to_vec()), ..Commit::default() });
+    commit(&store, Commit { entry: entry(100), checkpoint: whole(*b"state"), ..Commit::default() });
     commit(&store, Commit { entry: entry(101), ..Commit::default() });
     assert!(!sender.wants_checkpoint());
     wait_for("the journal shrinks", || store.status().lanes["journal"].disk_bytes <= 512 << 10);
     store.close().unwrap();
     let (store, recovered) = open(&config, dir.path());
-    assert_eq!(recovered.checkpoint, Some(b"state".to_vec()));
+    assert_eq!(whole_of(&recovered), Some(&b"state"[..]));
     let entries: Vec<Vec<u8>> = recovered.entries.map(|e| e.unwrap().data).collect();
     assert!(entries.len() == 1 && entries[0].starts_with(b"101 "));
     store.close().unwrap();

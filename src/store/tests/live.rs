@@ -135,7 +135,7 @@ fn of_a_backlog_that_is_given_up_each_record_is_told_once() {
         lost + seen.len() as u64
     };
     for n in 0..total {
-        let checkpoint = (n % 10 == 0).then(|| b"state".to_vec());
+        let checkpoint = (n % 10 == 0).then(|| Snapshot::whole(b"state".to_vec()));
         let (entry, records) = (Some(vec![0; 10]), vec![record(Kind::Verdict, n)]);
         commit(&store, Commit { entry, checkpoint, records, first_ordinal: n, ..Commit::default() });
         // Now and then the sink is away for some time.

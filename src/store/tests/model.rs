@@ -34,7 +34,8 @@ enum Op {
 struct Step {
     kinds: Vec<u8>,
     padding: usize,
-    checkpoint: Option<usize>,
+    /// Its size, and which of its parts have changed.
+    checkpoint: Option<(usize, u8)>,
     reject: bool,
 }
 
@@ -48,8 +49,11 @@ fn config() -> Config {
 
 fn step() -> impl Strategy<Value = Step> {
     let padding = prop_oneof![6 => 0..300usize, 1 => 100_000..400_000usize];
-    let checkpoint =
-        prop_oneof![4 => Just(None), 1 => (0..200usize).prop_map(Some), 1 => (130_000..300_000usize).prop_map(Some)];
+    let checkpoint = prop_oneof![
+        4 => Just(None),
+        1 => (0..200usize, 0..8u8).prop_map(Some),
+        1 => (130_000..300_000usize, 0..8u8).prop_map(Some),
+    ];
     (proptest::collection::vec(0..6u8, 0..5), padding, checkpoint, proptest::bool::weighted(0.1))
         .prop_map(|(kinds, padding, checkpoint, reject)| Step { kinds, padding, checkpoint, reject })
 }
@@ -78,6 +82,15 @@ struct Model {
     sequences: BTreeMap<u64, u64>,
     ordinal: u64,
     dead: u64,
+    /// The parts of the snapshot that was sent last in this life.
+    parts: Vec<Vec<u8>>,
+    /// All that were sent, by the entries seen.
+    snapshots: BTreeMap<u64, Vec<Vec<u8>>>,
+}
+
+fn bytes_of(seen: u64, padding: usize) -> PartContent {
+    let noise = (0..padding as u64).map(|i| (i * i % 253 + seen) as u8);
+    PartContent::Bytes(seen.to_le_bytes().into_iter().chain(noise).collect())
 }
 
 fn entry_of(step: &Step) -> Vec<u8> {
@@ -113,7 +126,7 @@ impl Model {
         let first_ordinal = self.ordinal;
         let entry = entry_of(step);
         let records = self.apply(entry.clone());
-        let checkpoint = step.checkpoint.map(|padding| self.checkpoint(padding));
+        let checkpoint = step.checkpoint.map(|(padding, changed)| self.checkpoint(padding, changed));
         let reject = Reject {
             at: Time(1),
             source: "shop".into(),
@@ -126,11 +139,25 @@ impl Model {
         Commit { entry: Some(entry), checkpoint, records, first_ordinal, rejects, receipts: Vec::new() }
     }
 
-    /// The engine's state is how many entries it has seen.
-    fn checkpoint(&self, padding: usize) -> Vec<u8> {
-        let mut bytes = (self.entries.len() as u64).to_le_bytes().to_vec();
-        bytes.extend((0..padding).map(|i| (i * i % 253) as u8));
-        bytes
+    /// The engine's state is how many entries it has seen. Beside it there are parts that change now and
+    /// then; the first snapshot of a life has all of them.
+    fn checkpoint(&mut self, padding: usize, changed: u8) -> Snapshot {
+        let seen = self.entries.len() as u64;
+        let mut parts = vec![SnapshotPart { key: "seen".into(), content: bytes_of(seen, 0) }];
+        for i in 0..3 {
+            let new = changed & (1 << i) != 0 || self.parts.len() < 3;
+            let content = if new { bytes_of(seen, padding) } else { PartContent::Unchanged };
+            parts.push(SnapshotPart { key: format!("part {i}").into(), content });
+        }
+        let before = std::mem::take(&mut self.parts);
+        for (i, part) in parts[1..].iter().enumerate() {
+            self.parts.push(match &part.content {
+                PartContent::Bytes(bytes) => bytes.clone(),
+                PartContent::Unchanged => before[i].clone(),
+            });
+        }
+        self.snapshots.insert(seen, self.parts.clone());
+        Snapshot { parts }
     }
 
     /// Forgets the entries that were never acknowledged and are not there.
@@ -138,7 +165,8 @@ impl Model {
         let keep = std::mem::take(&mut self.entries);
         let (sequences, dead) = (std::mem::take(&mut self.sequences), self.dead);
         let delivered = std::mem::take(&mut self.delivered);
-        *self = Model { delivered, sequences, dead, ..Model::default() };
+        let snapshots = std::mem::take(&mut self.snapshots);
+        *self = Model { delivered, sequences, dead, snapshots, ..Model::default() };
         for (_, entry) in keep.into_iter().take(entries) {
             self.apply(entry);
         }
@@ -146,7 +174,12 @@ impl Model {
 
     /// Holds what is recovered against what was sent, and sends its records again.
     fn replay(&mut self, store: &Store, recovered: Recovered, acknowledged: usize) {
-        let seen = recovered.checkpoint.as_ref().map_or(0, |c| u64::from_le_bytes(c[..8].try_into().unwrap()) as usize);
+        let seen = recovered.checkpoint.as_ref().map_or(0, |snapshot| {
+            let seen = u64::from_le_bytes(snapshot.parts[0].1[..8].try_into().unwrap());
+            let parts: Vec<_> = snapshot.parts[1..].iter().map(|(_, bytes)| bytes.clone()).collect();
+            assert_eq!(self.snapshots.get(&seen), Some(&parts));
+            seen as usize
+        });
         let entries: Vec<Entry> = recovered.entries.map(Result::unwrap).collect();
         let total = seen + entries.len();
         assert!(total >= acknowledged, "{acknowledged} entries were acknowledged, {total} are there");
