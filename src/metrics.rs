@@ -66,6 +66,8 @@ metrics! {
     rejects: Counters<1>, "rejected_payloads", None, Family::default();
     /// Readings not used, by reason: duplicate, late, future, no_machine, other_origin, limit.
     readings_dropped: Counters<1>, "readings_dropped", None, Family::default();
+    /// Steps closed before their lateness was over, since too many readings wait.
+    steps_closed_early: Counter, "steps_closed_early", None, Counter::default();
     /// Whether the source is connected, 1 or 0.
     source_connected: Gauges<1>, "source_connected", None, Family::default();
     /// Connections made, by source.

@@ -142,6 +142,8 @@ pub struct Machine {
     state: State,
     /// Until somebody takes it, right after the reading that brought it.
     clock_change: Option<ClockChange>,
+    /// Readings that wait for their step, of all signals.
+    pending: usize,
 }
 
 /// What has to survive a restart.
@@ -167,14 +169,15 @@ impl Machine {
     pub fn new(name: Name, layout: Arc<Layout>) -> Machine {
         let tracks = layout.channels.iter().cloned().map(Track::new).collect();
         let state = State { rate: layout.rate, tracks, ..State::default() };
-        Machine { name, layout, state, clock_change: None }
+        Machine { name, layout, state, clock_change: None, pending: 0 }
     }
 
     /// A machine as it was. Under another layout its signals are known, so that repeats and clocks are
     /// recognised, and its windows begin anew, after the last step that was closed.
     pub fn restore(name: Name, layout: Arc<Layout>, state: State) -> Machine {
         let state = if state.fits(&layout) { state } else { State::carried_over(state, &layout) };
-        Machine { name, layout, state, clock_change: None }
+        let pending = state.tracks.iter().map(Track::pending).sum();
+        Machine { name, layout, state, clock_change: None, pending }
     }
 
     /// What has to survive a restart.
@@ -251,7 +254,10 @@ impl Machine {
         let jump = self.layout.lateness.max(self.layout.rate.saturating_mul(8));
         match track.push(reading, at, arrived, range, step < next, jump) {
             Err(Refused::Late) if again && track.has_forgotten(at) => Taken::Duplicate,
-            Ok(()) => Taken::Yes,
+            Ok(()) => {
+                self.pending += 1;
+                Taken::Yes
+            }
             Err(Refused::Duplicate) => Taken::Duplicate,
             Err(Refused::Late) => {
                 self.count_late(at);
@@ -320,9 +326,14 @@ impl Machine {
         Some(self.close(next))
     }
 
+    /// Readings that wait for their step to be closed.
+    pub fn pending(&self) -> usize {
+        self.pending
+    }
+
     /// Whether readings wait for their step to be closed.
     pub fn is_pending(&self) -> bool {
-        self.state.tracks.iter().any(|t| t.earliest_pending().is_some())
+        self.pending > 0
     }
 
     /// Whether every channel has been heard beyond `end`, or the stragglers had their time.
@@ -354,6 +365,7 @@ impl Machine {
         }
         let end = self.layout.time_of(step);
         let row: Vec<Row> = self.state.tracks.iter_mut().map(|t| t.close(end, &self.layout)).collect();
+        self.pending = self.state.tracks.iter().map(Track::pending).sum();
         self.state.next = Some(step + 1);
         let due = self.judge(step, end, &row);
         let values = self.state.tracks.iter().zip(&row);

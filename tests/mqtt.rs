@@ -737,6 +737,7 @@ async fn home_assistant_shows_what_is_published() {
     let shown = |line: &serde_json::Value| format!("{}: {}", line["entity"].as_str().unwrap_or("?"), line["state"]);
     let mut home = Shown { home, last: Default::default(), shown };
     home.until("binary_sensor.press Problem: \"ON\"").await;
+    home.until("sensor.press State: \"red\"").await;
     publisher.tell(verdict());
     publisher.tell(alarm());
     home.until("sensor.press Anomaly score: \"0.5\"").await;

@@ -42,6 +42,10 @@ use rollout::{Line, LineState};
 /// made-up topics can take.
 const MAX_SIGNALS: usize = 200_000;
 
+/// Readings of all machines that may wait for late ones; at some 40 bytes each this bounds the memory that a long
+/// `lateness` can take. Beyond it steps are closed early.
+pub const MAX_PENDING_READINGS: usize = 1 << 21;
+
 /// Version of the snapshot; another one is not restored.
 const SNAPSHOT_VERSION: u32 = 7;
 /// What every machine has an alarm for.
@@ -97,6 +101,8 @@ pub struct Tally {
     pub full: Option<String>,
     /// Readings not used, by machine and reason; at most [`MOST_REFUSED`].
     pub refused: Vec<Refused>,
+    /// Steps closed before their lateness was over, since too many readings wait.
+    pub closed_early: u64,
     /// Clocks of devices that were found to have stepped.
     pub clock_changes: Vec<(Name, ClockChange)>,
     /// Windows that were to be put before a larger model: how that ended, as far as it has.
@@ -115,6 +121,9 @@ pub struct Engine {
     /// Signals of all machines, and how many there may be.
     signals: usize,
     max_signals: usize,
+    /// Readings that wait for their step, of all machines, and how many there may be.
+    pending: usize,
+    max_pending: usize,
     ordinal: u64,
     flood: flood::Watch,
     ledger: Ledger,
@@ -219,6 +228,8 @@ impl Engine {
             max_machines,
             signals,
             max_signals,
+            pending: 0,
+            max_pending: MAX_PENDING_READINGS,
             ordinal,
             flood,
             ledger,
@@ -337,12 +348,25 @@ impl Engine {
 
     /// Closes a machine's steps up to the next window it has for the model.
     fn advance(&mut self, i: usize, out: &mut Outcome) -> Option<Window> {
-        while let Some(step) = self.units[i].pipe.pop() {
+        while let Some(step) = self.next_step(i, out) {
             if let Some(window) = self.closed(i, step, out) {
                 return Some(window);
             }
         }
         None
+    }
+
+    /// A machine's next step. Where too many readings wait over all machines, it is closed though late ones may
+    /// come: memory is bounded, and what comes late then is counted as late.
+    fn next_step(&mut self, i: usize, out: &mut Outcome) -> Option<Step> {
+        let before = self.units[i].pipe.pending();
+        let mut step = self.units[i].pipe.pop();
+        if step.is_none() && self.pending > self.max_pending && before > 0 {
+            step = self.units[i].pipe.pop_idle();
+            out.tally.closed_early += u64::from(step.is_some());
+        }
+        self.pending -= before - self.units[i].pipe.pending();
+        step
     }
 
     fn closed(&mut self, i: usize, step: Step, out: &mut Outcome) -> Option<Window> {
@@ -462,16 +486,26 @@ impl Engine {
         out.records.push(record);
     }
 
-    /// Everything that has to survive a restart.
+    /// Everything that has to survive a restart, in one piece.
     pub fn snapshot(&self) -> Vec<u8> {
-        let unit = |u: &Unit| {
-            let (name, pipe) = (u.pipe.name().clone(), u.pipe.state().clone());
-            UnitSnapshot { name, pipe, state: u.state.clone() }
+        self.shared_part(self.units.iter().map(Unit::kept).collect())
+    }
+
+    /// The same in parts by name: first what machines share, then each machine.
+    pub fn parts(&self) -> impl Iterator<Item = (Name, Vec<u8>)> {
+        let shared = (Name::from("engine"), self.shared_part(Vec::new()));
+        let machine = |u: &Unit| {
+            let bytes = postcard::to_stdvec(&u.kept()).unwrap_or_default();
+            (format!("machine/{}", u.pipe.name()).as_str().into(), bytes)
         };
+        std::iter::once(shared).chain(self.units.iter().map(machine))
+    }
+
+    fn shared_part(&self, units: Vec<UnitSnapshot>) -> Vec<u8> {
         let snapshot = Snapshot {
             version: SNAPSHOT_VERSION,
             ordinal: self.ordinal,
-            units: self.units.iter().map(unit).collect(),
+            units,
             flood: self.flood.clone(),
             ledger: self.ledger.clone(),
             running: self.running.clone(),
@@ -482,18 +516,29 @@ impl Engine {
             links: self.links.clone(),
             clock_set: self.clock_set,
         };
+        // Encoding into memory cannot fail for these types.
         postcard::to_stdvec(&snapshot).unwrap_or_default()
     }
 
     /// Goes back to a snapshot. Machines that no block matches any more are left out; a machine
     /// whose model has changed its channels starts afresh, and so does what another model kept.
     pub fn restore(&mut self, bytes: &[u8]) -> Result<(), String> {
+        self.restore_parts([bytes])
+    }
+
+    /// The same of the parts that [`Engine::parts`] gave, in their order.
+    pub fn restore_parts<'a>(&mut self, parts: impl IntoIterator<Item = &'a [u8]>) -> Result<(), String> {
         let damaged = |e| format!("a damaged snapshot: {e}");
+        let mut parts = parts.into_iter();
+        let bytes = parts.next().ok_or("a snapshot without parts")?;
         let (version, _): (u32, _) = postcard::take_from_bytes(bytes).map_err(damaged)?;
         if version != SNAPSHOT_VERSION {
             return Err(format!("snapshots of version {version} are not known here"));
         }
-        let snapshot: Snapshot = postcard::from_bytes(bytes).map_err(damaged)?;
+        let mut snapshot: Snapshot = postcard::from_bytes(bytes).map_err(damaged)?;
+        for bytes in parts {
+            snapshot.units.push(postcard::from_bytes(bytes).map_err(damaged)?);
+        }
         self.ordinal = snapshot.ordinal;
         (self.flood, self.ledger, self.running) = (snapshot.flood, snapshot.ledger, snapshot.running);
         (self.now, self.wall) = (snapshot.now, snapshot.wall);
@@ -521,6 +566,7 @@ impl Engine {
             unit.state.rival.renew(candidate);
         }
         self.signals = self.units.iter().map(|u| u.pipe.signals()).sum();
+        self.pending = self.units.iter().map(|u| u.pipe.pending()).sum();
         Ok(())
     }
 }
@@ -576,6 +622,11 @@ impl Unit {
             Condition::Anomaly => &mut self.state.anomaly,
             Condition::Input => &mut self.state.input,
         }
+    }
+
+    /// What of it has to survive.
+    fn kept(&self) -> UnitSnapshot {
+        UnitSnapshot { name: self.pipe.name().clone(), pipe: self.pipe.state().clone(), state: self.state.clone() }
     }
 
     /// Its state for dashboards.

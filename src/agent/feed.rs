@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::engine::{Block, Engine, Outcome};
+use super::engine::{Block, Engine, MAX_PENDING_READINGS, Outcome};
 use super::input::{Group, Input, Running};
 use super::rollout::Rollouts;
 use super::scribe::{self, Note, Reply};
@@ -56,6 +56,7 @@ pub enum Order {
     News(ModelNews, Option<Arc<Model>>),
 }
 
+mod checkpoints;
 mod clocks;
 mod escalation;
 mod links;
@@ -63,6 +64,7 @@ mod refusals;
 mod scores;
 mod states;
 
+use checkpoints::Checkpoints;
 use clocks::{Clocks, GatewayClock};
 use refusals::SourceRefusals;
 use scores::Scores;
@@ -80,6 +82,7 @@ pub struct Feed {
     pulse: Pulse,
     since_checkpoint: usize,
     checkpointed: Instant,
+    checkpoints: Checkpoints,
     notes: mpsc::Sender<Note>,
     scribe: JoinHandle<()>,
     lights: Option<Lights>,
@@ -151,6 +154,7 @@ impl Feed {
             pulse,
             since_checkpoint,
             checkpointed,
+            checkpoints: Checkpoints::default(),
             notes,
             scribe,
             lights: None,
@@ -220,7 +224,7 @@ impl Feed {
             self.record(wrote).await;
         }
         if self.since_checkpoint > 0 {
-            let checkpoint = Some(Snapshot::whole(self.engine.snapshot()));
+            let checkpoint = Some(self.checkpoint());
             self.send(Commit { checkpoint, first_ordinal: self.engine.ordinal(), ..Commit::default() }).await;
         }
         drop((self.held, self.notes));
@@ -294,7 +298,7 @@ impl Feed {
                 let done = self.engine.reconfigure(blocks);
                 if done.is_ok() {
                     // With a snapshot, so that nothing from before is replayed under the new blocks.
-                    let checkpoint = Some(Snapshot::whole(self.engine.snapshot()));
+                    let checkpoint = Some(self.checkpoint());
                     self.send(Commit { checkpoint, first_ordinal: self.engine.ordinal(), ..Commit::default() }).await;
                     self.do_and_note(Input::Running(running), None).await;
                     self.step(Group { inputs: vec![Input::Tick(Time::now())] }, Vec::new(), Vec::new()).await;
@@ -417,12 +421,16 @@ impl Feed {
         let checkpoint = (due && readings > 0 && !self.commits.is_writing_checkpoint()).then(|| {
             self.since_checkpoint = 0;
             self.checkpointed = Instant::now();
-            Snapshot::whole(self.engine.snapshot())
+            self.checkpoint()
         });
         let entry = (!group.inputs.is_empty()).then(|| group.encode());
         let audited = records.iter().filter(|r| r.kind == Kind::Audit).map(|r| r.data.clone()).collect();
         self.send(Commit { entry, checkpoint, records, first_ordinal, rejects, receipts }).await;
         audited
+    }
+
+    fn checkpoint(&mut self) -> Snapshot {
+        self.checkpoints.take(&self.engine, self.commits.wants_all_parts())
     }
 
     /// Waits for room among what the store has not taken yet, without looking dead to the watchdog
@@ -458,6 +466,7 @@ impl Feed {
             self.shared.board.set(&format!("model/{model}"), Health::Degraded, error.clone());
         }
         self.count_escalations(&outcome.tally);
+        self.tell_closed_early(outcome.tally.closed_early);
         self.tell_clock_changes(&outcome.tally.clock_changes);
         if let Some(full) = &outcome.tally.full {
             self.warn_of_limit(full);
@@ -483,6 +492,15 @@ impl Feed {
             }
             Some(_) => {}
             None => tracing::info!("the flood of alarms is over"),
+        }
+    }
+
+    /// Steps that did not wait for late readings, since too many wait over all machines.
+    fn tell_closed_early(&self, steps: u64) {
+        if steps > 0 {
+            self.shared.metrics.steps_closed_early.inc_by(steps);
+            let bound = MAX_PENDING_READINGS;
+            self.warn_of_limit(&format!("more than {bound} readings that wait for late ones; `lateness` is cut short"));
         }
     }
 

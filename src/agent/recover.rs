@@ -32,8 +32,7 @@ pub async fn replay(
     shared: &Shared,
 ) -> Result<Replayed, StoreEnded> {
     if let Some(snapshot) = &recovered.checkpoint
-        && let Err(error) =
-            snapshot.whole().ok_or_else(|| "it has several parts".into()).and_then(|s| engine.restore(s))
+        && let Err(error) = engine.restore_parts(snapshot.parts.iter().map(|(_, bytes)| &**bytes))
     {
         tracing::warn!(%error, "the last snapshot cannot be used; windows fill anew");
         engine.count_from(recovered.checkpoint_ordinal);

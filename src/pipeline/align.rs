@@ -157,6 +157,11 @@ impl Track {
         self.heard
     }
 
+    /// Readings that wait for their step.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
     /// The oldest reading that is not.
     pub fn earliest_pending(&self) -> Option<Time> {
         self.pending.front().map(|p| p.at)

@@ -54,7 +54,8 @@ impl Engine {
     /// `taken` counts the snapshots of this life: the first has all parts.
     fn snapshot(self, padding: usize, taken: &mut u64) -> Snapshot {
         let part = |key: &str, content| SnapshotPart { key: key.into(), content };
-        let seldom = if (*taken).is_multiple_of(3) { PartContent::Bytes(self.bytes(300_000)) } else { PartContent::Unchanged };
+        let seldom =
+            if (*taken).is_multiple_of(3) { PartContent::Bytes(self.bytes(300_000)) } else { PartContent::Unchanged };
         *taken += 1;
         let (state, often) = (PartContent::Bytes(self.bytes(0)), PartContent::Bytes(self.bytes(padding)));
         Snapshot { parts: vec![part("state", state), part("often", often), part("seldom", seldom)] }

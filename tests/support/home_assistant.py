@@ -17,11 +17,11 @@ LONG = {
     "unit_of_meas": "unit_of_measurement", "json_attr_t": "json_attributes_topic",
 }
 PLATFORMS = {"sensor", "binary_sensor"}
-DEVICE_CLASSES = {"binary_sensor": {"problem"}}
+DEVICE_CLASSES = {"binary_sensor": {"problem"}, "sensor": {"enum"}}
 STATE_CLASSES = {"measurement", "total", "total_increasing"}
 KEYS = {
     "platform", "name", "unique_id", "state_topic", "value_template", "state_class", "unit_of_measurement",
-    "device_class", "json_attributes_topic", "availability_topic", "qos",
+    "device_class", "json_attributes_topic", "availability_topic", "qos", "options",
 }
 environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
 entities, available, shown = {}, {}, {}
@@ -58,6 +58,9 @@ def discovered(client, topic, payload):
         assert entity.get("state_class", "measurement") in STATE_CLASSES
         if "device_class" in entity:
             assert entity["device_class"] in DEVICE_CLASSES[platform]
+        enum = entity.get("device_class") == "enum"
+        assert enum == ("options" in entity), "options belong to the device class enum, and only there"
+        assert not (enum and "state_class" in entity), "an enum is no measurement"
         entity["template"] = environment.from_string(entity.get("value_template", "{{ value }}"))
         name = f"{platform}.{whole['device']['name']} {entity['name']}"
         assert entities.get(entity["unique_id"], {"name": name})["name"] == name, "ids are unique"
@@ -81,6 +84,8 @@ def heard(client, _userdata, message):
             value = entity["template"].render(value=payload, value_json=json.loads(payload))
             if entity["platform"] == "binary_sensor":
                 assert value in ("ON", "OFF"), value
+            elif "options" in entity:
+                assert value in entity["options"], value
             elif value != "None":
                 float(value)
             show(entity, state="unknown" if value == "None" else value)

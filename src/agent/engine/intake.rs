@@ -44,13 +44,14 @@ impl Engine {
     fn take_one(&mut self, i: usize, r: &Reading, delivery: &Delivery<'_>, out: &mut Outcome) -> Option<&'static str> {
         let unit = &mut self.units[i];
         unit.state.heard = delivery.arrived;
-        let before = unit.pipe.signals();
+        let (before, waiting) = (unit.pipe.signals(), unit.pipe.pending());
         let taken = if self.signals >= self.max_signals && !unit.pipe.follows(&r.signal) {
             Taken::Limit
         } else {
             unit.pipe.push_from(delivery.source, r, delivery.arrived, delivery.again)
         };
         self.signals += unit.pipe.signals() - before;
+        self.pending += unit.pipe.pending() - waiting;
         if let Some(change) = unit.pipe.take_clock_change() {
             let machine = unit.pipe.name().clone();
             out.records.push(self.recorder.clock_change(&machine, &change));

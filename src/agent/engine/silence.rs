@@ -47,7 +47,7 @@ impl Engine {
     pub(super) fn tick(&mut self, now: Time, out: &mut Outcome) {
         for i in 0..self.units.len() {
             if self.wants_flush(i, now) {
-                while let Some(step) = self.units[i].pipe.pop_idle() {
+                while let Some(step) = self.idle_step(i) {
                     if let Some(window) = self.closed(i, step, out) {
                         self.judge(vec![(i, window)], out);
                     }
@@ -92,6 +92,13 @@ impl Engine {
             return false;
         }
         self.listens_since(i).is_some_and(|since| unit.pipe.input_trouble(now, since).is_some())
+    }
+
+    fn idle_step(&mut self, i: usize) -> Option<Step> {
+        let before = self.units[i].pipe.pending();
+        let step = self.units[i].pipe.pop_idle();
+        self.pending -= before - self.units[i].pipe.pending();
+        step
     }
 
     fn raise_input_alarm(&mut self, i: usize, now: Time, out: &mut Outcome) {

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
+use crate::agent::engine;
 use crate::config::Machine;
 use crate::pipeline::Layout;
 use crate::settings::Problem;
 
-/// Readings that wait for their step, over all machines. One takes about 24 bytes in memory and in a
-/// snapshot.
-pub const MAX_PENDING_READINGS: u64 = 1 << 21;
+/// Readings that may wait for their step, over all machines.
+pub const MAX_PENDING_READINGS: u64 = engine::MAX_PENDING_READINGS as u64;
 
 /// What one `[[machine]]` block keeps waiting.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]

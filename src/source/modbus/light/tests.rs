@@ -52,7 +52,10 @@ fn nothing_is_written_that_was_not_asked_for_in_full() {
             head.to_owned() + "register = \"holding:1\"\nvalues = { off = 0, green = 1, red = 65536 }\n",
             "write.values.amber: is missing",
         ),
-        (head.to_owned() + "red = \"coil:1\"\nsafe = \"blue\"\n", "\"blue\" is not one of off, green, amber, red"),
+        (
+            head.to_owned() + "red = \"coil:1\"\nsafe = \"blue\"\n",
+            "\"blue\" is not one of off, green, white, amber, red",
+        ),
         (head.to_owned() + "red = \"coil:1\"\nagain = \"1ms\"\n", "should be 100ms or longer"),
         (format!("{head}red = \"coil:1\"\n{head}amber = \"coil:1\"\n"), "coil:1 of \"plc\" is written by another"),
     ] {
