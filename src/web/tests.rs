@@ -421,10 +421,12 @@ async fn streams_number_their_frames_and_everything_carries_a_version() {
     for (n, id) in ids.iter().enumerate() {
         assert_eq!((id[0], id[1], id[2]), (epoch, ids[0][1], n.to_string().as_str()), "{frames:?}");
     }
-    let kinds: Vec<&str> = frames.iter().map(|f| f[1].as_str()).collect();
-    assert_eq!(kinds, ["stream", "status", "state", "alarm"]);
-    let data = |n: usize| serde_json::from_str::<Value>(&frames[n][2]).unwrap();
-    assert_eq!((data(2)["version"].as_u64(), data(3)["version"].as_u64()), (Some(3), Some(4)));
+    // The status comes again each second.
+    let news: Vec<&[String; 3]> = frames.iter().filter(|f| f[1] != "status").collect();
+    let kinds: Vec<&str> = news.iter().map(|f| f[1].as_str()).collect();
+    assert_eq!((kinds.as_slice(), frames[1][1].as_str()), (&["stream", "state", "alarm"][..], "status"));
+    let data = |n: usize| serde_json::from_str::<Value>(&news[n][2]).unwrap();
+    assert_eq!((data(1)["version"].as_u64(), data(2)["version"].as_u64()), (Some(3), Some(4)));
 
     assert_eq!((&status["state_version"], &status["version"]), (&json!(4), &json!("0.1.0")));
     for path in ["/api/v1/machines", "/api/v1/machines/press-04", "/api/v1/lights", "/api/v1/alarms"] {
