@@ -48,6 +48,8 @@ match = "*"
 model = "one-step"
 rate = "@RATE@"
 [machine.alarm]
+# Silence is noticed by the gateway's clock: how often a machine falls silent differs with each kill.
+input_severity = 0
 threshold = 1000000
 on_delay = "300ms"
 off_delay = "500ms"

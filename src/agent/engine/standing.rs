@@ -206,15 +206,15 @@ impl std::fmt::Display for ClockChange {
         let n = self.gap.readings;
         match self.step {
             Step::Offset(0) => {
-                write!(f, "the device's clock is right again, by {} ({n} readings refused)", self.signal)
+                write!(f, "it is right again, by {} ({n} readings refused)", self.signal)
             }
             Step::Offset(by) => {
                 let way = if by < 0 { "behind" } else { "ahead" };
                 let span = Span(by);
-                write!(f, "the device's clock is {span} {way}, by {}: followed ({n} readings refused)", self.signal)
+                write!(f, "it is {span} {way}, by {}, and followed ({n} readings refused)", self.signal)
             }
             Step::StandsStill => {
-                write!(f, "the device's clock stands still, by {}: arrival is used ({n} readings refused)", self.signal)
+                write!(f, "it stands still, by {}; arrival is used ({n} readings refused)", self.signal)
             }
         }
     }

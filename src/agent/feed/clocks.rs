@@ -57,7 +57,7 @@ impl Feed {
 
     pub(super) fn tell_clock_changes(&self, changes: &[(Name, ClockChange)]) {
         for (machine, change) in changes {
-            tracing::warn!(machine = &**machine, "{change}");
+            tracing::warn!(machine = &**machine, "the clock of a device has stepped: {change}");
         }
     }
 
