@@ -365,7 +365,9 @@ impl Feed {
         for news in self.rollouts.measured(&self.engine, now) {
             self.step(Group { inputs: vec![Input::Rollout(news)] }, Vec::new(), Vec::new()).await;
         }
-        if self.engine.wants_tick(now) {
+        // Once the agent stops nobody listens any more, and silence says nothing.
+        let listens = !self.shared.stop.is_cancelled();
+        if listens && self.engine.wants_tick(now) {
             self.step(Group { inputs: vec![Input::Tick(now)] }, Vec::new(), Vec::new()).await;
         }
         if self.engine.wants_clock(now) {
