@@ -146,6 +146,8 @@ metrics! {
     published: Counter, "published_messages", None, Counter::default();
     /// Messages for dashboards that were left out, by reason: lag, full, offline, machines.
     publish_dropped: Counters<1>, "publish_dropped_messages", None, Family::default();
+    /// Web requests and connections refused, by reason: accept, connections, body_bytes, answer_bytes, wrong_token, token_rate.
+    web_refused: Counters<1>, "web_refused", None, Family::default();
 }
 
 fn latency() -> Histogram {
