@@ -11,6 +11,7 @@ use crate::types::{Contribution, Name, Quality, Reason, Rul, Verdict, Window};
 pub mod aspects;
 pub mod bundle;
 pub mod calibration;
+pub mod cgroup;
 pub mod compat;
 pub mod contents;
 pub mod course;
