@@ -13,11 +13,13 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use tokio_util::sync::CancellationToken;
 
+mod admitted;
 mod board;
 mod printable;
 mod refusals;
 mod resync;
 
+pub use admitted::Admitted;
 pub use board::{Board, Component, Health, Pulse};
 pub use printable::{example, printable};
 pub use refusals::{LogLine, Pace, Refusal, Refusals};
@@ -64,6 +66,8 @@ metrics! {
     readings: Counters<2>, "readings", None, Family::default();
     /// Payloads that could not be read and were set aside, by source.
     rejects: Counters<1>, "rejected_payloads", None, Family::default();
+    /// Values of Sparkplug edge nodes that hold and are not repeated, by source and reason: machine, machine_limit, limit.
+    repeats_skipped: Counters<2>, "sparkplug_repeats_skipped", None, Family::default();
     /// Readings not used, by reason: duplicate, late, future, no_machine, other_origin, limit.
     readings_dropped: Counters<1>, "readings_dropped", None, Family::default();
     /// Whether the source is connected, 1 or 0.
@@ -209,6 +213,8 @@ pub struct Shared {
     pub pulse: Pulse,
     /// For receivers of live events that have missed some.
     pub resync: Resync,
+    /// The machines that the engine follows.
+    pub admitted: Admitted,
 }
 
 impl Shared {
@@ -220,6 +226,7 @@ impl Shared {
             stop: CancellationToken::new(),
             pulse: Pulse::default(),
             resync: Resync::default(),
+            admitted: Admitted::default(),
         }
     }
 
