@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -32,6 +32,9 @@ type CountersOfUnits<const N: usize> = Family<Labels<N>, Counter<f64, AtomicU64>
 type Gauges<const N: usize> = Family<Labels<N>, Gauge>;
 type FloatGauges<const N: usize> = Family<Labels<N>, Gauge<f64, AtomicU64>>;
 type Histograms<const N: usize> = Family<Labels<N>, Histogram, fn() -> Histogram>;
+
+/// Lines that the log left out. The log is older than all metrics.
+pub static LOG_LINES_LEFT_OUT: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 macro_rules! metrics {
     ($($(#[doc = $help:literal])+ $field:ident: $kind:ty, $name:literal, $unit:expr, $new:expr;)*) => {
@@ -150,6 +153,8 @@ metrics! {
     published: Counter, "published_messages", None, Counter::default();
     /// Messages for dashboards that were left out, by reason: lag, full, offline, machines.
     publish_dropped: Counters<1>, "publish_dropped_messages", None, Family::default();
+    /// Lines that the log left out, since they came too fast.
+    log_left_out: Counter, "log_lines_left_out", None, LOG_LINES_LEFT_OUT.clone();
     /// Web requests and connections refused, by reason: accept, connections, body_bytes, answer_bytes, wrong_token, token_rate.
     web_refused: Counters<1>, "web_refused", None, Family::default();
 }

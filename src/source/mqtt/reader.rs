@@ -155,7 +155,9 @@ impl Reader {
         for host in self.hosts.iter_mut().flatten() {
             let skipped = host.repeat(batch.arrived, admitted.as_deref(), &mut batch.readings);
             let counts = [skipped.machine, skipped.machine_limit, skipped.limit];
-            self.skipped.iter().zip(counts).for_each(|(counter, n)| _ = counter.inc_by(n));
+            for (counter, count) in self.skipped.iter().zip(counts) {
+                counter.inc_by(count);
+            }
         }
         (!batch.readings.is_empty()).then_some(batch)
     }
