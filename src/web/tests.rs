@@ -681,7 +681,7 @@ async fn guesses_of_the_token_are_slow_and_counted_and_sessions_go_on() {
         looked_at += usize::from(code == StatusCode::UNAUTHORIZED);
         codes.push(code);
     }
-    assert!(looked_at >= 1 && looked_at <= 12, "{codes:?}");
+    assert!((1..=12).contains(&looked_at), "{codes:?}");
     assert!(begin.elapsed() >= Duration::from_millis(500));
     let page = client().get(server.url("/api/v1/status")).header("cookie", cookie).send().await.unwrap();
     assert_eq!(page.status(), StatusCode::OK);
