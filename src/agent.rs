@@ -64,6 +64,8 @@ const N_QUEUED_COMMANDS: usize = 16;
 const N_QUEUED_WRITES: usize = 64;
 /// Answers of a larger model on their way to the engine.
 const N_QUEUED_ANSWERS: usize = 16;
+/// Permissions of a data directory that andon makes.
+const DATA_DIR_MODE: u32 = 0o700;
 /// Orders from the agent to its engine: one at the start, one for each reload, some for each new model.
 const N_QUEUED_ORDERS: usize = 16;
 /// How long sources may take to hand over what they hold and to say goodbye.
@@ -110,6 +112,7 @@ impl Agent {
             let (store, dir, shared) = (config.store.clone(), config.agent.data_dir.clone(), shared.clone());
             let sinks = sink_names(&config);
             let open = move || {
+                make_private(&dir);
                 let sinks: Vec<&str> = sinks.iter().map(String::as_str).collect();
                 Store::open(&store, &dir, &sinks, shared)
             };
@@ -496,6 +499,16 @@ impl EngineThread {
         let feed = feed.with_model_commands(model_commands);
         feed.with_opinions(opinions).run(batches, commands, orders).await;
         Ok(())
+    }
+}
+
+/// Makes the data directory for this user alone. One that is there stays as it is. The store says what does not
+/// work.
+fn make_private(data_dir: &Path) {
+    let mode = std::os::unix::fs::DirBuilderExt::mode;
+    let mut builder = std::fs::DirBuilder::new();
+    if let Err(error) = mode(builder.recursive(true), DATA_DIR_MODE).create(data_dir) {
+        tracing::debug!(%error, "the data directory cannot be made");
     }
 }
 

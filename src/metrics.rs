@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -13,11 +13,13 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use tokio_util::sync::CancellationToken;
 
+mod admitted;
 mod board;
 mod printable;
 mod refusals;
 mod resync;
 
+pub use admitted::Admitted;
 pub use board::{Board, Component, Health, Pulse};
 pub use printable::{example, printable};
 pub use refusals::{LogLine, Pace, Refusal, Refusals};
@@ -30,6 +32,9 @@ type CountersOfUnits<const N: usize> = Family<Labels<N>, Counter<f64, AtomicU64>
 type Gauges<const N: usize> = Family<Labels<N>, Gauge>;
 type FloatGauges<const N: usize> = Family<Labels<N>, Gauge<f64, AtomicU64>>;
 type Histograms<const N: usize> = Family<Labels<N>, Histogram, fn() -> Histogram>;
+
+/// Lines that the log left out. The log is older than all metrics.
+pub static LOG_LINES_LEFT_OUT: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 macro_rules! metrics {
     ($($(#[doc = $help:literal])+ $field:ident: $kind:ty, $name:literal, $unit:expr, $new:expr;)*) => {
@@ -64,6 +69,8 @@ metrics! {
     readings: Counters<2>, "readings", None, Family::default();
     /// Payloads that could not be read and were set aside, by source.
     rejects: Counters<1>, "rejected_payloads", None, Family::default();
+    /// Values of Sparkplug edge nodes that hold and are not repeated, by source and reason: machine, machine_limit, limit.
+    repeats_skipped: Counters<2>, "sparkplug_repeats_skipped", None, Family::default();
     /// Readings not used, by reason: duplicate, late, future, no_machine, other_origin, limit.
     readings_dropped: Counters<1>, "readings_dropped", None, Family::default();
     /// Steps closed before their lateness was over, since too many readings wait.
@@ -148,6 +155,10 @@ metrics! {
     published: Counter, "published_messages", None, Counter::default();
     /// Messages for dashboards that were left out, by reason: lag, full, offline, machines.
     publish_dropped: Counters<1>, "publish_dropped_messages", None, Family::default();
+    /// Lines that the log left out, since they came too fast.
+    log_left_out: Counter, "log_lines_left_out", None, LOG_LINES_LEFT_OUT.clone();
+    /// Web requests and connections refused, by reason: accept, connections, body_bytes, answer_bytes, wrong_token, token_rate.
+    web_refused: Counters<1>, "web_refused", None, Family::default();
 }
 
 fn latency() -> Histogram {
@@ -209,6 +220,8 @@ pub struct Shared {
     pub pulse: Pulse,
     /// For receivers of live events that have missed some.
     pub resync: Resync,
+    /// The machines that the engine follows.
+    pub admitted: Admitted,
 }
 
 impl Shared {
@@ -220,6 +233,7 @@ impl Shared {
             stop: CancellationToken::new(),
             pulse: Pulse::default(),
             resync: Resync::default(),
+            admitted: Admitted::default(),
         }
     }
 

@@ -11,7 +11,9 @@ use crate::types::{Contribution, Name, Quality, Reason, Rul, Verdict, Window};
 pub mod aspects;
 pub mod bundle;
 pub mod calibration;
+pub mod cgroup;
 pub mod compat;
+pub mod contents;
 pub mod course;
 pub mod directions;
 pub mod drift;
@@ -34,6 +36,7 @@ pub mod write;
 
 pub use bundle::{Bundle, Manifest, Task};
 use calibration::{Calibration, Limit};
+use contents::Contents;
 use drift::{Bins, Yardstick};
 use session::{Outputs, Session};
 
@@ -83,6 +86,15 @@ pub enum ModelError {
     Test(String),
 }
 
+/// Whether golden cases are replayed when a model is loaded.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum SelfTest {
+    /// Here and now.
+    Run,
+    /// They were, in a process of its own.
+    Done,
+}
+
 /// A loaded model, shared by all machines that use it.
 pub struct Model {
     /// Name and version, shared by all verdicts.
@@ -125,7 +137,15 @@ impl Model {
     /// Loads a bundle, builds its plan and proves it on the golden cases. A panic inside tract is
     /// an error like any other.
     pub fn load(dir: &Path) -> Result<Arc<Model>, ModelError> {
-        let bundle = Bundle::read(dir)?;
+        Model::from_contents(Contents::read(dir)?, SelfTest::Run)
+    }
+
+    /// The same out of what has been read. Golden cases that were replayed elsewhere are not parsed.
+    pub fn from_contents(mut contents: Contents, test: SelfTest) -> Result<Arc<Model>, ModelError> {
+        if test == SelfTest::Done {
+            contents.forget_golden();
+        }
+        let bundle = Bundle::from_contents(contents)?;
         let built = catch_unwind(AssertUnwindSafe(|| Model::build(bundle)));
         built.unwrap_or_else(|_| Err(ModelError::Graph("tract gave up while building it".into())))
     }

@@ -276,7 +276,15 @@ impl<'d> Section<'d> {
     /// A secret: `key` holds the value (better as `${ENV}`) or `key_file` names a file or credential.
     pub fn secret(&self, key: &str) -> Option<Secret> {
         let file_key = format!("{key}_file");
-        let inline = self.string(key).map(Secret::new);
+        let inline = self.ask(key).and_then(|value| match value.as_str() {
+            Some(s) => self.fill(key, s).map(Secret::new),
+            None => {
+                // Whatever it is, it may be the secret, and is not shown.
+                let kind = value.type_str();
+                self.problem(key, format_args!("a value of type {kind} is not a string in quotes"));
+                None
+            }
+        });
         let Some(path) = self.path_of(&file_key) else { return inline };
         if inline.is_some() {
             self.problem(&file_key, format_args!("give either `{key}` or `{file_key}`, not both"));

@@ -23,11 +23,13 @@ mod actions;
 mod alarm_list;
 mod api;
 mod assets;
+mod connections;
 mod course;
 mod events;
 mod guard;
 pub mod inference;
 mod json;
+mod limits;
 mod machine;
 mod picture;
 mod plot;
@@ -165,6 +167,9 @@ struct App {
     samples: sampler::Samples,
     streams: Arc<Semaphore>,
     plotting: Arc<Semaphore>,
+    budget: limits::ByteBudget,
+    refusals: Arc<limits::RefusalLog>,
+    wrong_tokens: limits::WrongTokens,
 }
 
 /// Who may ask.
@@ -210,6 +215,7 @@ pub async fn bind(config: &Config) -> Result<(TcpListener, SocketAddr)> {
 pub async fn run(listener: TcpListener, config: Config, state: State, shared: Shared) {
     let stop = shared.stop.clone();
     let local = listener.local_addr().is_ok_and(|a| a.ip().is_loopback());
+    let refusals = Arc::new(limits::RefusalLog::new(shared.metrics.clone()));
     let app = Arc::new(App {
         access: Mutex::new(Access::of(&config)),
         state,
@@ -217,13 +223,16 @@ pub async fn run(listener: TcpListener, config: Config, state: State, shared: Sh
         samples: sampler::Samples::default(),
         streams: Arc::new(Semaphore::new(MAX_STREAMS)),
         plotting: Arc::new(Semaphore::new(MAX_PLOTTING)),
+        budget: limits::ByteBudget::default(),
+        refusals: refusals.clone(),
+        wrong_tokens: limits::WrongTokens::default(),
     });
     let sampling = sampler::run(app.clone(), stop.clone());
     let (follower, until) = (app.clone(), stop.clone());
     let following = async move {
         until.run_until_cancelled(follower.follow_settings(local)).await;
     };
-    let serving = server::serve(listener, api::router(app), stop);
+    let serving = server::serve(listener, api::router(app), &refusals, stop);
     tokio::join!(sampling, following, serving);
 }
 

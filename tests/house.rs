@@ -115,6 +115,22 @@ fn sled_and_tract_and_rumqttc_stay_in_their_rooms() {
     }
 }
 
+/// What is untrusted gets to people through the log, whose lines cannot be forged, and the board, which escapes. Only
+/// commands print, and the log is set up in one place.
+#[test]
+fn stages_speak_through_log_and_board_only() {
+    for (path, text) in source_files() {
+        let may_print = ["command", "main", "simulator", "fuzz"].contains(&room(&path).as_str());
+        let code = text.split("\n#[cfg(test)]").next().unwrap_or("");
+        let test = path.components().any(|c| c.as_os_str() == "tests") || path.ends_with("tests.rs");
+        let code: String = code.lines().filter_map(|l| l.split("//").next()).collect();
+        let prints = ["println!", "print!(", "dbg!", "io::stdout", "io::stderr()"].iter().find(|p| code.contains(**p));
+        assert!(test || may_print || prints.is_none(), "{} uses {prints:?}", path.display());
+        let sets_up = code.contains("set_global_default") || code.contains("tracing_subscriber::fmt()");
+        assert!(!sets_up || path == Path::new("logging.rs"), "{} sets up a log", path.display());
+    }
+}
+
 #[test]
 fn every_file_says_what_it_holds() {
     for (path, text) in source_files() {

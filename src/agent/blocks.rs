@@ -12,7 +12,7 @@ use crate::alarm::LimitConfig;
 use crate::config::{Config, Machine};
 use crate::model::calibration::Limit;
 use crate::model::trust::Trust;
-use crate::model::{Model, ModelError};
+use crate::model::{Model, ModelError, SelfTest};
 use crate::pipeline::Layout;
 use crate::settings::{Problem, hint};
 use crate::types::Name;
@@ -70,8 +70,8 @@ fn load(dir: &Path, name: &str, trust: &Trust) -> Result<Arc<Model>, String> {
         ModelError::Signature(why) => format!("machine.model: {why}"),
         e => format!("machine.model: {}: {e}", path.display()),
     };
-    trust.admit(&path).map_err(unusable)?;
-    Model::load(&path).map_err(unusable)
+    let admitted = trust.admit(&path).map_err(unusable)?;
+    Model::from_contents(admitted.contents, SelfTest::Run).map_err(unusable)
 }
 
 fn bind(machine: &Machine, model: Option<Arc<Model>>) -> Result<Block, String> {

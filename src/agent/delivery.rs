@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use super::feed::Order;
@@ -24,6 +25,7 @@ use crate::model::trust::Trust;
 use crate::types::{ModelNews, ModelStep, Release, Rollout, Stage, Time};
 
 mod admit;
+mod crash;
 
 use admit::disk;
 
@@ -34,6 +36,10 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Waits between tries.
 const FIRST: Duration = Duration::from_secs(1);
 const CAP: Duration = Duration::from_secs(300);
+/// Archives that are downloaded at a time.
+pub const MAX_DOWNLOADS: usize = 4;
+/// How often it is looked whether a download has ended.
+const DOWNLOAD_LOOK: Duration = Duration::from_millis(200);
 /// The longest reason in a record.
 const MAX_REASON: usize = 500;
 
@@ -53,6 +59,10 @@ pub struct Delivery {
     desired: Desired,
     next_poll: Instant,
     tries: HashMap<String, Try>,
+    /// Archives on their way, by delivery. Those that nobody wants any more are cut off.
+    downloads: HashMap<String, AbortOnDropHandle<Result<u64, Trouble>>>,
+    /// The delivery during which the agent ended badly, and how often.
+    crashed: Option<(String, u32)>,
     /// What a refusal rests on besides the bundle.
     context: String,
 }
@@ -70,6 +80,12 @@ impl Try {
     fn new() -> Try {
         Try { backoff: Backoff::new(FIRST, CAP), again: Instant::now(), said: String::new(), fetched: false }
     }
+}
+
+/// How far a delivery has come.
+enum Arrival {
+    Coming,
+    Done,
 }
 
 /// What did not work with which bundle, as far as that is known.
@@ -100,6 +116,8 @@ impl Delivery {
             desired: Desired::default(),
             next_poll: Instant::now(),
             tries: HashMap::new(),
+            downloads: HashMap::new(),
+            crashed: None,
             context,
             config: delivery,
         })
@@ -110,6 +128,7 @@ impl Delivery {
         self.shared.board.set(PART, Health::Starting, "");
         let stop = self.shared.stop.clone();
         let work = async {
+            self.after_crash().await;
             loop {
                 let all = self.look().await;
                 let next = self.follow(all).await;
@@ -191,8 +210,10 @@ impl Delivery {
             }
         }
         self.tries.retain(|key, _| open.contains(key));
+        self.downloads.retain(|key, _| open.contains(key));
         self.prune(&all);
         let wait = if self.inbox.is_some() { LOOK } else { self.config.poll };
+        let wait = if self.downloads.is_empty() { wait } else { wait.min(DOWNLOAD_LOOK) };
         let now = Instant::now();
         let others = self.tries.values().map(|t| t.again).chain(self.config.desired.as_ref().map(|_| self.next_poll));
         others.map(|t| t.saturating_duration_since(now)).fold(wait, Duration::min).max(Duration::from_millis(20))
@@ -200,7 +221,8 @@ impl Delivery {
 
     async fn attempt(&mut self, wanted: &Wanted, key: String) {
         let accepted = match self.deliver(wanted, &key).await {
-            Ok(()) => true,
+            Ok(Arrival::Done) => true,
+            Ok(Arrival::Coming) => return,
             Err((release, Trouble::Final(why))) => {
                 self.refuse(release, why).await;
                 false
@@ -229,7 +251,7 @@ impl Delivery {
     }
 
     /// Takes one all the way into the library and to the engine.
-    async fn deliver(&mut self, wanted: &Wanted, key: &str) -> Result<(), Failed> {
+    async fn deliver(&mut self, wanted: &Wanted, key: &str) -> Result<Arrival, Failed> {
         let named = match &wanted.at {
             Where::File(name) if wanted.model.is_empty() => name.trim_end_matches(".tar"),
             _ => &wanted.model,
@@ -238,20 +260,27 @@ impl Delivery {
         if !wanted.model.is_empty() && !self.known.contains(&wanted.model) {
             return Err((bare, Trouble::Final(format!("no [[machine]] uses a model {:?}", wanted.model))));
         }
-        let (archive, bytes) = self.fetch(wanted).await.map_err(|t| (bare.clone(), t))?;
+        let fetched = self.fetch(wanted, key).await.map_err(|t| (bare.clone(), t))?;
+        let Some((archive, bytes)) = fetched else { return Ok(Arrival::Coming) };
         let told = &mut self.tries.entry(key.to_owned()).or_insert_with(Try::new).fetched;
         if !std::mem::replace(told, true) {
             self.tell(bare.clone(), Stage::Fetched, from(wanted), &[("bytes", bytes as f64)]).await;
         }
+        let mark = self.mark(wanted, key);
         let done = self.admit(wanted, &bare, &archive).await;
+        drop(mark);
         let again = matches!(done, Err((_, Trouble::Passing(_))));
         if matches!(wanted.at, Where::Url(_)) && !again {
             let _ = std::fs::remove_file(&archive);
         }
-        done
+        done.map(|()| Arrival::Done)
     }
 
-    async fn fetch(&mut self, wanted: &Wanted) -> Result<(PathBuf, u64), Trouble> {
+    /// The archive and its size; `None` while it is on its way.
+    async fn fetch(&mut self, wanted: &Wanted, key: &str) -> Result<Option<(PathBuf, u64)>, Trouble> {
+        if self.downloads.get(key).is_some_and(|d| !d.is_finished()) {
+            return Ok(None);
+        }
         let library = self.library.clone();
         let used = blocking(move || library.tidy().and_then(|()| library.bytes()).map_err(disk)).await?;
         let room = self.config.quota.saturating_sub(used);
@@ -262,8 +291,14 @@ impl Delivery {
         let (path, bytes) = match &wanted.at {
             Where::Url(url) => {
                 let path = self.library.partial().join(format!("{}.tar", wanted.sha256));
-                let bytes = self.courier.fetch(url, wanted, &path).await?;
-                (path, bytes)
+                let Some(download) = self.downloads.remove(key) else {
+                    if self.downloads.len() < MAX_DOWNLOADS {
+                        self.download(url, wanted, &path, key);
+                    }
+                    return Ok(None);
+                };
+                let ended = download.await;
+                (path, ended.unwrap_or_else(|e| Err(Trouble::Passing(e.to_string())))?)
             }
             Where::File(name) => {
                 let path = self.inbox.as_ref().map(|i| i.path(name)).unwrap_or_default();
@@ -288,7 +323,13 @@ impl Delivery {
             let _ = std::fs::remove_file(&path);
             return Err(Trouble::Final(format!("it does not fit into the library: {room} bytes are left (`quota`)")));
         }
-        Ok((path, bytes))
+        Ok(Some((path, bytes)))
+    }
+
+    fn download(&mut self, url: &str, wanted: &Wanted, to: &Path, key: &str) {
+        let (config, url, wanted, to) = (self.config.clone(), url.to_owned(), wanted.clone(), to.to_path_buf());
+        let work = async move { delivery::download(&config, &url, &wanted, &to).await };
+        self.downloads.insert(key.to_owned(), AbortOnDropHandle::new(tokio::spawn(work)));
     }
 
     /// Tells the engine of a step, and the library where it matters there.

@@ -374,6 +374,7 @@ impl Feed {
             self.step(Group { inputs: vec![Input::Clock(now)] }, Vec::new(), Vec::new()).await;
         }
         self.gauge();
+        self.shared.admitted.update(self.engine.machines(), self.engine.lights().map(|(name, _)| name));
         self.refusals.review(&self.shared.board, Instant::now());
         if let Some(lights) = &self.lights {
             lights.standing.send_replace(self.engine.lights().collect());

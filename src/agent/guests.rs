@@ -8,14 +8,15 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::metrics::lock;
+use crate::model::contents::Contents;
 use crate::model::library::plain;
 use crate::model::trust::Trust;
-use crate::model::{Model, judge, signature};
+use crate::model::{Model, SelfTest, judge, signature};
 
 /// Models beside those in use: each takes memory for as long as it is loaded.
 const MAX_LOADED: usize = 8;
-/// A request has 10 s for its answer.
-const LIMITS: judge::Limits = judge::Limits { memory: 2 << 30, time: Duration::from_secs(8) };
+/// A request has 10 s for its answer. The service's unit leaves the whole agent 1 GiB.
+const LIMITS: judge::Limits = judge::Limits { memory: 512 << 20, time: Duration::from_secs(8) };
 
 /// See the module.
 pub struct Guests {
@@ -48,12 +49,13 @@ impl Guests {
             return Err(format!("there is no bundle {name:?} in models_dir"));
         }
         let failed = |e: &dyn std::fmt::Display| e.to_string();
-        signature::verify(&dir, &self.trust.keys).map_err(|e| failed(&e))?;
+        let contents = Contents::read_all(&dir).map_err(|e| failed(&e))?;
+        signature::verify_contents(&contents, &self.trust.keys).map_err(|e| failed(&e))?;
         if !lock(&self.loaded).contains_key(name) && lock(&self.loaded).len() >= MAX_LOADED {
             return Err(format!("{MAX_LOADED} models are loaded already; unload one"));
         }
         judge::apart(judge::own_program(), &dir, &LIMITS, &|| false).map_err(|e| failed(&e))?;
-        let model = Model::load(&dir).map_err(|e| failed(&e))?;
+        let model = Model::from_contents(contents, SelfTest::Done).map_err(|e| failed(&e))?;
         if &**model.name() != name {
             return Err(format!("the bundle {name:?} says that its name is {:?}", model.name()));
         }

@@ -11,10 +11,11 @@ use tokio::sync::{mpsc, watch};
 
 use super::engine::{Drift, Engine, Outcome, Versions, figures, release_of};
 use crate::metrics::{Health, Shared};
-use crate::model::Model;
+use crate::model::contents::Contents;
 use crate::model::library::{Candidate, Library};
 use crate::model::rollout::Trial;
 use crate::model::signature::{self, PublicKey};
+use crate::model::{Model, SelfTest};
 use crate::types::{Measured, ModelNews, ModelStep, Name, Receipt, ReceiptWaiter, Release, Stage, Time};
 
 /// Steps that wait to be written down; a model takes a dozen in its life.
@@ -71,8 +72,9 @@ pub fn load(library: &Library, names: &[Name], keys: &[PublicKey], data_dir: &Pa
 
 /// What was verified when it came has been on a disk since, and its key may have been given up.
 fn usable(candidate: &Candidate, keys: &[PublicKey]) -> Result<Arc<Model>, String> {
-    signature::verify(&candidate.dir, keys).map_err(|e| e.to_string())?;
-    let model = Model::load(&candidate.dir).map_err(|e| format!("it cannot be loaded: {e}"))?;
+    let contents = Contents::read_all(&candidate.dir).map_err(|e| e.to_string())?;
+    signature::verify_contents(&contents, keys).map_err(|e| e.to_string())?;
+    let model = Model::from_contents(contents, SelfTest::Run).map_err(|e| format!("it cannot be loaded: {e}"))?;
     if release_of(&model) == candidate.release { Ok(model) } else { Err("it is not the one that was delivered".into()) }
 }
 

@@ -4,7 +4,9 @@ use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::signal::unix::{SignalKind, signal};
+use rustix::fs::Mode;
+use rustix::process::umask;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{ConfigFile, runtime};
 use crate::agent::Agent;
@@ -23,21 +25,45 @@ const LEFTOVERS: Duration = Duration::from_secs(2);
 /// # Errors
 /// What kept it from starting, or the stages that have failed.
 pub fn run(file: &ConfigFile) -> Result<()> {
+    // Before anything else: a signal during the start is kept, not fatal.
+    let runtime = runtime()?;
+    let signals = runtime.block_on(async { Signals::listen() })?;
+    keep_private();
     let config = file.load(Needs { source: true })?;
     logging::start(&config.log)?;
-    let runtime = runtime()?;
     let shared = Shared::new();
     systemd::watch(shared.board.clone()).context("starting the watchdog's thread")?;
-    let result = runtime.block_on(serve(config, shared));
+    let result = runtime.block_on(serve(config, shared, signals));
     runtime.shutdown_timeout(LEFTOVERS);
     result
 }
 
-async fn serve(config: Config, shared: Shared) -> Result<()> {
-    // Before anything else, so that a stop during start is not missed.
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-    let mut hangup = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
+/// What the process is told from outside.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate()).context("listening for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("listening for SIGINT")?,
+            hangup: signal(SignalKind::hangup()).context("listening for SIGHUP")?,
+        })
+    }
+}
+
+/// What this process makes is not for others, whatever the umask was.
+fn keep_private() {
+    let others = Mode::RWXO | Mode::WGRP;
+    let before = umask(others);
+    umask(before | others);
+}
+
+async fn serve(config: Config, shared: Shared, signals: Signals) -> Result<()> {
+    let Signals { mut terminate, mut interrupt, mut hangup } = signals;
     let mut agent = Agent::start(config, shared).await?;
     let dashboard = agent.dashboard().map_or("off".into(), |a| format!("http://{a}"));
     tracing::info!(dashboard, "andon {} is running: {}", env!("CARGO_PKG_VERSION"), agent.summary());

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::{ConfigFile, runtime};
 use crate::config::Needs;
+use crate::metrics::printable;
 
 /// How long the daemon has to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -53,23 +54,32 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Bytes of a text that are shown.
+const MAX_SHOWN_BYTES: usize = 2000;
+
+/// The text of a value as a terminal may show it.
+fn shown(value: Option<&Value>) -> String {
+    value.and_then(Value::as_str).map_or_else(|| "?".into(), |text| printable(text, MAX_SHOWN_BYTES))
+}
+
 fn print(status: &Value) {
     let text = |path: &str| match status.pointer(path) {
-        Some(Value::String(s)) => s.clone(),
+        Some(text @ Value::String(_)) => shown(Some(text)),
         Some(v) => v.to_string(),
         None => "?".into(),
     };
     println!("andon {} on {} ({}): {}", text("/version"), text("/agent"), text("/site"), text("/health"));
     for missing in status.get("missing").and_then(Value::as_array).into_iter().flatten() {
-        println!("  not ready: {}", missing.as_str().unwrap_or("?"));
+        println!("  not ready: {}", shown(Some(missing)));
     }
     let Some(Value::Object(parts)) = status.get("components") else { return };
     for (name, part) in parts {
-        let word = |key: &str| part.get(key).and_then(Value::as_str).unwrap_or("?");
+        let word = |key: &str| shown(part.get(key));
+        let name = printable(name, MAX_SHOWN_BYTES);
         println!("  {name:24} {:10} {}", word("health"), word("detail"));
     }
     for model in status.get("models").and_then(Value::as_array).into_iter().flatten() {
-        let word = |path: &str| model.pointer(path).and_then(Value::as_str).unwrap_or("?");
+        let word = |path: &str| shown(model.pointer(path));
         let coming = match model.get("candidate") {
             Some(c) if c.is_object() => {
                 format!(

@@ -11,12 +11,13 @@ use crate::settings::{Secret, Section};
 use crate::tls::Tls;
 use crate::types::{FailurePolicy, Rollout};
 
+mod addresses;
 mod desired;
 mod fetch;
 mod inbox;
 
 pub use desired::{Desired, MAX_BODY, Wanted, Where, parse};
-pub use fetch::{Courier, Trouble};
+pub use fetch::{Courier, Trouble, download};
 pub use inbox::{Inbox, sha256_of};
 
 /// How often the cloud is asked.
@@ -54,6 +55,9 @@ pub struct Config {
     pub quota: u64,
     /// Of the process in which a bundle is judged: address space in bytes, and time.
     pub judge: (u64, Duration),
+    /// Whether bundles may come from this host and from link-local addresses. Those of the desired state's own
+    /// origin always may.
+    pub local_addresses: bool,
     /// How a bundle is taken into use where the desired state does not say.
     pub rollout: Rollout,
 }
@@ -84,6 +88,7 @@ impl Config {
             max_bundle: s.size("max_bundle").unwrap_or(MAX_BUNDLE),
             quota: s.size("quota").unwrap_or(QUOTA),
             judge: (s.size("judge_memory").unwrap_or(JUDGE_MEMORY), s.duration("judge_time").unwrap_or(JUDGE_TIME)),
+            local_addresses: s.boolean("local_addresses").unwrap_or(false),
             rollout: Rollout {
                 shadow: stage("shadow", SHADOW),
                 canary: s.strings("canary").unwrap_or_default(),

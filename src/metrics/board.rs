@@ -23,6 +23,8 @@ const MAX_COMPLAINTS: usize = 16;
 const MAX_NAMED: usize = 4;
 /// Bytes of a complaint's detail, and of the reason of a failure.
 const MAX_DETAIL_BYTES: usize = 400;
+/// Bytes of what a part says of itself.
+const MAX_STANDING_BYTES: usize = 2000;
 
 /// How well a part of the agent is.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
@@ -89,7 +91,8 @@ impl Board {
         let old = components.get(part);
         let since = old.filter(|c| c.health == health).map_or(now, |c| c.since);
         let last_good = if health == Health::Up { Some(now) } else { old.and_then(|c| c.last_good) };
-        components.insert(part.to_owned(), Component { health, detail: detail.into(), since, last_good });
+        let detail = printable(&detail.into(), MAX_STANDING_BYTES);
+        components.insert(part.to_owned(), Component { health, detail, since, last_good });
     }
 
     /// It did its work just now.

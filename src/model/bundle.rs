@@ -2,23 +2,25 @@
 //! Tensor shapes are Open Inference Protocol metadata; the rest follows DESIGN's `andon.model/v1`.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
 
 use super::ModelError;
 use super::compat::Compat;
+use super::contents::{self, Contents, MAX_MANIFEST};
 use super::drift::Spread;
-use super::manifest_limits::{self, MAX_MANIFEST_BYTES, Texts};
+use super::manifest_limits::{self, Texts};
 use super::state;
 use crate::settings::plain_period;
 use crate::types::Time;
 
 /// The largest file of a bundle that is read at all.
 pub(super) const MAX_FILE: u64 = 256 << 20;
+/// Dimensions of a tensor.
+const MAX_DIMENSIONS: usize = 8;
 /// The largest window a model may ask for: steps × channels.
 const MAX_WINDOW: usize = 1 << 22;
 
@@ -206,28 +208,70 @@ pub struct TensorData {
     pub name: String,
     /// Its shape.
     pub shape: Vec<usize>,
-    data: Nested,
-}
-
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(untagged)]
-enum Nested {
-    Number(f64),
-    List(Vec<Nested>),
+    data: Flat,
 }
 
 impl TensorData {
     /// The values in row-major order.
     pub fn flat(&self) -> Vec<f32> {
-        fn walk(n: &Nested, out: &mut Vec<f32>) {
-            match n {
-                Nested::Number(v) => out.push(*v as f32),
-                Nested::List(list) => list.iter().for_each(|n| walk(n, out)),
-            }
-        }
+        self.data.0.clone()
+    }
+}
+
+/// Numbers out of nested lists, row-major: four bytes for each.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Flat(Vec<f32>);
+
+impl<'de> Deserialize<'de> for Flat {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut out = Vec::new();
-        walk(&self.data, &mut out);
-        out
+        FlatVisitor { depth: 0, out: &mut out }.deserialize(deserializer)?;
+        Ok(Flat(out))
+    }
+}
+
+struct FlatVisitor<'o> {
+    depth: usize,
+    out: &'o mut Vec<f32>,
+}
+
+impl<'de> DeserializeSeed<'de> for FlatVisitor<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for FlatVisitor<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a number or a list of numbers")
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<(), E> {
+        self.out.push(value as f32);
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<(), E> {
+        self.out.push(value as f32);
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<(), E> {
+        self.out.push(value as f32);
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        if self.depth == MAX_DIMENSIONS {
+            return Err(A::Error::custom(format_args!("data is nested deeper than {MAX_DIMENSIONS}")));
+        }
+        let depth = self.depth + 1;
+        while items.next_element_seed(FlatVisitor { depth, out: &mut *self.out })?.is_some() {}
+        Ok(())
     }
 }
 
@@ -259,27 +303,50 @@ pub struct Bundle {
 impl Bundle {
     /// Reads a bundle's directory. Digests are checked for every file the manifest names.
     pub fn read(dir: &Path) -> Result<Bundle, ModelError> {
-        let manifest = Manifest::read(&dir.join("model.json"))?;
+        Bundle::from_contents(Contents::read(dir)?)
+    }
+
+    /// The same out of what has been read.
+    ///
+    /// # Errors
+    /// The first thing that is not as it should be.
+    pub fn from_contents(mut contents: Contents) -> Result<Bundle, ModelError> {
+        let dir = contents.dir().to_path_buf();
+        let missing = |name: &str| ModelError::Read {
+            path: dir.join(name).display().to_string(),
+            source: std::io::ErrorKind::NotFound.into(),
+        };
+        let text = contents.get("model.json").ok_or_else(|| missing("model.json"))?;
+        let manifest = Manifest::parse(&dir.join("model.json"), text)?;
         for (file, expected) in &manifest.digests {
-            check_digest(dir, file, expected)?;
+            check_digest(&contents, file, expected)?;
         }
-        let onnx = bytes(&dir.join("model.onnx"))?;
-        let golden = optional(&dir.join("golden.json"))?.unwrap_or_default();
-        let reference: Reference = optional(&dir.join("reference.json"))?.unwrap_or_default();
+        let digest = contents.digest("model.onnx")?;
+        let onnx = contents.take("model.onnx").ok_or_else(|| missing("model.onnx"))?;
+        let golden = optional(&contents, "golden.json")?.unwrap_or_default();
+        let reference: Reference = optional(&contents, "reference.json")?.unwrap_or_default();
         if let Some(bad) = reference.scores.iter().find(|s| !s.is_finite()) {
             return Err(invalid(&dir.join("reference.json"), format!("{bad} is not a score")));
         }
         for (name, spread) in &reference.channels {
             spread.bins().map_err(|e| invalid(&dir.join("reference.json"), format!("channel {name:?}: {e}")))?;
         }
-        let digest = sha256(&onnx);
         Ok(Bundle { manifest, onnx, digest, golden, reference })
     }
 }
 
 impl Manifest {
-    fn read(path: &Path) -> Result<Manifest, ModelError> {
-        let w: Written = json(path, &bytes_up_to(path, MAX_MANIFEST_BYTES)?)?;
+    /// Reads only `model.json` of a bundle's directory, at most [`MAX_MANIFEST`] of it. Digests are not checked.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not what it should be.
+    pub fn read(dir: &Path) -> Result<Manifest, ModelError> {
+        let path = dir.join("model.json");
+        Manifest::parse(&path, &contents::file(&path, MAX_MANIFEST)?)
+    }
+
+    fn parse(path: &Path, text: &[u8]) -> Result<Manifest, ModelError> {
+        let w: Written = json(path, text)?;
         manifest_limits::check(Texts {
             name: &w.name,
             version: &w.version,
@@ -359,38 +426,21 @@ pub fn sha256(data: &[u8]) -> String {
     hash.as_ref().iter().map(|b| format!("{b:02x}")).collect()
 }
 
-fn check_digest(dir: &Path, file: &str, expected: &str) -> Result<(), ModelError> {
+fn check_digest(contents: &Contents, file: &str, expected: &str) -> Result<(), ModelError> {
     let plain = !file.is_empty() && !file.contains(['/', '\\']) && file != "..";
     if !plain {
         return Err(invalid(
-            &dir.join("model.json"),
+            &contents.dir().join("model.json"),
             format!("`digests` names {file:?}, which is not a plain file name"),
         ));
     }
-    let found = sha256(&bytes(&dir.join(file))?);
+    let found = contents.digest(file)?;
     let expected = expected.trim_start_matches("sha256:").to_ascii_lowercase();
     if found == expected { Ok(()) } else { Err(ModelError::Digest { file: file.to_owned(), found, expected }) }
 }
 
-fn bytes(path: &Path) -> Result<Vec<u8>, ModelError> {
-    bytes_up_to(path, MAX_FILE)
-}
-
-fn bytes_up_to(path: &Path, most: u64) -> Result<Vec<u8>, ModelError> {
-    let read = || {
-        let file = std::fs::File::open(path)?;
-        let mut out = Vec::new();
-        file.take(most + 1).read_to_end(&mut out)?;
-        if out.len() as u64 > most {
-            return Err(std::io::Error::other(format!("larger than {most} bytes")));
-        }
-        Ok(out)
-    };
-    read().map_err(|source| ModelError::Read { path: path.display().to_string(), source })
-}
-
-fn optional<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ModelError> {
-    if path.exists() { json(path, &bytes(path)?).map(Some) } else { Ok(None) }
+fn optional<T: DeserializeOwned>(contents: &Contents, name: &str) -> Result<Option<T>, ModelError> {
+    contents.get(name).map(|text| json(&contents.dir().join(name), text)).transpose()
 }
 
 fn json<T: DeserializeOwned>(path: &Path, data: &[u8]) -> Result<T, ModelError> {

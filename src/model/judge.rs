@@ -11,12 +11,16 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use super::{Bundle, Model, ModelError};
+use super::{Bundle, Model, ModelError, cgroup};
 
+/// By how much the judge's nice value is raised.
+const NICE: i32 = 10;
 /// How often the parent looks whether the judging has ended.
 const LOOK: Duration = Duration::from_millis(10);
 /// As much of what the child says as is kept.
 const SAID: u64 = 16 << 10;
+/// A judge that has less memory than this cannot say anything of a bundle.
+pub const LEAST_MEMORY: u64 = 128 << 20;
 /// Windows that are timed, after the golden cases, which warm up the model ...
 const TIMED: usize = 200;
 /// ... or as many as fit into this.
@@ -57,6 +61,7 @@ pub struct Findings {
 /// # Errors
 /// Why it cannot be used here, its own budget included.
 pub fn here(dir: &Path, memory: u64) -> Result<Findings, ModelError> {
+    go_first();
     hold(memory)?;
     let before = peak();
     let bundle = Bundle::read(dir)?;
@@ -76,6 +81,13 @@ pub fn here(dir: &Path, memory: u64) -> Result<Findings, ModelError> {
     over("p99 of a window in ms", p99_ms, most_ms)?;
     over("memory in MiB", ram_mb, m.compat.max_ram_mb)?;
     Ok(Findings { name: m.name.clone(), version: m.version.clone(), cases, p99_ms, ram_mb })
+}
+
+/// When memory runs short the kernel ends this process before the agent, and the agent computes first.
+fn go_first() {
+    // Neither is granted everywhere, and the judging is the same without them.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    let _ = rustix::process::nice(NICE);
 }
 
 /// Holds this process to so many bytes of address space, for good.
@@ -142,6 +154,12 @@ pub fn told(
     stop: &dyn Fn() -> bool,
 ) -> Result<String, ModelError> {
     let unable = |what: &str, source| ModelError::Read { path: what.to_owned(), source };
+    let memory = cgroup::memory_left().map_or(limits.memory, |left| left.min(limits.memory));
+    if memory < LEAST_MEMORY {
+        let why = format!("{memory} bytes of memory are left, and it takes {LEAST_MEMORY}");
+        return Err(unable("the process for the test", std::io::Error::other(why)));
+    }
+    let limits = &Limits { memory, ..*limits };
     let mut child = Command::new(program);
     child.arg("model").args(words).args(["--here", "--memory", &limits.memory.to_string(), "--"]).arg(dir);
     child.env_remove("RUST_BACKTRACE").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

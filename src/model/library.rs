@@ -20,6 +20,8 @@ use crate::types::{ModelStep, Name, Release, Rollout, Stage, Time};
 const ROOT: &str = "library";
 /// See the module.
 const STATE: &str = "state.json";
+/// Names the bundle that is being read.
+const READING: &str = "reading.json";
 /// What is being fetched and unpacked; emptied at the start.
 const INCOMING: &str = "incoming";
 /// Parts of archives that are still coming; they outlast a restart.
@@ -114,6 +116,11 @@ impl Library {
     /// When it cannot be made.
     pub fn workspace(&self) -> io::Result<tempfile::TempDir> {
         tempfile::Builder::new().prefix("bundle-").tempdir_in(self.root.join(INCOMING))
+    }
+
+    /// A file that stands while a bundle is read.
+    pub fn reading(&self) -> PathBuf {
+        self.root.join(READING)
     }
 
     /// Where parts of archives are kept.

@@ -3,8 +3,6 @@
 
 use super::bundle::{Advice, Channel, Tensor};
 
-/// The largest `model.json` that is read, in bytes.
-pub const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 /// Channels of a model. A verdict lists each of them with its signal.
 pub const MAX_CHANNELS: usize = 1024;
 /// Classes of a model.

@@ -18,6 +18,7 @@ use serde_json::json;
 
 use super::ModelError;
 use super::bundle::{MAX_FILE, sha256};
+use super::contents::Contents;
 
 mod keys;
 
@@ -26,7 +27,7 @@ pub use keys::{PrivateKey, PublicKey};
 /// The signature's file name.
 pub const FILE: &str = "model.sig";
 /// The largest signature that is read: some thousand files.
-const MAX_SIGNATURE: u64 = 1 << 20;
+pub(super) const MAX_SIGNATURE: u64 = 1 << 20;
 /// Files in a bundle; there are six in the usual one.
 pub const MAX_FILES: usize = 64;
 /// Directories below each other in a bundle.
@@ -149,10 +150,27 @@ pub fn sign(dir: &Path, key: &PrivateKey) -> Result<usize, ModelError> {
     Ok(n)
 }
 
+/// The same for files that have been read, all of them.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_contents(contents: &Contents, keys: &[PublicKey]) -> Result<Verified, ModelError> {
+    let unsigned = || format!("it is not signed: there is no {FILE}");
+    let text = contents.get(FILE).ok_or_else(unsigned);
+    let checked = text.and_then(|text| check_files(text, &contents.digests(), keys));
+    checked.map_err(|why| ModelError::Signature(format!("{}: {why}", contents.dir().display())))
+}
+
 fn check(dir: &Path, keys: &[PublicKey]) -> Result<Verified, String> {
-    let (statement, key) = statement(&dir.join(FILE), keys)?;
+    let text = read(&dir.join(FILE))?;
+    // A signature that does not hold costs no reading of large files.
+    statement(&text, keys)?;
+    check_files(&text, &files(dir)?, keys)
+}
+
+fn check_files(text: &[u8], found: &BTreeMap<String, String>, keys: &[PublicKey]) -> Result<Verified, String> {
+    let (statement, key) = statement(text, keys)?;
     let wanted = resources(&statement)?;
-    let found = files(dir)?;
     if let Some(extra) = found.keys().find(|name| !wanted.contains_key(name.as_str())) {
         return Err(format!("{extra:?} is not signed; a bundle holds nothing but what was signed"));
     }
@@ -169,9 +187,9 @@ fn check(dir: &Path, keys: &[PublicKey]) -> Result<Verified, String> {
 }
 
 /// The signed statement, and the fingerprint of the key that signed it.
-fn statement(path: &Path, keys: &[PublicKey]) -> Result<(Statement, String), String> {
+fn statement(text: &[u8], keys: &[PublicKey]) -> Result<(Statement, String), String> {
     let bundle: SigstoreBundle =
-        serde_json::from_slice(&read(path)?).map_err(|e| format!("{FILE} is no Sigstore bundle: {e}"))?;
+        serde_json::from_slice(text).map_err(|e| format!("{FILE} is no Sigstore bundle: {e}"))?;
     if !MEDIA_TYPES.contains(&bundle.media_type.as_str()) {
         return Err(format!("{FILE} has the media type {:?}; {:?} is read here", bundle.media_type, MEDIA_TYPES[0]));
     }
@@ -248,11 +266,21 @@ pub fn is_relative(name: &str) -> bool {
 /// SHA-256 of every file below `dir` but the signature, by name.
 fn files(dir: &Path) -> Result<BTreeMap<String, String>, String> {
     let mut out = BTreeMap::new();
-    walk(dir, "", 0, &mut out)?;
-    if out.is_empty() { Err("there is no file in it".into()) } else { Ok(out) }
+    for (name, path) in names(dir)?.into_iter().filter(|(name, _)| name != FILE) {
+        let digest = hash(&path).map_err(|e| format!("{name:?} cannot be read: {e}"))?;
+        out.insert(name, digest);
+    }
+    Ok(out)
 }
 
-fn walk(dir: &Path, prefix: &str, depth: usize, out: &mut BTreeMap<String, String>) -> Result<(), String> {
+/// Every file below `dir`, the signature among them: its name within the bundle, and its path.
+pub(super) fn names(dir: &Path) -> Result<BTreeMap<String, std::path::PathBuf>, String> {
+    let mut out = BTreeMap::new();
+    walk(dir, "", 0, &mut out)?;
+    if out.keys().all(|name| name == FILE) { Err("there is no file in it".into()) } else { Ok(out) }
+}
+
+fn walk(dir: &Path, prefix: &str, depth: usize, out: &mut BTreeMap<String, std::path::PathBuf>) -> Result<(), String> {
     let unreadable = |e: std::io::Error| format!("{prefix:?} cannot be read: {e}");
     for entry in fs::read_dir(dir).map_err(unreadable)? {
         let entry = entry.map_err(unreadable)?;
@@ -265,17 +293,19 @@ fn walk(dir: &Path, prefix: &str, depth: usize, out: &mut BTreeMap<String, Strin
             walk(&entry.path(), &format!("{name}/"), depth + 1, out)?;
         } else if !kind.is_file() {
             return Err(format!("{name:?} is not a plain file: links and the like are not taken"));
-        } else if name != FILE {
-            if out.len() >= MAX_FILES {
+        } else {
+            // One more than the files that are signed: the signature itself.
+            if out.len() > MAX_FILES {
                 return Err(format!("it holds more than {MAX_FILES} files"));
             }
-            out.insert(name, hash(&entry.path()).map_err(unreadable)?);
+            out.insert(name, entry.path());
         }
     }
     Ok(())
 }
 
-fn hash(path: &Path) -> std::io::Result<String> {
+/// SHA-256 of a file, hex.
+pub(super) fn hash(path: &Path) -> std::io::Result<String> {
     let file = fs::File::open(path)?;
     if file.metadata()?.len() > MAX_FILE {
         return Err(std::io::Error::other(format!("larger than {MAX_FILE} bytes")));

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::ModelError;
+use super::contents::Contents;
 use super::signature::{self, PrivateKey, PublicKey, Verified};
 use crate::settings::Section;
 
@@ -50,15 +51,30 @@ impl Trust {
         Trust { keys, required: required.unwrap_or(given), own }
     }
 
-    /// Whether a bundle of `models_dir` may be used: signed if it has to be, and never with a
-    /// signature that does not hold where keys are given.
+    /// Reads a bundle of `models_dir`, if it may be used: signed if it has to be, and never with a
+    /// signature that does not hold where keys are given. What is read is what was verified.
     ///
     /// # Errors
-    /// [`ModelError::Signature`].
-    pub fn admit(&self, dir: &Path) -> Result<Option<Verified>, ModelError> {
+    /// [`ModelError::Signature`]; [`ModelError::Read`] when it cannot be read.
+    pub fn admit(&self, dir: &Path) -> Result<Admitted, ModelError> {
         if !self.required && (self.keys.is_empty() || !signature::is_signed(dir)) {
-            return Ok(None);
+            return Ok(Admitted { contents: Contents::read(dir)?, verified: None });
         }
-        signature::verify(dir, &self.keys).map(Some)
+        // Without a signature nothing else is read.
+        if !signature::is_signed(dir) {
+            signature::verify(dir, &self.keys)?;
+        }
+        let contents = Contents::read_all(dir)?;
+        let verified = Some(signature::verify_contents(&contents, &self.keys)?);
+        Ok(Admitted { contents, verified })
     }
+}
+
+/// A bundle that may be used.
+#[derive(Debug)]
+pub struct Admitted {
+    /// Its files.
+    pub contents: Contents,
+    /// By whom it is signed, where that is asked.
+    pub verified: Option<Verified>,
 }

@@ -108,3 +108,12 @@ fn durations_and_sizes() {
     assert_eq!(parse_size("100"), Some(100));
     assert_eq!(parse_size("1e9"), None);
 }
+
+#[test]
+fn a_secret_that_is_no_string_is_not_shown() {
+    for value in ["4815162342", "3.14159", "true", "[\"hunter2\"]", "{ a = \"hunter2\" }"] {
+        let told = problems(&format!("password = {value}\n"), |s| assert!(s.secret("password").is_none()));
+        assert!(told[0].contains("is not a string in quotes"), "{told:?}");
+        assert!(["4815162342", "3.14159", "hunter2"].iter().all(|part| !told[0].contains(part)), "{told:?}");
+    }
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use crate::metrics::{Health, Shared};
+use crate::metrics::{Health, Pace, Shared, printable};
 use crate::mqtt::sparkplug::{self, Metric};
 use crate::mqtt::{self, Dialer, Event, Link, Outgoing, Qos};
 use crate::types::{Batch, Time};
@@ -33,6 +33,8 @@ const ECHO_PATIENCE: Duration = Duration::from_secs(2);
 const GOODBYE_PATIENCE: Duration = Duration::from_secs(3);
 /// How long to wait before asking again for a subscription that was refused.
 const RESUBSCRIBE_AFTER: Duration = Duration::from_secs(30);
+/// Bytes of a topic that the log shows.
+const MAX_SHOWN_BYTES: usize = 120;
 /// How often the board hears that messages come in.
 const GOOD_EVERY: Duration = Duration::from_secs(1);
 
@@ -82,6 +84,8 @@ struct Source {
     resubscribe_at: Option<Instant>,
     last_good: Option<Instant>,
     repeat_at: Option<Instant>,
+    /// Of log lines about births that are asked for.
+    asks: Pace,
 }
 
 /// What there is to do next on a connection.
@@ -98,7 +102,7 @@ enum Step {
 
 impl Source {
     fn new(config: Config, shared: Shared, batches: mpsc::Sender<Batch>) -> Source {
-        let reader = Reader::new(&config, &shared.metrics);
+        let reader = Reader::new(&config, &shared.metrics, shared.admitted.clone());
         let part = format!("source/{}", config.name);
         shared.board.set(&part, Health::Starting, "connecting");
         let rejects = Rejects::new(config.name.clone(), &part, &config.subscriptions);
@@ -115,6 +119,7 @@ impl Source {
             resubscribe_at: None,
             last_good: None,
             repeat_at: None,
+            asks: Pace::default(),
         }
     }
 
@@ -256,8 +261,14 @@ impl Source {
 
     /// Asks Sparkplug edge nodes for their births. What does not get out is asked for again later.
     fn ask(&mut self, link: &Link) {
-        for topic in self.reader.asks() {
-            tracing::info!(source = %self.config.name, %topic, "asking for a Sparkplug rebirth");
+        let topics = self.reader.asks();
+        if let Some(newest) = topics.last()
+            && let Some(count) = self.asks.due(topics.len() as u64, std::time::Instant::now())
+        {
+            let newest = printable(newest, MAX_SHOWN_BYTES);
+            tracing::info!(source = %self.config.name, count, newest, "asking Sparkplug edge nodes for their births");
+        }
+        for topic in topics {
             let true_ = Metric {
                 name: Some(sparkplug::REBIRTH),
                 datatype: Some(sparkplug::datatype::BOOLEAN),

@@ -1,7 +1,7 @@
 //! What a source knows of Sparkplug B edge nodes: their births, which messages are missing, and what
 //! has to be told anew. Kept in memory only: after a restart the births are asked for again. Pure.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use crate::backoff::Backoff;
@@ -15,6 +15,10 @@ const MAX_NODES: usize = 1_000;
 const MAX_DEVICES: usize = 1_000;
 /// Metrics of all nodes of a subscription together; at some 150 bytes each this bounds the memory.
 const MAX_METRICS: usize = 250_000;
+/// Values of one machine that are repeated in each `hold`; the engine follows fewer signals of a machine.
+pub const MAX_REPEATS_PER_MACHINE: usize = 1_024;
+/// Values of a subscription that are repeated in each `hold`.
+pub const MAX_REPEATS: usize = 50_000;
 /// Between two requests for the same births.
 const ASK_FIRST: Duration = Duration::from_secs(2);
 const ASK_LONGEST: Duration = Duration::from_secs(300);
@@ -74,6 +78,19 @@ pub struct Host {
     nodes: HashMap<String, Node>,
     /// Metrics of all of them.
     metrics: usize,
+    /// Rounds of repeats so far: each begins with another node, so that a limit is nobody's fate.
+    rounds: usize,
+}
+
+/// Values that hold and were not repeated in one round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Skipped {
+    /// Of machines that the engine does not follow.
+    pub machine: u64,
+    /// Beyond [`MAX_REPEATS_PER_MACHINE`].
+    pub machine_limit: u64,
+    /// Beyond [`MAX_REPEATS`].
+    pub limit: u64,
 }
 
 struct Node {
@@ -145,7 +162,7 @@ struct Incoming<'m> {
 impl Host {
     /// Knows nobody yet.
     pub fn new(settings: Settings) -> Host {
-        Host { settings, nodes: HashMap::new(), metrics: 0 }
+        Host { settings, nodes: HashMap::new(), metrics: 0, rounds: 0 }
     }
 
     /// Takes a message in: readings are added to `out`. `machine` is the name that the settings'
@@ -226,24 +243,26 @@ impl Host {
 
     /// Edge nodes speak only of what changes. What they have not spoken of is still so as long as they
     /// live, and is told again here, by their own clocks and a little late, so that no change that is on
-    /// its way is overtaken.
-    pub fn repeat(&mut self, now: Time, out: &mut Vec<Reading>) {
-        let Some(hold) = self.settings.hold else { return };
-        for node in self.nodes.values_mut().filter(|n| n.alive) {
+    /// its way is overtaken. Only of the machines that the engine follows, where that is known.
+    pub fn repeat(&mut self, now: Time, admitted: Option<&HashSet<Name>>, out: &mut Vec<Reading>) -> Skipped {
+        let mut skipped = Skipped::default();
+        let Some(hold) = self.settings.hold else { return skipped };
+        let begin = self.rounds.checked_rem(self.nodes.len()).unwrap_or(0);
+        self.rounds = self.rounds.wrapping_add(1);
+        let most = out.len() + MAX_REPEATS;
+        let mut nodes: Vec<&mut Node> = self.nodes.values_mut().collect();
+        nodes.rotate_left(begin);
+        for node in nodes.into_iter().filter(|n| n.alive) {
             let at = Time(now.0.saturating_add(node.ahead)).minus(hold);
             for device in node.devices.values_mut().filter(|d| d.alive && d.trusted) {
-                for known in &mut device.metrics {
-                    let Some((since, value, quality)) = known.last.as_mut() else { continue };
-                    if at <= since.plus(hold / 2) {
-                        continue;
-                    }
-                    *since = at;
-                    let (machine, signal) = (device.machine.clone(), known.signal.clone());
-                    let cause = if *quality == Quality::Good { Cause::None } else { Cause::Source };
-                    out.push(Reading { quality: *quality, cause, ..Reading::good(machine, signal, at, *value) });
+                if admitted.is_some_and(|a| !a.contains(&device.machine)) {
+                    skipped.machine += device.metrics.len() as u64;
+                    continue;
                 }
+                device.repeat(at, hold, most, &mut skipped, out);
             }
         }
+        skipped
     }
 
     /// How often [`Host::repeat`] and [`Host::overdue`] want to be called.
@@ -491,6 +510,30 @@ impl Device {
         }
         let (machine, signal) = (self.machine.clone(), known.signal.clone());
         told.out.push(Reading { quality, cause, ..Reading::good(machine, signal, at, value) });
+    }
+
+    /// Its values that hold, as they are at `at`; `out` grows to `most`.
+    fn repeat(&mut self, at: Time, hold: Duration, most: usize, skipped: &mut Skipped, out: &mut Vec<Reading>) {
+        let mut repeated = 0;
+        for known in &mut self.metrics {
+            let Some((since, value, quality)) = known.last.as_mut() else { continue };
+            if at <= since.plus(hold / 2) {
+                continue;
+            }
+            if repeated == MAX_REPEATS_PER_MACHINE {
+                skipped.machine_limit += 1;
+                continue;
+            }
+            if out.len() >= most {
+                skipped.limit += 1;
+                continue;
+            }
+            repeated += 1;
+            *since = at;
+            let (machine, signal) = (self.machine.clone(), known.signal.clone());
+            let cause = if *quality == Quality::Good { Cause::None } else { Cause::Source };
+            out.push(Reading { quality: *quality, cause, ..Reading::good(machine, signal, at, *value) });
+        }
     }
 
     /// None of its values holds any more.

@@ -10,7 +10,7 @@ use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router, middleware};
+use axum::{Extension, Json, Router, middleware};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -18,6 +18,7 @@ use super::guard::{self, COOKIE, Problem, problem};
 use super::json as render;
 use super::machine::Machine;
 use super::picture::Picture;
+use super::server::Peer;
 use super::{App, actions, assets, events, inference, plot};
 use crate::metrics::{Component, Health};
 use crate::types::{MachineState, Time};
@@ -30,8 +31,6 @@ const MAX_PAGE: usize = 1_000;
 const SILENT_LIMIT: Duration = Duration::from_secs(10);
 /// An engine that has not beaten for this long counts as dead.
 const DEAD_LIMIT: Duration = Duration::from_secs(20);
-/// Answering a wrong token takes this long.
-const WRONG_TOKEN_PAUSE: Duration = Duration::from_millis(500);
 
 /// What a handler gives.
 pub type Answer<T = Json<Value>> = Result<T, Problem>;
@@ -274,14 +273,15 @@ struct SignIn {
 }
 
 /// Exchanges the token for a session cookie.
-async fn sign_in(State(app): Shared, body: Result<Bytes, BytesRejection>) -> Answer<Response> {
+async fn sign_in(
+    State(app): Shared,
+    peer: Option<Extension<Peer>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer<Response> {
     let given: SignIn = parse(body)?;
     let access = app.access();
     let Some(key) = &access.key else { return Ok(Json(json!({"done": true})).into_response()) };
-    if !key.is_token(&given.token) {
-        tokio::time::sleep(WRONG_TOKEN_PAUSE).await;
-        return problem(StatusCode::UNAUTHORIZED, "this is not the token");
-    }
+    guard::try_token(&app, key, &given.token, peer.as_deref()).await?;
     let cookie = format!("{COOKIE}={}; Path=/; HttpOnly; SameSite=Strict; Max-Age=2592000", key.session());
     Ok(([(header::SET_COOKIE, cookie)], Json(json!({"done": true}))).into_response())
 }

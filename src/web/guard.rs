@@ -3,16 +3,19 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use axum::http::request::Parts;
 use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use ring::hmac;
 use serde_json::json;
 
+use super::limits::peer_of;
+use super::server::Peer;
 use super::{App, assets};
 use crate::settings::Secret;
 
@@ -20,6 +23,8 @@ use crate::settings::Secret;
 pub const COOKIE: &str = "andon_session";
 /// For a handler to come up with an answer's head.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
+/// The answer to whoever shows neither token nor session.
+const SIGN_IN: &str = "sign in, or send the token as `Authorization: Bearer …`";
 /// What the session cookie signs. A cookie lasts as long as the token it was made from.
 const SESSION: &[u8] = b"andon dashboard session 1";
 
@@ -77,31 +82,57 @@ pub fn unhex(text: &str) -> Option<Vec<u8>> {
 /// Runs around every request.
 pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
-    let mut response = match check(&app, &request) {
+    // The body cannot be shared between threads; the head can.
+    let (head, body) = request.into_parts();
+    let checked = check(&app, &head).await;
+    let request = Request::from_parts(head, body);
+    let response = match checked {
         Err(refused) => refused.into_response(),
         Ok(()) => match tokio::time::timeout(REQUEST_TIME, next.run(request)).await {
             Ok(response) => response,
             Err(_) => Problem(StatusCode::REQUEST_TIMEOUT, "this took too long".into()).into_response(),
         },
     };
+    let mut response = app.budget.charge(response, &app.refusals).await;
     harden(response.headers_mut(), &path);
     response
 }
 
-fn check(app: &App, request: &Request) -> Result<(), Problem> {
-    let (headers, path) = (request.headers(), request.uri().path());
+async fn check(app: &App, head: &Parts) -> Result<(), Problem> {
+    let (headers, path) = (&head.headers, head.uri.path());
     let access = app.access();
     if access.key.is_none() {
         known_host(headers, &access.hosts)?;
     }
-    if ![Method::GET, Method::HEAD].contains(request.method()) {
+    if ![Method::GET, Method::HEAD].contains(&head.method) {
         same_site(headers, path)?;
     }
     let Some(key) = &access.key else { return Ok(()) };
-    if is_open(path) || authorised(key, headers) {
+    if is_open(path) || has_session(key, headers) {
         return Ok(());
     }
-    problem(StatusCode::UNAUTHORIZED, "sign in, or send the token as `Authorization: Bearer …`")
+    if let Some(given) = bearer(headers) {
+        try_token(app, key, given, head.extensions.get::<Peer>()).await?;
+        return Ok(());
+    }
+    problem(StatusCode::UNAUTHORIZED, SIGN_IN)
+}
+
+/// Whether `given` is the token. A wrong one is answered late, is counted, and keeps further tokens of the same
+/// peer from being looked at.
+pub async fn try_token(app: &App, key: &Key, given: &str, peer: Option<&Peer>) -> Result<(), Problem> {
+    let address = peer.map_or(IpAddr::from([0, 0, 0, 0]), |p| peer_of(p.0.ip()));
+    if !app.wrong_tokens.may_try(address, Instant::now()) {
+        app.refusals.refused("token_rate", Some(address), "a peer shows wrong tokens faster than they are answered");
+        return problem(StatusCode::TOO_MANY_REQUESTS, "too many wrong tokens came from this address; try again later");
+    }
+    if key.is_token(given) {
+        return Ok(());
+    }
+    let pending = app.wrong_tokens.wrong(address, Instant::now());
+    app.refusals.refused("wrong_token", Some(address), "a wrong token was shown");
+    tokio::time::sleep(pending.pause).await;
+    problem(StatusCode::UNAUTHORIZED, "this is not the token")
 }
 
 /// What anybody may fetch: it tells nothing of the plant.
@@ -109,11 +140,11 @@ fn is_open(path: &str) -> bool {
     assets::ALL.iter().any(|a| a.path == path) || path == "/api/v1/session" || path.starts_with("/health/")
 }
 
-fn authorised(key: &Key, headers: &HeaderMap) -> bool {
-    let bearer = text(headers, header::AUTHORIZATION).and_then(|a| a.strip_prefix("Bearer "));
-    if bearer.is_some_and(|t| key.is_token(t.trim())) {
-        return true;
-    }
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    text(headers, header::AUTHORIZATION).and_then(|a| a.strip_prefix("Bearer ")).map(str::trim)
+}
+
+fn has_session(key: &Key, headers: &HeaderMap) -> bool {
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|c| c.to_str().ok()).flat_map(|c| c.split(';'));
     cookies.filter_map(|c| c.trim().split_once('=')).any(|(name, value)| name == COOKIE && key.is_session(value))
 }
@@ -214,7 +245,10 @@ mod tests {
     #[test]
     fn tokens_and_sessions_open_and_nothing_else_does() {
         let key = Key::new(&Secret::new("correct horse battery".into()));
-        let open = |name: HeaderName, value: &str| authorised(&key, &headers(&[(name, value)]));
+        let open = |name: HeaderName, value: &str| {
+            let headers = headers(&[(name, value)]);
+            has_session(&key, &headers) || bearer(&headers).is_some_and(|t| key.is_token(t))
+        };
         assert!(open(header::AUTHORIZATION, "Bearer correct horse battery"));
         assert!(!open(header::AUTHORIZATION, "Bearer correct horse batterx"));
         assert!(!open(header::AUTHORIZATION, "correct horse battery"));

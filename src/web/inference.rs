@@ -7,15 +7,15 @@
 
 use std::sync::Arc;
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::App;
 use super::guard::{Problem, problem};
@@ -26,11 +26,13 @@ pub use wire::Tensor;
 use wire::{LENGTH_HEADER, Request};
 
 /// Request bodies larger than this are refused: some thousand windows.
-const MAX_BODY_BYTES: usize = 16 << 20;
+pub const MAX_BODY_BYTES: usize = 16 << 20;
 /// Windows in one request.
-const MAX_WINDOWS: usize = 1024;
+pub const MAX_WINDOWS: usize = 1024;
+/// The nice value of a guest's thread: the engine and its sources go before guests.
+const GUEST_NICE: i32 = 15;
 /// Requests computed at a time: the engine's own inference goes before guests'.
-const MAX_RUNNING: usize = 1;
+pub const MAX_RUNNING: usize = 1;
 
 /// The models as guests see them; given by whoever has them.
 #[derive(Clone)]
@@ -67,6 +69,27 @@ impl Models {
     /// With a way to load more.
     pub fn with_load(self, load: LoadFn) -> Models {
         Models { load, ..self }
+    }
+
+    /// Runs `work` on a thread of its own with a low priority, one at a time. Blocking work that outlives its
+    /// request keeps its turn until it ends.
+    async fn alone<T: Send + 'static>(self, work: impl FnOnce(&Models) -> T + Send + 'static) -> Answer<T> {
+        let Ok(turn) = self.running.clone().acquire_owned().await else {
+            return problem(StatusCode::SERVICE_UNAVAILABLE, "the agent is ending");
+        };
+        let (tell, told) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("guest".into()).spawn(move || {
+            // On Linux this is the thread's own priority. Refused, the work is done all the same.
+            let _ = rustix::process::setpriority_process(None, GUEST_NICE);
+            let done = work(&self);
+            drop(turn);
+            let _ = tell.send(done);
+        });
+        if let Err(e) = thread {
+            return problem(StatusCode::SERVICE_UNAVAILABLE, format!("no thread can be started: {e}"));
+        }
+        let gone = |_| Problem(StatusCode::INTERNAL_SERVER_ERROR, "the model could not be run".into());
+        told.await.map_err(gone)
     }
 
     /// The metadata of one; with a version, only of that version.
@@ -106,7 +129,6 @@ pub(super) fn routes() -> Router<Arc<App>> {
         .route("/v2/repository/index", post(index))
         .route("/v2/repository/models/{model}/load", post(load))
         .route("/v2/repository/models/{model}/unload", post(unload))
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
 }
 
 async fn server() -> Json<Value> {
@@ -152,15 +174,11 @@ async fn change(State(app): Shared, Path(place): Place, body: Result<Bytes, Byte
     }
     let body = body.map_err(|e| Problem(e.status(), e.body_text()))?;
     refuse_overrides(&body).map_err(|e| Problem(StatusCode::BAD_REQUEST, e))?;
-    let models = app.state.inference.clone();
-    let Ok(_permit) = models.running.clone().acquire_owned().await else {
-        return problem(StatusCode::SERVICE_UNAVAILABLE, "the agent is ending");
-    };
     let name = named(&place, "model").unwrap_or_default().to_owned();
-    match tokio::task::spawn_blocking(move || (models.load)(&name, load)).await {
-        Ok(Ok(())) => Ok(Json(json!({}))),
-        Ok(Err(why)) => problem(StatusCode::BAD_REQUEST, why),
-        Err(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, "the model could not be loaded"),
+    let models = app.state.inference.clone();
+    match models.alone(move |models| (models.load)(&name, load)).await? {
+        Ok(()) => Ok(Json(json!({}))),
+        Err(why) => problem(StatusCode::BAD_REQUEST, why),
     }
 }
 
@@ -177,35 +195,43 @@ fn refuse_overrides(body: &[u8]) -> Result<(), String> {
     }
 }
 
-async fn infer(
-    State(app): Shared,
-    Path(place): Place,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
-) -> Answer<Response> {
+async fn infer(State(app): Shared, Path(place): Place, headers: HeaderMap, body: Body) -> Answer<Response> {
     let model = found(&app, &place)?;
-    let body = body.map_err(|e| Problem(e.status(), e.body_text()))?;
     let bad = |e: String| Problem(StatusCode::BAD_REQUEST, e);
     let head = headers.get(LENGTH_HEADER).map(|v| v.to_str().ok().and_then(|v| v.parse::<usize>().ok()));
     let head = head.map(|n| n.ok_or_else(|| bad(format!("{LENGTH_HEADER} is not a number")))).transpose()?;
-    let request = Request::read(&body, head).map_err(bad)?;
-    let window = request.window(&model, MAX_WINDOWS).map_err(bad)?;
+    let body = app.budget.read(&headers, body, MAX_BODY_BYTES).await.inspect_err(|refused| {
+        if refused.0 == StatusCode::SERVICE_UNAVAILABLE {
+            app.refusals.refused("body_bytes", None, &refused.1);
+        }
+    })?;
     let models = app.state.inference.clone();
-    let Ok(_permit) = models.running.clone().acquire_owned().await else {
-        return problem(StatusCode::SERVICE_UNAVAILABLE, "the agent is ending");
+    let answer = models.alone(move |models| compute(models, &model, &body, head)).await??;
+    let Some(head) = answer.head_bytes else {
+        return Ok(([(header::CONTENT_TYPE, "application/json")], answer.body).into_response());
     };
-    let (run, name) = (models.run.clone(), model["name"].as_str().unwrap_or_default().to_owned());
-    let outputs = tokio::task::spawn_blocking(move || run(&name, window)).await;
-    let outputs = match outputs {
-        Ok(Ok(outputs)) => outputs,
-        Ok(Err(e)) => return problem(StatusCode::INTERNAL_SERVER_ERROR, e),
-        Err(_) => return problem(StatusCode::INTERNAL_SERVER_ERROR, "the model could not be run"),
-    };
-    let (head, body) = request.answer(&model, outputs).map_err(bad)?;
-    let Some(head) = head else { return Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response()) };
     let kinds =
         [(header::CONTENT_TYPE.as_str(), "application/octet-stream".to_owned()), (LENGTH_HEADER, head.to_string())];
-    Ok((kinds, body).into_response())
+    Ok((kinds, answer.body).into_response())
+}
+
+/// The answer to a request.
+struct Computed {
+    /// How long the JSON is where tensors follow it.
+    head_bytes: Option<usize>,
+    body: Vec<u8>,
+}
+
+/// Everything that costs: parsing, inference, writing.
+fn compute(models: &Models, model: &Value, body: &[u8], head: Option<usize>) -> Answer<Computed> {
+    let bad = |e: String| Problem(StatusCode::BAD_REQUEST, e);
+    let request = Request::read(body, head).map_err(bad)?;
+    request.check_outputs(model).map_err(bad)?;
+    let window = request.window(model, MAX_WINDOWS).map_err(bad)?;
+    let outputs = (models.run)(model["name"].as_str().unwrap_or_default(), window);
+    let outputs = outputs.map_err(|e| Problem(StatusCode::INTERNAL_SERVER_ERROR, e))?;
+    let (head_bytes, body) = request.answer(model, outputs).map_err(bad)?;
+    Ok(Computed { head_bytes, body })
 }
 
 #[cfg(any(test, feature = "fuzz"))]
@@ -215,6 +241,7 @@ pub(crate) fn any_bytes(bytes: &[u8]) {
     let head = Some(usize::from(u16::from_be_bytes([*high, *low]))).filter(|n| *n > 0);
     let model = json!({"inputs": [{"name": "window", "datatype": "FP32", "shape": [-1, 2, 1]}]});
     let Ok(request) = Request::read(body, head) else { return };
+    let _ = request.check_outputs(&model);
     if let Ok(window) = request.window(&model, 8) {
         assert!(
             window.data.iter().all(|v| v.is_finite()) && window.data.len() == window.shape.iter().product::<usize>()

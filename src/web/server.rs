@@ -1,6 +1,7 @@
 //! Connections: bounded in number, in the time they may take and in how long a write may stall.
 //! axum's own `serve` sets no such limits, so hyper is driven here.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -9,25 +10,31 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
-use hyper::body::Incoming;
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Connections served at a time; more wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 256;
+use super::connections::{Busy, Connections, Place};
+use super::guard::Problem;
+use super::limits::RefusalLog;
+
 /// For a request's head to arrive, and between requests.
 const HEAD_TIME: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 15 });
-/// A reader that takes nothing for this long is cut off.
+/// A reader that takes less than [`LEAST_TAKEN_BYTES`] in this time is cut off.
 const STALL_TIME: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 10 });
+/// See [`STALL_TIME`].
+const LEAST_TAKEN_BYTES: usize = 4 << 10;
 /// Request heads larger than this are refused.
 const HEAD_BYTES: usize = 16 * 1024;
 /// Headers in a request.
@@ -42,44 +49,59 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Peer(pub SocketAddr);
 
 /// Serves until `stop`, then waits at most [`GRACE`] for what is open.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
-    let (connections, cut) = (TaskTracker::new(), CancellationToken::new());
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+pub async fn serve(listener: TcpListener, router: Router, refusals: &RefusalLog, stop: CancellationToken) {
+    let (tracker, cut) = (TaskTracker::new(), CancellationToken::new());
+    let connections = Arc::new(Connections::default());
     let accepting = async {
         loop {
-            let Ok(slot) = slots.clone().acquire_owned().await else { return };
-            match listener.accept().await {
-                Ok((stream, peer)) => {
-                    let serving = connection(stream, peer, router.clone(), stop.clone());
-                    let cut = cut.clone();
-                    connections.spawn(async move {
-                        cut.run_until_cancelled(serving).await;
-                        drop(slot);
-                    });
-                }
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(e) => {
-                    tracing::warn!(error = %e, "the dashboard could not accept a connection");
+                    refusals.refused("accept", None, &format!("a connection cannot be accepted: {e}"));
                     tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
                 }
-            }
+            };
+            let Some(place) = connections.admit(peer.ip()) else {
+                refusals.refused("connections", Some(peer.ip()), "too many connections; the newest are closed");
+                continue;
+            };
+            let serving = connection(stream, peer, Arc::new(place), router.clone(), stop.clone());
+            let cut = cut.clone();
+            tracker.spawn(async move {
+                cut.run_until_cancelled(serving).await;
+            });
         }
     };
     stop.run_until_cancelled(accepting).await;
-    connections.close();
-    if tokio::time::timeout(GRACE, connections.wait()).await.is_err() {
-        tracing::warn!(open = connections.len(), "dashboard connections were cut off at the end");
+    tracker.close();
+    if tokio::time::timeout(GRACE, tracker.wait()).await.is_err() {
+        tracing::warn!(open = tracker.len(), "dashboard connections were cut off at the end");
         cut.cancel();
-        connections.wait().await;
+        tracker.wait().await;
     }
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, stop: CancellationToken) {
+async fn connection(stream: TcpStream, peer: SocketAddr, place: Arc<Place>, router: Router, stop: CancellationToken) {
     // Events are small and should arrive now; without this they wait for each other.
     let _ = stream.set_nodelay(true);
     let router = TowerToHyperService::new(router);
+    let close = place.close.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer));
-        router.call(request)
+        let busy = place.busy();
+        let allowed = !place.probe || is_probe(request.uri().path());
+        let answering = allowed.then(|| router.call(request));
+        async move {
+            let response = match answering {
+                Some(answering) => answering.await?,
+                None => {
+                    let why = "too many connections: only /health/… and /metrics are answered now".into();
+                    Problem(StatusCode::SERVICE_UNAVAILABLE, why).into_response()
+                }
+            };
+            Ok::<_, Infallible>(response.map(|body| Body::new(Answering { body, _busy: busy })))
+        }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -90,6 +112,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, stop: C
     let mut serving = pin!(serving);
     let done = tokio::select! {
         done = serving.as_mut() => done,
+        () = close.cancelled() => return,
         () = stop.cancelled() => {
             serving.as_mut().graceful_shutdown();
             serving.await
@@ -100,29 +123,74 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, stop: C
     }
 }
 
-/// A stream whose writes fail once the other side has taken nothing for [`STALL_TIME`].
+/// What is answered however many connections there are.
+fn is_probe(path: &str) -> bool {
+    path == "/metrics" || path.starts_with("/health/")
+}
+
+/// An answer's body; the connection is busy until it is written.
+struct Answering {
+    body: Body,
+    _busy: Busy,
+}
+
+impl HttpBody for Answering {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A stream whose writes fail once the other side has taken too little for [`STALL_TIME`].
 struct Stall {
     stream: TcpStream,
     deadline: Pin<Box<Sleep>>,
     waiting: bool,
+    /// Bytes since the wait began.
+    taken: usize,
 }
 
 impl Stall {
     fn new(stream: TcpStream) -> Stall {
-        Stall { stream, deadline: Box::pin(tokio::time::sleep(STALL_TIME)), waiting: false }
+        Stall { stream, deadline: Box::pin(tokio::time::sleep(STALL_TIME)), waiting: false, taken: 0 }
     }
 
-    fn check<T>(&mut self, cx: &mut Context<'_>, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if done.is_ready() {
-            self.waiting = false;
-            return done;
+    /// A write of `wanted` bytes was tried; `taken` says how many a success took.
+    fn check<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        done: Poll<io::Result<T>>,
+        wanted: usize,
+        taken: impl Fn(&T) -> usize,
+    ) -> Poll<io::Result<T>> {
+        match &done {
+            Poll::Ready(Ok(value)) => {
+                self.taken += taken(value);
+                // All of it, or enough: the reader keeps up.
+                if taken(value) >= wanted || self.taken >= LEAST_TAKEN_BYTES {
+                    (self.waiting, self.taken) = (false, 0);
+                }
+                return done;
+            }
+            Poll::Ready(Err(_)) => return done,
+            Poll::Pending => {}
         }
         if !self.waiting {
-            self.waiting = true;
+            (self.waiting, self.taken) = (true, 0);
             self.deadline.as_mut().reset(Instant::now() + STALL_TIME);
         }
         ready!(self.deadline.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the reader takes nothing")))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the reader takes too little")))
     }
 }
 
@@ -135,7 +203,7 @@ impl AsyncRead for Stall {
 impl AsyncWrite for Stall {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let done = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.check(cx, done)
+        self.check(cx, done, buf.len(), |n| *n)
     }
 
     fn poll_write_vectored(
@@ -144,7 +212,7 @@ impl AsyncWrite for Stall {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let done = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.check(cx, done)
+        self.check(cx, done, bufs.iter().map(|b| b.len()).sum(), |n| *n)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -153,11 +221,11 @@ impl AsyncWrite for Stall {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let done = Pin::new(&mut self.stream).poll_flush(cx);
-        self.check(cx, done)
+        self.check(cx, done, 0, |()| 0)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let done = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.check(cx, done)
+        self.check(cx, done, 0, |()| 0)
     }
 }

@@ -58,7 +58,11 @@ impl Server {
             models: Arc::new(|| json!([{"name": "ae"}])),
             bands: Arc::new(|_| [("temp".into(), Band { unit: "degC".into(), normal: Some([20.0, 60.0]) })].into()),
             inference: inference::Models::new(
-                Arc::new(|| vec![json!({"name": "ae", "versions": ["1"], "inputs": [{"shape": [-1, 2, 1]}]})]),
+                Arc::new(|| {
+                    vec![
+                        json!({"name": "ae", "versions": ["1"], "inputs": [{"shape": [-1, 2, 1]}], "outputs": [{"name": "score"}]}),
+                    ]
+                }),
                 Arc::new(|_, window| Ok(vec![inference::Tensor { name: "score".into(), ..window }])),
             ),
             commands: Some(tx),
@@ -608,4 +612,81 @@ fn config_is_read_and_open_doors_are_told() {
     assert_eq!(told("token = \"short\""), ["token: the token is shorter than 16 characters"]);
     assert_eq!(told("listen = \"8420\"").len(), 1);
     assert!(!format!("{:?}", read("token = \"0123456789abcdef\"").0).contains("0123"));
+}
+
+#[tokio::test]
+async fn idle_connections_of_one_host_do_not_close_the_page() {
+    let server = Server::start(None).await;
+    let mut idle = Vec::new();
+    for _ in 0..300 {
+        idle.push(TcpStream::connect(server.address).await.unwrap());
+    }
+    assert_eq!(server.get("/health/live").await.0, StatusCode::OK);
+    assert_eq!(server.get("/api/v1/status").await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn unfinished_bodies_are_refused_before_they_are_read() {
+    let server = Server::start(None).await;
+    let head = "POST /v2/models/ae/infer HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n\
+                Content-Length: 15000000\r\n\r\n{";
+    let mut answers = Vec::new();
+    let mut open = Vec::new();
+    for _ in 0..5 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        open.push(stream);
+    }
+    for stream in &mut open {
+        let mut answer = [0; 12];
+        // Those that have a share wait for the rest of their body.
+        let came = tokio::time::timeout(Duration::from_millis(500), stream.read_exact(&mut answer)).await;
+        if came.is_ok() {
+            answers.push(String::from_utf8_lossy(&answer).into_owned());
+        }
+    }
+    assert_eq!(answers, ["HTTP/1.1 503"; 3]);
+    assert_eq!(server.shared.metrics.total("andon_web_refused_total", "body_bytes"), 3);
+    let small = r#"{"inputs":[{"name":"window","shape":[1,2,1],"datatype":"FP32","data":[1,2]}]}"#;
+    assert_eq!(server.post("/v2/models/ae/infer", small).await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn an_output_is_asked_for_once() {
+    let server = Server::start(None).await;
+    let input = r#"{"name":"window","shape":[1,2,1],"datatype":"FP32","data":[1,2]}"#;
+    let ask = |outputs: &str| format!(r#"{{"inputs":[{input}],"outputs":[{outputs}]}}"#);
+    let (code, answer) = server.post("/v2/models/ae/infer", &ask(r#"{"name":"score"}"#)).await;
+    assert_eq!((code, &answer["outputs"][0]["data"]), (StatusCode::OK, &json!([1.0, 2.0])));
+    let (code, answer) = server.post("/v2/models/ae/infer", &ask(r#"{"name":"score"},{"name":"score"}"#)).await;
+    assert_eq!((code, &answer["error"]), (StatusCode::BAD_REQUEST, &json!("output \"score\" is asked for twice")));
+    let (code, _) = server.post("/v2/models/ae/infer", &ask(r#"{"name":"other"}"#)).await;
+    assert_eq!(code, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn guesses_of_the_token_are_slow_and_counted_and_sessions_go_on() {
+    let server = Server::start(Some(TOKEN)).await;
+    let session = client().post(server.url("/api/v1/session")).header("content-type", "application/json");
+    let session = session.body(json!({"token": TOKEN}).to_string()).send().await.unwrap();
+    let cookie = session.headers()["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned();
+    let begin = std::time::Instant::now();
+    let guesses = (0..20).map(|n| {
+        let request = client().get(server.url("/api/v1/status")).bearer_auth(format!("guess {n}"));
+        tokio::spawn(async move { request.send().await.unwrap().status() })
+    });
+    let guesses: Vec<_> = guesses.collect();
+    let mut codes = Vec::new();
+    let mut looked_at = 0;
+    for guess in guesses {
+        let code = guess.await.unwrap();
+        looked_at += usize::from(code == StatusCode::UNAUTHORIZED);
+        codes.push(code);
+    }
+    assert!((1..=12).contains(&looked_at), "{codes:?}");
+    assert!(begin.elapsed() >= Duration::from_millis(500));
+    let page = client().get(server.url("/api/v1/status")).header("cookie", cookie).send().await.unwrap();
+    assert_eq!(page.status(), StatusCode::OK);
+    let counted = server.shared.metrics.total("andon_web_refused_total", "token");
+    assert_eq!(counted, 20);
 }

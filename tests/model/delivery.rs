@@ -2,6 +2,7 @@
 //! download, and each kind of bad one is refused with a record that says why.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -290,4 +291,98 @@ fn a_bundle_put_into_the_folder_is_taken_and_a_bad_one_marked() {
     until("it is marked again", || inbox.join("third.tar.accepted").is_file());
     assert_eq!(refusal(&depot, "3"), "");
     assert_eq!(state(&daemon)["models"]["pump-anomaly"]["candidate"]["release"]["version"], "3");
+}
+
+/// A server that begins an archive and then sends a byte now and then; it says when it was cut off.
+fn trickle() -> (String, std::sync::mpsc::Receiver<()>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (tell, cut) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let tell = tell.clone();
+            std::thread::spawn(move || {
+                let _ = stream.read(&mut [0; 4096]);
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n");
+                while stream.write_all(b"x").is_ok() {
+                    std::thread::sleep(std::time::Duration::from_millis(100));
+                }
+                let _ = tell.send(());
+            });
+        }
+    });
+    (format!("http://127.0.0.1:{port}/slow.tar"), cut)
+}
+
+#[test]
+fn a_slow_download_holds_up_no_other_and_ends_when_nobody_wants_it() {
+    let depot = Depot::start();
+    let more = format!("desired = \"{}\"\npoll = \"200ms\"\nlocal_addresses = true", depot.url("/desired"));
+    let (mut daemon, maker) = daemon(&depot, &more);
+    let (url, cut) = trickle();
+    let dir = daemon.dir().join("workshop");
+    let mut shop = Workshop { dir, maker: &maker, depot: &depot, entries: Vec::new() };
+    let slow = json!({"handle": "pump-anomaly", "version": "slow", "url": url, "sha256": "ab".repeat(32)});
+    shop.entries.push(slow);
+    let good = archive(&shop.made("good", 10, none, none));
+    shop.ship("pump-anomaly", "good", good, &[]);
+    depot.desire(&shop.desired());
+    daemon.start_ready();
+    until("the other is there", || stages(&depot, "good").contains(&"selftest".to_owned()));
+    assert!(cut.try_recv().is_err(), "it is still on its way");
+    shop.entries.remove(0);
+    depot.desire(&shop.desired());
+    cut.recv_timeout(std::time::Duration::from_secs(30)).expect("it is cut off");
+}
+
+#[test]
+fn bundles_do_not_come_from_this_host_unless_that_is_allowed() {
+    let depot = Depot::start();
+    let (mut daemon, maker) = daemon(&depot, "inbox = \"@DIR@/inbox\"");
+    let inbox = daemon.dir().join("inbox");
+    fs::create_dir(&inbox).unwrap();
+    let dir = daemon.dir().join("workshop");
+    let mut shop = Workshop { dir, maker: &maker, depot: &depot, entries: Vec::new() };
+    let good = archive(&shop.made("near", 10, none, none));
+    shop.ship("pump-anomaly", "near", good, &[]);
+    fs::write(inbox.join("desired.json"), shop.desired()).unwrap();
+    daemon.start_ready();
+    until("it is refused", || refusal(&depot, "near").contains("local_addresses"));
+    assert!(depot.log().iter().all(|l| !l.starts_with("GET /bundles/")), "{:?}", depot.log());
+}
+
+/// The mark that stands while a bundle is read outlasts a crash, and tells which bundle it was.
+#[test]
+fn a_bundle_that_preceded_a_crash_is_put_aside_at_the_next_start() {
+    let depot = Depot::start();
+    let (mut daemon, maker) = daemon(&depot, "inbox = \"@DIR@/inbox\"");
+    let inbox = daemon.dir().join("inbox");
+    fs::create_dir(&inbox).unwrap();
+    let dir = daemon.dir().join("workshop");
+    let shop = Workshop { dir, maker: &maker, depot: &depot, entries: Vec::new() };
+    daemon.start_ready();
+    // A judge that hangs leaves time for the kill.
+    let hanging = shop.dir.join("hanging");
+    bundle(&repository("tests/data/hanging"), &hanging, "9", 40);
+    sign(&hanging, shop.maker);
+    fs::write(inbox.join("bomb.tar"), archive(&hanging)).unwrap();
+    let mark = daemon.dir().join("data/library/reading.json");
+    let mut crashed = false;
+    until("it is being read or done", || {
+        crashed |= mark.is_file();
+        crashed || inbox.join("bomb.tar.accepted").is_file() || inbox.join("bomb.tar.refused").is_file()
+    });
+    daemon.kill9();
+    if !mark.is_file() {
+        // The kill was late: the mark as it stood.
+        let text = json!({"key": "k", "model": "", "version": "", "file": "bomb.tar", "crashes": 0}).to_string();
+        fs::write(&mark, text).unwrap();
+        for name in ["bomb.tar.accepted", "bomb.tar.refused"] {
+            let _ = fs::rename(inbox.join(name), inbox.join("bomb.tar"));
+        }
+    }
+    daemon.start_ready();
+    until("it is put aside", || inbox.join("bomb.tar.refused").is_file());
+    assert!(!mark.is_file());
+    until("it goes on", || daemon.component("models").0 == "up");
 }

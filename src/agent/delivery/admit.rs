@@ -7,7 +7,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::model::compat::check_expiry;
-use crate::model::{Bundle, Manifest, Model, ModelError, judge, unpack};
+use crate::model::contents::Contents;
+use crate::model::{Manifest, Model, ModelError, SelfTest, judge, unpack};
 
 /// A verified bundle that is not judged yet.
 struct Opened {
@@ -65,13 +66,15 @@ impl Delivery {
                 Trouble::Final(e.to_string().replace(&format!("{shown}: "), "").replace(&format!("{shown}/"), ""))
             };
             let verified = signature::verify(&root, &keys).map_err(plainly)?;
-            let bundle = Bundle::read(&root).map_err(plainly)?;
-            let m = bundle.manifest;
+            // Everything else of it is parsed by the judge, in a process with limits.
+            let m = Manifest::read(&root).map_err(plainly)?;
+            let digest = delivery::sha256_of(&root.join("model.onnx"));
+            let digest = digest.map_err(|e| Trouble::Final(format!("its model.onnx cannot be read: {e}")))?;
             let model = if plain(&m.name) { m.name.as_str().into() } else { bare.model };
-            let (version, digest) = (m.version.as_str().into(), bundle.digest.as_str().into());
+            let (version, digest) = (m.version.as_str().into(), digest.as_str().into());
             let release = Release { model, version, sequence: m.sequence.unwrap_or(0), digest };
-            let here = Bundle::read(&models_dir.join(&*release.model)).ok();
-            let configured = here.and_then(|b| b.manifest.sequence).unwrap_or(0);
+            let here = Manifest::read(&models_dir.join(&*release.model)).ok();
+            let configured = here.and_then(|m| m.sequence).unwrap_or(0);
             Ok(Opened { work, root, release, verified, configured, manifest: m })
         })
         .await
@@ -103,12 +106,14 @@ impl Delivery {
 
     async fn place(&self, opened: Opened, rollout: Rollout) -> Result<(), Trouble> {
         let (library, release, at) = (self.library.clone(), opened.release.clone(), Time::now());
-        let plan = rollout.clone();
+        let (plan, keys) = (rollout.clone(), self.trust.keys.clone());
         let model = blocking(move || {
             let Opened { work, root, release, .. } = opened;
             let candidate = library.place(&root, release, plan, at).map_err(disk)?;
             drop(work);
-            Model::load(&candidate.dir).map_err(trouble)
+            let contents = Contents::read_all(&candidate.dir).map_err(trouble)?;
+            signature::verify_contents(&contents, &keys).map_err(trouble)?;
+            Model::from_contents(contents, SelfTest::Done).map_err(trouble)
         });
         let news = ModelNews::Candidate { at, release, rollout };
         // It fails only when the engine has ended, and with it the agent.

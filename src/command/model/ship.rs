@@ -13,7 +13,7 @@ use crate::config::Needs;
 use crate::model::compat::check_expiry;
 use crate::model::library::plain;
 use crate::model::signature::{PrivateKey, PublicKey};
-use crate::model::{Bundle, ModelError, judge, signature, unpack};
+use crate::model::{Manifest, ModelError, judge, signature, unpack};
 use crate::types::Time;
 
 /// Unpacked bytes of a bundle that is installed from an archive.
@@ -76,18 +76,18 @@ pub fn install(options: &Install) -> Result<()> {
     let work = tempfile::Builder::new().prefix(".install-").tempdir_in(models);
     let work = work.with_context(|| format!("making a directory in {}", models.display()))?;
     let root = take(&options.path, work.path()).map_err(|why| failed(format!("{}: {why}", options.path.display())))?;
-    let verified = config.trust.admit(&root)?;
+    let verified = config.trust.admit(&root)?.verified;
     let found = judge::apart(judge::own_program(), &root, &judge::Limits::default(), &|| false)?;
-    let manifest = Bundle::read(&root)?.manifest;
+    let manifest = Manifest::read(&root)?;
     check_expiry(manifest.expires, Time::now()).map_err(failed)?;
     ensure!(plain(&manifest.name), ModelError::Test(format!("{:?} cannot be the name of a directory", manifest.name)));
     let to = models.join(&manifest.name);
-    if let Ok(old) = Bundle::read(&to)
+    if let Ok(old) = Manifest::read(&to)
         && !options.allow_downgrade
-        && manifest.sequence.unwrap_or(0) <= old.manifest.sequence.unwrap_or(0)
-        && manifest.sequence.or(old.manifest.sequence).is_some()
+        && manifest.sequence.unwrap_or(0) <= old.sequence.unwrap_or(0)
+        && manifest.sequence.or(old.sequence).is_some()
     {
-        let (new, old) = (manifest.sequence.unwrap_or(0), old.manifest.sequence.unwrap_or(0));
+        let (new, old) = (manifest.sequence.unwrap_or(0), old.sequence.unwrap_or(0));
         return Err(failed(format!("its sequence {new} is not above {old} of the one in use (--allow-downgrade)")));
     }
     place(&root, &to)?;

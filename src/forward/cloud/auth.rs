@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::client::{Client, Failure};
 use super::config::Address;
+use crate::metrics::printable;
 use crate::settings::{Secret, Section};
 
 /// The header of an API key unless the config says otherwise.
@@ -246,14 +247,24 @@ async fn fetch(oauth2: &OAuth2, client: &Client) -> Result<Token, Trouble> {
         answer.map_err(|e: Failure| Trouble::Passing(format!("the token server {place:?}: {}", e.detail())))?;
     let status = answer.status;
     if !(200..300).contains(&status) {
-        let text: String =
-            String::from_utf8_lossy(&answer.body).chars().filter(|c| !c.is_control()).take(SHOWN).collect();
+        let text = harmless(&answer.body, &[oauth2.secret.secret.reveal(), &who]);
         let why = format!("{status}: the token server {place:?} gives no token: {text}");
         let passing = status >= 500 || matches!(status, 408 | 425 | 429);
         return Err(if passing { Trouble::Passing(why) } else { Trouble::Refused(why) });
     }
     granted(&answer.body, Instant::now())
         .map_err(|why| Trouble::Refused(format!("the token server {place:?} gives no usable token: {why}")))
+}
+
+/// The beginning of a token server's answer, or nothing of it where any of it repeats a secret: some echo the
+/// request. `shown` is the secret and the value of `Authorization`.
+fn harmless(body: &[u8], shown: &[&str]) -> String {
+    let text = String::from_utf8_lossy(body);
+    let basic = |s: &str| s.strip_prefix("Basic ").map(str::to_owned);
+    let forms =
+        shown.iter().flat_map(|s| [Some((*s).to_owned()), Some(escaped(s)), basic(s), Some(base64(s.as_bytes()))]);
+    let echoes = forms.flatten().any(|form| !form.is_empty() && text.contains(form.trim_end_matches('=')));
+    if echoes { "[hidden: it repeats the secret]".into() } else { printable(&text, SHOWN) }
 }
 
 /// What a token server's good answer says (RFC 6749, 5.1).
@@ -321,6 +332,22 @@ mod tests {
         let all = ["", "f", "fo", "foo", "foob", "fooba", "foobar"].map(|t| base64(t.as_bytes()));
         assert_eq!(all, ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"]);
         assert_eq!(basic("Aladdin", "open sesame"), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
+    }
+
+    #[test]
+    fn an_answer_that_repeats_the_secret_is_not_shown() {
+        let who = basic("gw", "s3cr3t+/x");
+        let secrets = ["s3cr3t+/x", who.as_str()];
+        let echoes = [
+            format!("{{\"error\":\"invalid_client\",\"headers\":{{\"authorization\":\"{who}\"}}}}"),
+            format!("{}s3cr3t+/x", " ".repeat(500)),
+            "client_secret=s3cr3t%2B%2Fx".to_owned(),
+            base64(b"s3cr3t+/x"),
+        ];
+        for echo in echoes {
+            assert_eq!(harmless(echo.as_bytes(), &secrets), "[hidden: it repeats the secret]", "{echo}");
+        }
+        assert_eq!(harmless(b"{\"error\":\"x\"}\n\x1b[31m", &secrets), "{\"error\":\"x\"}\\n\\u{1b}[31m");
     }
 
     #[test]

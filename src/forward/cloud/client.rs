@@ -230,6 +230,14 @@ pub(in crate::forward) fn bearer(token: &str) -> Option<HeaderValue> {
 /// # Errors
 /// When a certificate or key file cannot be used.
 pub(in crate::forward) fn http(url: &Url, tls: &Tls, timeout: Duration) -> Result<reqwest::Client> {
+    builder(url, tls, timeout)?.build().context("setting up the HTTP client")
+}
+
+/// The same before it is built.
+///
+/// # Errors
+/// As [`http`].
+pub(in crate::forward) fn builder(url: &Url, tls: &Tls, timeout: Duration) -> Result<reqwest::ClientBuilder> {
     let builder = reqwest::Client::builder()
         .user_agent(concat!("andon/", env!("CARGO_PKG_VERSION")))
         .redirect(redirect::Policy::none())
@@ -245,7 +253,7 @@ pub(in crate::forward) fn http(url: &Url, tls: &Tls, timeout: Duration) -> Resul
     } else {
         with_system_roots(builder, tls)?
     };
-    builder.build().context("setting up the HTTP client")
+    Ok(builder)
 }
 
 fn with_system_roots(builder: reqwest::ClientBuilder, tls: &Tls) -> Result<reqwest::ClientBuilder> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 
 use super::Config;
-use crate::metrics::Metrics;
+use crate::metrics::{Admitted, Metrics};
 use crate::mqtt::{MAX_PAYLOAD, Message, sparkplug};
 use crate::source::mqtt::settings::Subscription;
 use crate::source::payload::Found;
@@ -31,10 +31,14 @@ pub struct Reader {
     uncertain: Counter,
     bad: Counter,
     rejects: Counter,
+    /// Values that hold and are not repeated, by reason.
+    skipped: [Counter; 3],
+    /// The machines that the engine follows.
+    admitted: Admitted,
 }
 
 impl Reader {
-    pub fn new(config: &Config, metrics: &Arc<Metrics>) -> Reader {
+    pub fn new(config: &Config, metrics: &Arc<Metrics>, admitted: Admitted) -> Reader {
         let source = config.name.to_string();
         let readings = |quality: Quality| {
             let labels = [("source", source.clone()), ("quality", quality.as_str().to_owned())];
@@ -51,6 +55,11 @@ impl Reader {
             good: readings(Quality::Good),
             uncertain: readings(Quality::Uncertain),
             bad: readings(Quality::Bad),
+            skipped: ["machine", "machine_limit", "limit"].map(|reason| {
+                let labels = [("source", source.clone()), ("reason", reason.to_owned())];
+                metrics.repeats_skipped.get_or_create_owned(&labels)
+            }),
+            admitted,
             rejects: metrics.rejects.get_or_create_owned(&[("source", source.clone())]),
         }
     }
@@ -142,7 +151,14 @@ impl Reader {
     pub fn repeat(&mut self) -> Option<Batch> {
         let mut batch = self.batch();
         self.asks.extend(self.hosts.iter_mut().flatten().flat_map(|h| h.overdue(batch.arrived)));
-        self.hosts.iter_mut().flatten().for_each(|h| h.repeat(batch.arrived, &mut batch.readings));
+        let admitted = self.admitted.get();
+        for host in self.hosts.iter_mut().flatten() {
+            let skipped = host.repeat(batch.arrived, admitted.as_deref(), &mut batch.readings);
+            let counts = [skipped.machine, skipped.machine_limit, skipped.limit];
+            for (counter, count) in self.skipped.iter().zip(counts) {
+                counter.inc_by(count);
+            }
+        }
         (!batch.readings.is_empty()).then_some(batch)
     }
 
@@ -247,7 +263,7 @@ mod tests {
             connection: crate::mqtt::Connection::new(Vec::new(), "x"),
             subscriptions: Vec::new(),
         };
-        let mut last = Reader::new(&config, &Metrics::new()).stamped;
+        let mut last = Reader::new(&config, &Metrics::new(), Admitted::default()).stamped;
         let at: Vec<i64> = [100, 100, 50, 5_000_000_000, 4_999_999_999].map(|t| stamp(&mut last, Time(t)).0).to_vec();
         assert_eq!(at, [100, 101, 102, 5_000_000_000, 5_000_000_001]);
         assert_eq!(stamp(&mut last, Time(100)), Time(100), "a clock set back is followed");

@@ -208,7 +208,7 @@ fn tck_id_payloads_metric_is_historical() {
     assert_eq!(rig.send(Verb::DData, Some("press"), Some(2), vec![old]), Outcome::default());
     assert_eq!((rig.out[0].at, rig.out[0].value), (Time(5_000_000_000), 1.0));
     let mut again = Vec::new();
-    rig.host.repeat(rig.at(5_000), &mut again);
+    rig.host.repeat(rig.at(5_000), None, &mut again);
     let speed = again.iter().find(|r| &*r.signal == "speed").expect("it still holds");
     assert_eq!(speed.value, 20.0);
 }
@@ -241,14 +241,39 @@ fn what_does_not_change_is_told_again_by_the_nodes_own_clock() {
     let mut told = Vec::new();
     for later in (0..5_000).step_by(500) {
         let mut out = Vec::new();
-        rig.host.repeat(rig.at(later), &mut out);
+        rig.host.repeat(rig.at(later), None, &mut out);
         told.extend(out.iter().map(|r| (r.at.0 / 1_000_000 - sent as i64, r.value)));
     }
     assert_eq!(told, [(1000, 20.0), (2000, 20.0), (3000, 20.0)].map(|t| t), "{told:?}");
     rig.send(Verb::NDeath, None, None, vec![]);
     let mut out = Vec::new();
-    rig.host.repeat(rig.at(60_000), &mut out);
+    rig.host.repeat(rig.at(60_000), None, &mut out);
     assert_eq!(out, []);
+}
+
+/// Births of strangers are no load for ever: only machines that the engine follows are told again, and so many
+/// values of each and of all.
+#[test]
+fn what_is_told_again_is_bounded_by_what_the_engine_follows() {
+    let mut rig = rig();
+    let names: Vec<String> = (0..MAX_REPEATS_PER_MACHINE + 10).map(|n| format!("m{n}")).collect();
+    let metrics = || names.iter().map(|n| Metric { name: Some(n), ..int("", 0, 1) }).collect::<Vec<_>>();
+    for node in 0..60 {
+        let payload = Payload { timestamp: Some(rig.now as u64), seq: Some(0), uuid: None, metrics: metrics() };
+        let topic = format!("spBv1.0/plant/NBIRTH/n{node}");
+        let machine = format!("n{node}").as_str().into();
+        rig.host.take(&topic, &machine, &wire::encode(&payload), rig.at(0), &mut rig.out);
+    }
+    let followed: HashSet<Name> = ["n7".into()].into();
+    let mut again = Vec::new();
+    let skipped = rig.host.repeat(rig.at(10_000), Some(&followed), &mut again);
+    assert_eq!((again.len(), skipped.machine_limit), (MAX_REPEATS_PER_MACHINE, 10));
+    assert_eq!(skipped.machine, 59 * names.len() as u64);
+    assert!(again.iter().all(|r| &*r.machine == "n7"));
+    let mut again = Vec::new();
+    let skipped = rig.host.repeat(rig.at(20_000), None, &mut again);
+    assert_eq!(again.len(), MAX_REPEATS);
+    assert!(skipped.limit > 0);
 }
 
 #[test]
@@ -315,7 +340,7 @@ proptest! {
             let counted: usize = rig.host.nodes.values().map(Node::metrics).sum();
             prop_assert_eq!(rig.host.metrics, counted);
             let mut again = Vec::new();
-            rig.host.repeat(rig.at(10_000), &mut again);
+            rig.host.repeat(rig.at(10_000), None, &mut again);
             prop_assert!(again.iter().all(|r| !is_own(&r.signal)));
         }
     }
