@@ -15,13 +15,14 @@ LONG = {
     "mdl": "model", "sw": "sw_version", "stat_t": "state_topic", "avty_t": "availability_topic",
     "val_tpl": "value_template", "uniq_id": "unique_id", "dev_cla": "device_class", "stat_cla": "state_class",
     "unit_of_meas": "unit_of_measurement", "json_attr_t": "json_attributes_topic",
+    "ops": "options",
 }
 PLATFORMS = {"sensor", "binary_sensor"}
-DEVICE_CLASSES = {"binary_sensor": {"problem"}}
+DEVICE_CLASSES = {"binary_sensor": {"problem"}, "sensor": {"enum"}}
 STATE_CLASSES = {"measurement", "total", "total_increasing"}
 KEYS = {
     "platform", "name", "unique_id", "state_topic", "value_template", "state_class", "unit_of_measurement",
-    "device_class", "json_attributes_topic", "availability_topic", "qos",
+    "device_class", "json_attributes_topic", "availability_topic", "qos", "options",
 }
 environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
 entities, available, shown = {}, {}, {}
@@ -81,6 +82,8 @@ def heard(client, _userdata, message):
             value = entity["template"].render(value=payload, value_json=json.loads(payload))
             if entity["platform"] == "binary_sensor":
                 assert value in ("ON", "OFF"), value
+            elif entity.get("device_class") == "enum":
+                assert value in entity["options"], value
             elif value != "None":
                 float(value)
             show(entity, state="unknown" if value == "None" else value)
