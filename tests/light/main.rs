@@ -15,16 +15,16 @@
 mod everywhere;
 mod field;
 mod learnt;
-mod plant;
-mod random;
-mod rig;
-mod speed;
 #[path = "../support/modbus.rs"]
 #[allow(dead_code)]
 mod modbus;
 #[path = "../support/peer.rs"]
 #[allow(dead_code)]
 mod peer;
+mod plant;
+mod random;
+mod rig;
+mod speed;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -14,6 +14,8 @@ use crate::support::daemon::repository;
 
 /// An unknown clock is followed no sooner than after so long a steady offset (docs/machine-state.md).
 const FOLLOWED_AFTER: Duration = Duration::from_secs(2);
+/// The grid may be behind by so much.
+const CAUGHT_UP: Duration = Duration::from_secs(5);
 /// Distances between readings that are remembered.
 const MEMORY: usize = 7;
 /// How often devices are asked whether they have something to say.
@@ -127,18 +129,24 @@ impl Device {
 
     /// Whether what it says now can be used by anybody. Where it depends, it can.
     fn is_usable(&self) -> bool {
-        let steady = self.followed && self.clock_since.elapsed() >= FOLLOWED_AFTER;
+        let elapsed = self.clock_since.elapsed();
+        let steady = self.followed && elapsed >= FOLLOWED_AFTER;
         let clock = match self.clock {
             _ if !self.timed => true,
             Clock::Right => true,
             Clock::Off(0..60_000) | Clock::Slow(..) => true,
+            // Behind by a while, it is late until it has caught up with what was closed.
+            Clock::Off(by) if by < 0 => {
+                steady || elapsed >= Duration::from_millis(by.unsigned_abs()).saturating_sub(CAUGHT_UP)
+            }
             Clock::Off(_) | Clock::Stands(_) => steady,
             Clock::Milliseconds => false,
         };
         clock && !self.garbage && self.mute.is_none()
     }
 
-    fn payload(&self, now: i64) -> String {
+    /// What it says at this Unix time (ms).
+    pub fn payload(&self, now: i64) -> String {
         if self.garbage {
             return "{\"oops\": [1, 2,".to_owned();
         }
