@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::plant::{Device, Plant, channels, now_ms};
 use crate::rig::{dropped, processor_seconds, stands};
+use crate::setting;
 use crate::support::daemon::{Daemon, andon, until};
 use crate::support::mosquitto::Mosquitto;
 use crate::support::publisher::publish;
@@ -92,5 +93,5 @@ async fn learn_and_use(pace: Duration) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_learnt_from_the_journal_is_used_at_once_and_after_a_crash() {
-    learn_and_use(Duration::from_millis(200)).await;
+    learn_and_use(Duration::from_millis(setting("ANDON_LIGHT_PACE_MS", 200))).await;
 }

@@ -16,6 +16,8 @@ use crate::support::daemon::repository;
 const FOLLOWED_AFTER: Duration = Duration::from_secs(2);
 /// The grid may be behind by so much.
 const CAUGHT_UP: Duration = Duration::from_secs(5);
+/// Values from here on are out of any range.
+const OUT_OF_RANGE: f64 = 1e6;
 /// Distances between readings that are remembered.
 const MEMORY: usize = 7;
 /// How often devices are asked whether they have something to say.
@@ -142,7 +144,8 @@ impl Device {
             Clock::Off(_) | Clock::Stands(_) => steady,
             Clock::Milliseconds => false,
         };
-        clock && !self.garbage && self.mute.is_none()
+        let out_of_range = self.fixed.values().any(|v| *v >= OUT_OF_RANGE);
+        clock && !self.garbage && self.mute.is_none() && !out_of_range
     }
 
     /// What it says at this Unix time (ms).
