@@ -16,6 +16,8 @@ use crate::support::daemon::repository;
 const FOLLOWED_AFTER: Duration = Duration::from_secs(2);
 /// The grid may be behind by so much.
 const CAUGHT_UP: Duration = Duration::from_secs(5);
+/// Nothing for so long is a pause.
+const PAUSE: Duration = Duration::from_millis(1_500);
 /// Values from here on are out of any range.
 const OUT_OF_RANGE: f64 = 1e6;
 /// Distances between readings that are remembered.
@@ -73,6 +75,9 @@ pub struct Truth {
     pub usable: Option<Instant>,
     /// Since when all that could be used has been anomalous.
     pub anomalous_since: Option<Instant>,
+    /// Since when usable readings have come without a pause, and how often that began.
+    pub flowing_since: Option<Instant>,
+    pub flows: u32,
     distances: VecDeque<Duration>,
 }
 
@@ -83,6 +88,9 @@ impl Truth {
                 self.distances.pop_front();
             }
             self.distances.push_back(now.duration_since(before));
+        }
+        if self.usable.is_none_or(|before| now.duration_since(before) > PAUSE) {
+            (self.flowing_since, self.flows) = (Some(now), self.flows + 1);
         }
         self.usable = Some(now);
         self.anomalous_since = if anomalous { self.anomalous_since.or(Some(now)) } else { None };

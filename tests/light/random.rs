@@ -76,6 +76,15 @@ struct Block {
     since: Instant,
 }
 
+/// What is true of a machine.
+struct Known {
+    /// When a usable reading was published last.
+    usable: Option<Instant>,
+    /// Since when all of them have been anomalous.
+    anomalous_since: Option<Instant>,
+    pace: Duration,
+}
+
 /// The truth of the Modbus device.
 #[derive(Clone, Copy)]
 struct Device502 {
@@ -95,6 +104,8 @@ struct Run {
     device: Device502,
     text: String,
     down_until: [Option<Instant>; 2],
+    /// When the agent was last started after a kill -9.
+    killed: Option<Instant>,
     history: Vec<String>,
     begun: Instant,
     checks: u64,
@@ -122,6 +133,8 @@ impl Run {
         };
         let mut copy = device("copy/press", true, 0, false);
         copy.speaks = false;
+        // The mean of this and an anomaly is normal.
+        copy.fixed.insert("count".into(), -20.0);
         let plant = Plant::start(
             &[shop.url(), old.url()],
             [
@@ -144,6 +157,7 @@ impl Run {
             device,
             text,
             down_until: [None; 2],
+            killed: None,
             history: Vec::new(),
             begun: Instant::now(),
             checks: 0,
@@ -155,33 +169,36 @@ impl Run {
         self.history.push(format!("{:6.2} s {what}", self.begun.elapsed().as_secs_f64()));
     }
 
-    /// A moment before any the agent is asked at: when usable readings of a machine came last, and since when all
-    /// have been anomalous.
-    fn truth(&self, machine: &str) -> (Option<Instant>, Option<Instant>, Duration) {
+    /// What is true of a machine now.
+    fn truth(&self, machine: &str) -> Known {
         if machine == "plc" {
             let at = if self.device.answers { Instant::now() } else { self.device.last_answer };
-            return (Some(at), self.device.anomalous_since, Duration::from_millis(100));
+            let anomalous_since = self.device.anomalous_since;
+            return Known { usable: Some(at), anomalous_since, pace: Duration::from_millis(100) };
         }
         let own = self.plant.truth(machine);
+        let known = Known { usable: own.usable, anomalous_since: own.anomalous_since, pace: own.pace() };
         if machine != "press" {
-            return (own.usable, own.anomalous_since, own.pace());
+            return known;
         }
-        // The copy takes over where the device itself is silent.
         let copy = self.plant.truth("copy of press");
-        let both_anomalous = if copy.usable.is_some_and(|at| at.elapsed() < Duration::from_secs(10)) {
-            None
-        } else {
-            own.anomalous_since
-        };
-        (own.usable.max(copy.usable), both_anomalous, own.pace().max(copy.pace()))
+        // The first origin wins, and the other one takes over where the first is silent.
+        let first = own.flowing_since.max(self.killed);
+        let is_own = copy.flows == 0 || copy.flows == 1 && first < copy.flowing_since;
+        Known {
+            usable: known.usable.max(copy.usable),
+            anomalous_since: known.anomalous_since.filter(|_| is_own),
+            pace: known.pace.max(copy.pace()),
+        }
     }
 
     /// Holds what is shown against the truth.
     fn check(&mut self) {
-        let truths: Vec<_> = ["pump", "press", "saw", "mill", "plc"].map(|m| (m, self.truth(m))).into();
         let asked = Instant::now();
         let Some(shown) = lights(&self.daemon) else { return };
-        for (machine, (usable, anomalous, pace)) in truths {
+        // What came while it answered counts for it.
+        let truths = ["pump", "press", "saw", "mill", "plc"].map(|m| (m, self.truth(m)));
+        for (machine, Known { usable, anomalous_since, pace }) in truths {
             let Some(light) = shown.get(machine) else { continue };
             self.checks += 1;
             if light != "green" {
@@ -194,21 +211,26 @@ impl Run {
                 let (light, why) = crate::rig::stands(&self.daemon, machine);
                 panic!("{machine} is green: {what}; now {light} {why:?}\n{}", self.history.join("\n"));
             };
-            if block.is_some_and(|b| !b.model && asked.duration_since(b.since) > SLACK) {
+            if block.is_some_and(|b| !b.model && asked.saturating_duration_since(b.since) > SLACK) {
                 fail("no model is bound".into());
             }
             let Some(usable) = usable else { return fail("nothing usable was ever published".into()) };
             let silence = tolerated(5 * pace, (5 * rate).max(Duration::from_secs(2)));
-            let age = asked.duration_since(usable);
+            let age = asked.saturating_duration_since(usable);
             if age > silence + SLACK {
                 fail(format!("the last usable reading was published {age:?} ago, {silence:?} are tolerated"));
             }
             // Window, on_delay of 0 and lateness; the pump's window is 32 steps.
             let window = if machine == "pump" { 36 * rate } else { 2 * rate };
             let noticed = window + (2 * rate).max(Duration::from_millis(200)) + SLACK;
-            let since = anomalous.max(block.map(|b| b.since).filter(|_| anomalous.is_some()));
-            if since.is_some_and(|since| asked.duration_since(since) > noticed && age < Duration::from_secs(1)) {
-                fail(format!("an anomaly has been published for {:?}", asked.duration_since(since.unwrap())));
+            let since = anomalous_since.map(|since| block.map_or(since, |b| since.max(b.since)));
+            if since
+                .is_some_and(|since| asked.saturating_duration_since(since) > noticed && age < Duration::from_secs(1))
+            {
+                fail(format!(
+                    "an anomaly has been published for {:?}",
+                    asked.saturating_duration_since(since.unwrap())
+                ));
             }
         }
     }
@@ -246,6 +268,9 @@ impl Run {
             8 => {
                 self.plant.change("copy of press", |d| d.speaks = !d.speaks);
                 self.told("a copy of press speaks or not".into());
+                if self.random.bool() {
+                    self.anomaly("press");
+                }
             }
             9..=11 => self.anomaly(machine),
             12 => self.device_away(),
@@ -325,6 +350,7 @@ impl Run {
         self.told("kill -9".into());
         self.daemon.start_ready();
         self.told("started again".into());
+        self.killed = Some(Instant::now() + Duration::from_secs(3));
         self.blocks.values_mut().for_each(|b| b.since = Instant::now());
     }
 
