@@ -206,10 +206,10 @@ fn bring_about(plant: &Plant, old: &mut Mosquitto, plc: &Pymodbus) {
 
 /// What a place has shown: (machine, when in Unix ms, state), in the order of time.
 #[derive(Clone, Default)]
-struct Seen(Arc<Mutex<Vec<(String, i64, String)>>>);
+pub struct Seen(Arc<Mutex<Vec<(String, i64, String)>>>);
 
 impl Seen {
-    fn note(&self, machine: &str, at: i64, state: &str) {
+    pub fn note(&self, machine: &str, at: i64, state: &str) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if all.iter().rev().find(|(m, ..)| m == machine).is_none_or(|(.., s)| s != state) {
             all.push((machine.to_owned(), at, state.to_owned()));
@@ -221,7 +221,7 @@ impl Seen {
         all.iter().filter(|(m, ..)| m == machine).map(|(_, at, s)| (*at, s.clone())).collect()
     }
 
-    fn last(&self, machine: &str) -> String {
+    pub fn last(&self, machine: &str) -> String {
         self.of(machine).pop().map(|(_, s)| s).unwrap_or_default()
     }
 }
@@ -267,7 +267,7 @@ impl Places {
 }
 
 /// Hears `{machine}/state` of the agent.
-async fn hear(url: String, seen: Seen) {
+pub async fn hear(url: String, seen: Seen) {
     let address = Address::parse(&url).unwrap();
     let options = rumqttc::MqttOptions::new("ear", rumqttc::Broker::tcp(address.host, address.port));
     let (client, mut eventloop) = rumqttc::AsyncClient::builder(options).capacity(10).build();

@@ -14,6 +14,7 @@
 
 mod everywhere;
 mod field;
+mod hung;
 mod learnt;
 #[path = "../support/modbus.rs"]
 #[allow(dead_code)]
