@@ -645,6 +645,10 @@ impl AlarmState {
     }
 }
 
+/// An engine that sends nothing for this long is silent, and no machine is shown as green, white or off. It sends a
+/// heartbeat every 500 ms.
+pub const ENGINE_SILENT_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// What dashboards hear as it happens, before it is durable.
 #[derive(Clone, Debug)]
 pub enum Live {

@@ -19,7 +19,9 @@ use crate::metrics::{Board, Health, Pulse, Shared};
 use crate::model::Model;
 use crate::source::modbus::light::{Standing, Wrote};
 use crate::store::{self, Commit, Snapshot};
-use crate::types::{Answer, Batch, Change, Condition, Flood, Kind, Live, ModelNews, Receipt, Reject, Time};
+use crate::types::{
+    Answer, Batch, Change, Condition, ENGINE_SILENT_AFTER, Flood, Kind, Live, ModelNews, Receipt, Reject, Time,
+};
 use crate::web;
 
 /// Batches taken in at a time; with at most 4,096 readings each this bounds a group.
@@ -95,6 +97,8 @@ pub struct Feed {
     model_commands: Option<mpsc::Receiver<web::ModelCommand>>,
     scores: Scores,
     states: States,
+    /// When the last heartbeat was sent.
+    beat: Option<Instant>,
     clocks: Clocks,
     gateway_clock: GatewayClock,
     refusals: SourceRefusals,
@@ -147,6 +151,7 @@ impl Feed {
             live,
             scores: Scores::new(shared.metrics.clone()),
             states: States::new(shared.metrics.clone()),
+            beat: None,
             clocks: Clocks::default(),
             gateway_clock: GatewayClock::new(Time::now(), Instant::now()),
             refusals: SourceRefusals::default(),
@@ -358,6 +363,10 @@ impl Feed {
         self.watch_links().await;
         // Fails only when nobody listens.
         let _ = self.live.send(Live::Heartbeat(Time::now()));
+        // Others have shown every machine as amber meanwhile.
+        if self.beat.replace(Instant::now()).is_some_and(|before| before.elapsed() >= ENGINE_SILENT_AFTER) {
+            self.shared.resync.ask();
+        }
         if self.shared.resync.take(Instant::now()) {
             self.present();
         }

@@ -14,7 +14,7 @@ use super::dialing::{Talk, keep_talking};
 use crate::metrics::{Health, Shared};
 use crate::mqtt::{Connection, Event, Filter, Link, Message, Outgoing, Qos, Refused};
 use crate::settings::{Secret, Section};
-use crate::types::{Command, Live, Name};
+use crate::types::{Command, ENGINE_SILENT_AFTER, Live, Name, Time};
 
 mod commands;
 pub(super) mod messages;
@@ -26,6 +26,8 @@ use standing::Standing;
 
 /// How often what found no room is offered again.
 const RETRY: Duration = Duration::from_millis(100);
+/// How often it is looked whether the engine is silent.
+const WATCH: Duration = Duration::from_millis(500);
 /// How long stopping waits for `offline` to be taken.
 const GOODBYE_PATIENCE: Duration = Duration::from_secs(3);
 /// Where Home Assistant says that it has started.
@@ -132,6 +134,7 @@ pub async fn run_with(
         home_assistant: config.home_assistant,
         commands: config.command_token.zip(engine).map(|(token, engine)| Commands::new(token, engine)),
         connected_at: None,
+        engine_heard: None,
         in_flight: 0,
         part,
         shared,
@@ -145,6 +148,8 @@ struct Publisher {
     home_assistant: bool,
     commands: Option<Commands>,
     connected_at: Option<Instant>,
+    /// When the engine was heard last, by the wall clock and by the monotonic one; `None` while it is silent.
+    engine_heard: Option<(Time, Instant)>,
     /// Messages on their way that the broker has not yet said it has.
     in_flight: usize,
     part: String,
@@ -195,6 +200,7 @@ impl Publisher {
     /// Takes what the engine tells: verdicts go out at once or not at all, the rest is remembered
     /// until it is out.
     fn news(&mut self, news: Live, link: Option<&Link>) {
+        self.engine_heard = Some((Time::now(), Instant::now()));
         match news {
             Live::Step { .. } | Live::Flood(_) | Live::Heartbeat(_) => {}
             Live::Snapshot(events) => self.present(&events),
@@ -223,6 +229,13 @@ impl Publisher {
         }
         if let Some(link) = link {
             self.send_due(link);
+        }
+    }
+
+    /// While the engine is silent only red is known to hold. Once it goes on it sends the present state of everything.
+    fn watch_engine(&mut self) {
+        if let Some((at, _)) = self.engine_heard.take_if(|(_, heard)| heard.elapsed() >= ENGINE_SILENT_AFTER) {
+            self.standing.engine_is_silent(at);
         }
     }
 
@@ -329,9 +342,12 @@ impl Talk for Publisher {
     async fn serve(&mut self, mut link: Link, address: &str) -> Option<String> {
         let mut retry = interval(RETRY);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut watch = interval(WATCH);
+        watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = self.shared.stop.cancelled() => break,
+                _ = watch.tick() => self.watch_engine(),
                 heard = self.live.recv() => match heard {
                     Ok(news) => self.news(news, Some(&link)),
                     Err(RecvError::Lagged(n)) => self.missed(n),

@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::alarm_list::{AlarmList, Listed};
 use super::course::Course;
@@ -30,8 +30,7 @@ pub const MAX_NAME_BYTES: usize = 512;
 pub const MAX_VERDICT_BYTES: usize = 16 * 1024;
 
 const MAX_WHY_CHARS: usize = 200;
-/// An engine that sends nothing for this long is silent. It sends a heartbeat every 500 ms.
-pub const ENGINE_SILENT_AFTER: Duration = Duration::from_secs(5);
+pub use crate::types::ENGINE_SILENT_AFTER;
 
 /// How many machines show which light.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]

@@ -14,8 +14,8 @@ use super::json as render;
 use super::machine::{Machine, Signal};
 use super::picture::Picture;
 use super::ring::{Point, ScorePoint};
-use crate::metrics::{Resync, Shared, lock};
-use crate::types::{Live, Name, Time};
+use crate::metrics::{Metrics, Resync, Shared, lock};
+use crate::types::{Live, MachineState, Name, Time};
 
 pub use super::machine::Held;
 
@@ -130,7 +130,9 @@ impl View {
             let event = tokio::select! {
                 () = shared.stop.cancelled() => return,
                 _ = flush.tick() => {
-                    self.watch_engine(Instant::now());
+                    if self.watch_engine(Instant::now()) {
+                        self.mark_metric(&shared.metrics);
+                    }
                     self.flush(Time::now());
                     continue;
                 }
@@ -179,12 +181,24 @@ impl View {
         true
     }
 
-    /// Marks all machines when the engine has become silent.
-    fn watch_engine(&self, now: Instant) {
+    /// Marks all machines when the engine has become silent; whether it has just now.
+    fn watch_engine(&self, now: Instant) -> bool {
         let mut picture = lock(&self.picture);
-        if picture.watch_engine(now) {
-            tracing::error!("the engine is silent: the dashboard shows no machine as green until it is heard again");
+        let silent = picture.watch_engine(now);
+        if silent {
+            tracing::error!("the engine is silent: no machine is shown as green until it is heard again");
             self.announce_changes(&picture);
+        }
+        silent
+    }
+
+    /// Shows in the metric what is shown while the engine is silent. It puts that right itself once it goes on.
+    fn mark_metric(&self, metrics: &Metrics) {
+        let picture = lock(&self.picture);
+        for (name, m) in picture.machines().iter().filter(|(_, m)| m.light != picture.light(m)) {
+            let labels = |state: MachineState| [("machine", name.to_string()), ("state", state.as_str().to_owned())];
+            metrics.machine_state.remove(&labels(m.light));
+            metrics.machine_state.get_or_create(&labels(picture.light(m))).set(1);
         }
     }
 

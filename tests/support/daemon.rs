@@ -278,6 +278,11 @@ impl Daemon {
         (head.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0), body.to_owned())
     }
 
+    /// Its process, while it runs.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
     /// Its resident memory in KiB.
     pub fn memory(&self) -> u64 {
         let id = self.child.as_ref().expect("it runs").id();

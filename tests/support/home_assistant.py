@@ -15,6 +15,7 @@ LONG = {
     "mdl": "model", "sw": "sw_version", "stat_t": "state_topic", "avty_t": "availability_topic",
     "val_tpl": "value_template", "uniq_id": "unique_id", "dev_cla": "device_class", "stat_cla": "state_class",
     "unit_of_meas": "unit_of_measurement", "json_attr_t": "json_attributes_topic",
+    "ops": "options",
 }
 PLATFORMS = {"sensor", "binary_sensor"}
 DEVICE_CLASSES = {"binary_sensor": {"problem"}, "sensor": {"enum"}}

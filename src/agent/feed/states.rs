@@ -19,8 +19,11 @@ impl States {
 
     /// Takes in how everything stands; machines that are not in it are gone.
     pub fn restart(&mut self, all: &[Live]) {
-        for (machine, state) in self.shown.drain() {
-            self.metrics.machine_state.remove(&labels(&machine, state));
+        // All of a machine's, since it is shown as amber while the engine is silent.
+        for (machine, _) in self.shown.drain() {
+            for state in MachineState::ALL {
+                self.metrics.machine_state.remove(&labels(&machine, state));
+            }
         }
         all.iter().for_each(|event| self.note(event));
     }

@@ -93,6 +93,16 @@ impl Standing {
         }
     }
 
+    /// The engine has not been heard since `at`: all machines that are not in alarm need a person.
+    pub fn engine_is_silent(&mut self, at: Time) {
+        let why = format!("the engine has not been heard since {at}");
+        let known = |(name, m): (&Name, &Machine)| m.state.as_ref().map(|s| (name.clone(), s.light));
+        let lights: Vec<(Name, MachineState)> = self.machines.iter().filter_map(known).collect();
+        for (name, _) in lights.iter().filter(|(_, light)| *light != MachineState::Red) {
+            self.state(name, MachineState::Amber, at, &why);
+        }
+    }
+
     /// A machine's present state, whenever it began. It is due where it differs from what is known.
     pub fn present_state(&mut self, machine: &Name, light: MachineState, at: Time, why: &str) {
         let known = self.machines.get(machine).and_then(|m| m.state.as_ref()).filter(|s| s.light == light);

@@ -204,3 +204,20 @@ fn the_config() {
     source: is missing
     "#);
 }
+
+#[test]
+fn while_the_engine_is_silent_only_red_is_known() {
+    let [press, pump] = ["press", "pump"].map(Name::from);
+    let mut s = standing(false);
+    for (machine, light) in [(&press, MachineState::Red), (&pump, MachineState::Green)] {
+        s.meet(machine);
+        s.state(machine, light, Time(0), "before");
+    }
+    drain(&mut s);
+    s.engine_is_silent(Time(0));
+    let told = drain(&mut s);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains(r#"pump/state {"since":"1970-01-01T00:00:00.000Z","state":"amber""#), "{told:?}");
+    s.present_state(&pump, MachineState::Green, Time(7), "normal");
+    assert!(drain(&mut s)[0].contains(r#""state":"green""#));
+}
