@@ -155,6 +155,22 @@ fn home_assistant_hears_of_each_machine() {
           "state_topic": "andon/lyon/line3/gw-07/press_04/verdict",
           "unique_id": "andon_gw-07_press_04_score",
           "value_template": "{{ value_json.anomaly_score | default(none) }}"
+        },
+        "andon_gw-07_press_04_state": {
+          "device_class": "enum",
+          "json_attributes_topic": "andon/lyon/line3/gw-07/press_04/state",
+          "name": "State",
+          "options": [
+            "red",
+            "amber",
+            "white",
+            "green",
+            "off"
+          ],
+          "p": "sensor",
+          "state_topic": "andon/lyon/line3/gw-07/press_04/state",
+          "unique_id": "andon_gw-07_press_04_state",
+          "value_template": "{{ value_json.state }}"
         }
       },
       "dev": {

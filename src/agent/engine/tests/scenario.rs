@@ -204,8 +204,8 @@ impl Scenario {
         for group in &self.since {
             self.engine.step(group);
         }
-        for i in 0..2 {
-            let link = Link { source: SOURCES[i].into(), at: self.wall(), up: false, detail: "started".into() };
+        for source in SOURCES {
+            let link = Link { source: source.into(), at: self.wall(), up: false, detail: "started".into() };
             self.step(vec![Input::Link(link)]);
         }
         self.step(vec![Input::Tick(self.wall())]);
