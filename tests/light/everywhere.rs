@@ -10,12 +10,12 @@ use andon::mqtt::Address;
 use serde_json::{Value, json};
 
 use crate::modbus::Pymodbus;
-use crate::peer::Peer;
 use crate::plant::{Clock, Device, Plant, channels, now_ms};
 use crate::rig::{nine_registers, set_register, stands};
 use crate::support::chromium::Chromium;
 use crate::support::daemon::{Daemon, until};
 use crate::support::mosquitto::Mosquitto;
+use crate::support::peer::Peer;
 
 /// So soon after the API every other place shows the same.
 const WITHIN: i64 = 2_000;

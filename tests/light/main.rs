@@ -19,9 +19,6 @@ mod learnt;
 #[path = "../support/modbus.rs"]
 #[allow(dead_code)]
 mod modbus;
-#[path = "../support/peer.rs"]
-#[allow(dead_code)]
-mod peer;
 mod plant;
 mod random;
 mod rig;
