@@ -152,7 +152,9 @@ mod tests {
     /// Each row of the table as (evidence, state), wildcards opened.
     fn rows() -> Vec<(Evidence, String)> {
         let mut out = Vec::new();
-        for line in TABLE.lines().filter(|l| l.starts_with("| ") && !l.starts_with("| alarm")) {
+        // The document's other tables have fewer columns.
+        let has_five = |l: &&str| l.starts_with("| ") && l.matches('|').count() == 6;
+        for line in TABLE.lines().filter(has_five).filter(|l| !l.starts_with("| alarm")) {
             let cells: Vec<&str> = line.trim_matches('|').split('|').collect();
             for alarm in cell(cells[0], &ALARMS) {
                 for running in cell(cells[1], &RUNNING) {

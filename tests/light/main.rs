@@ -10,7 +10,8 @@
 //!
 //! For example `ANDON_LIGHT_RUNS=50 cargo test --release --test light random -- --nocapture`.
 
-#![allow(missing_docs, clippy::unwrap_used)]
+// The Modbus peers and the other support both start Python peers.
+#![allow(missing_docs, clippy::duplicate_mod, clippy::unwrap_used)]
 
 mod everywhere;
 mod field;
@@ -19,9 +20,6 @@ mod learnt;
 #[path = "../support/modbus.rs"]
 #[allow(dead_code)]
 mod modbus;
-#[path = "../support/peer.rs"]
-#[allow(dead_code)]
-mod peer;
 mod plant;
 mod random;
 mod rig;
