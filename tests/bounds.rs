@@ -8,7 +8,6 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-#[allow(dead_code)]
 #[path = "support/mod.rs"]
 mod support;
 
