@@ -42,6 +42,8 @@
 //!   a timer) has to become an [`agent::input::Input`] first.
 //! * **A receipt is completed when the group's journal entry and its records are synced**, not before.
 //!   Dropping a receipt says "not on disk". Nobody else acknowledges anything to a broker.
+//! * **A machine has one state**, a pure function of its evidence: [`agent::machine_state::machine_state`]. Whatever shows
+//!   a light shows that value. The engine is told the time only where its evidence changes; silence is never green.
 //! * **Record ids are made of what happened**, never of when it was noticed: [`types::RecordId::of`].
 //! * **Every queue has a bound with a name and a reason**; what is dropped is counted, and what is lost
 //!   from disk becomes a gap record.

@@ -117,8 +117,10 @@ impl Machine {
     /// condition; without a model all of them.
     fn inputs(&self) -> impl Iterator<Item = &Track> {
         let channels = self.layout.channels.len();
-        let named = self.layout.running.as_ref().map(super::mode::Condition::signals).unwrap_or_default();
-        let is_input = move |(i, t): &(usize, &Track)| channels == 0 || *i < channels || named.contains(&**t.signal());
+        let running = self.layout.running.as_ref();
+        let is_input = move |(i, t): &(usize, &Track)| {
+            channels == 0 || *i < channels || running.is_some_and(|c| c.names(t.signal()))
+        };
         self.state.tracks.iter().enumerate().filter(is_input).map(|(_, t)| t)
     }
 

@@ -65,6 +65,15 @@ impl Condition {
         }
     }
 
+    /// Whether it needs this signal.
+    pub fn names(&self, signal: &str) -> bool {
+        match self {
+            Condition::Compare(own, ..) => own == signal,
+            Condition::Not(a) => a.names(signal),
+            Condition::And(a, b) | Condition::Or(a, b) => a.names(signal) || b.names(signal),
+        }
+    }
+
     /// The signals it needs.
     pub fn signals(&self) -> BTreeSet<&str> {
         match self {

@@ -16,36 +16,42 @@ const LADDER: [i64; 14] = {
     [S, 2 * S, 3 * S, 5 * S, 10 * S, 20 * S, 30 * S, 60 * S, 120 * S, 300 * S, 600 * S, 1200 * S, 1800 * S, 3600 * S]
 };
 
-/// The last distances between readings, in milliseconds.
+/// The last distances between readings, as far as they are out of the ordinary.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rhythm {
+    /// Distances in milliseconds, the oldest at the place of the next one.
     last: [u32; MEMORY],
-    /// Distances heard; the place of the next one follows from it.
     count: u32,
+    /// Their median (ns); 0 while it is not known.
+    usual: i64,
+    /// All of them are near the median: another such distance would change nothing.
+    settled: bool,
 }
 
 impl Rhythm {
     /// Learns from one distance (ns). Distances that are not above zero are no distances.
     pub fn learn(&mut self, distance: i64) {
-        if distance <= 0 {
+        if distance <= 0 || self.settled && is_near(distance, self.usual) {
             return;
         }
         let place = self.count as usize % MEMORY;
         self.last[place] = u32::try_from(distance / MILLISECOND).unwrap_or(u32::MAX).max(1);
         // Wraps to a multiple of the memory, so that the next place stays right.
         self.count = if self.count as usize >= 1000 * MEMORY { MEMORY as u32 + 1 } else { self.count + 1 };
+        let n = MEMORY.min(self.count as usize);
+        if n >= KNOWN_AFTER {
+            let mut sorted = self.last;
+            let known = &mut sorted[..n];
+            known.sort_unstable();
+            self.usual = i64::from(known[n / 2]) * MILLISECOND;
+            let near = |d: &u32| is_near(i64::from(*d) * MILLISECOND, self.usual);
+            self.settled = n == MEMORY && known.iter().all(near);
+        }
     }
 
     /// The usual distance (ns), once it is known.
     pub fn usual(&self) -> Option<i64> {
-        let n = MEMORY.min(self.count as usize);
-        if n < KNOWN_AFTER {
-            return None;
-        }
-        let mut sorted = self.last;
-        let known = &mut sorted[..n];
-        known.sort_unstable();
-        Some(i64::from(known[n / 2]) * MILLISECOND)
+        (self.usual > 0).then_some(self.usual)
     }
 
     /// The silence (ns) that is tolerated: five usual distances, but no less than `least` and, unless that is
@@ -58,6 +64,12 @@ impl Rhythm {
         let longest = LADDER[LADDER.len() - 1];
         LADDER.iter().copied().find(|step| *step >= wanted).unwrap_or(longest).max(least)
     }
+}
+
+/// Whether a distance is within a factor of two of the usual one. Those below a millisecond are all alike.
+fn is_near(distance: i64, usual: i64) -> bool {
+    distance.saturating_mul(2) >= usual && distance <= usual.saturating_mul(2).max(MILLISECOND)
+        || distance < MILLISECOND && usual <= MILLISECOND
 }
 
 #[cfg(test)]

@@ -12,6 +12,10 @@ const WARM_UP_SLACK: i64 = 5_000_000_000;
 impl Engine {
     /// What is known of a machine at `now`, by the gateway's clock.
     pub(super) fn evidence(&self, i: usize, now: Time) -> Evidence {
+        self.evidence_with(i, now, self.input_trouble(i, now).as_ref())
+    }
+
+    fn evidence_with(&self, i: usize, now: Time, trouble: Option<&InputTrouble>) -> Evidence {
         let unit = &self.units[i];
         let running = match unit.pipe.runs(now) {
             Some(true) => RunningEvidence::On,
@@ -21,7 +25,7 @@ impl Engine {
         Evidence {
             alarm: alarm_evidence(&unit.state.anomaly),
             running,
-            inputs: self.input_evidence(i, self.input_trouble(i, now).as_ref()),
+            inputs: self.input_evidence(i, trouble),
             judgement: self.judgement(i, now),
         }
     }
@@ -111,7 +115,13 @@ impl Engine {
     pub(super) fn refresh_light(&mut self, i: usize, at: Time, out: &mut Outcome) {
         let now = self.wall;
         let trouble = self.input_trouble(i, now);
-        let evidence = self.evidence(i, now);
+        let evidence = self.evidence_with(i, now, trouble.as_ref());
+        let shown = &self.units[i].state;
+        let plain = evidence.alarm == AlarmEvidence::None && evidence.inputs == InputEvidence::Good;
+        if plain && evidence == shown.evidence && !shown.why.is_empty() {
+            // The same evidence has the same reason, but for texts of alarms and inputs.
+            return;
+        }
         let light = machine_state(&evidence);
         let why = self.why(i, &evidence, trouble.as_ref());
         let unit = &mut self.units[i];
