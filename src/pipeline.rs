@@ -237,6 +237,12 @@ impl Machine {
         }
     }
 
+    /// Moves all arrivals: the gateway's clock was set by so many nanoseconds.
+    pub fn shift_arrivals(&mut self, by: i64) {
+        self.state.tracks.iter_mut().for_each(|t| t.shift_arrivals(by));
+        self.state.clock_told = self.state.clock_told.map(|(step, at)| (step, at.shifted(by)));
+    }
+
     /// The clock change that the last reading brought, if it did.
     pub fn take_clock_change(&mut self) -> Option<ClockChange> {
         self.clock_change.take()

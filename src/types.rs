@@ -53,6 +53,11 @@ impl Time {
         Time(self.0.saturating_sub(i64::try_from(d.as_nanos()).unwrap_or(i64::MAX)))
     }
 
+    /// Moved by so many nanoseconds, as when the clock that it was read from was set.
+    pub fn shifted(self, by: i64) -> Time {
+        Time(self.0.saturating_add(by))
+    }
+
     /// How long after `earlier` this is; zero when it is not.
     pub fn since(self, earlier: Time) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0).max(0) as u64)

@@ -245,7 +245,7 @@ impl Feed {
         let mut receipts = Vec::new();
         let mut rejects = Vec::new();
         self.watch_gateway_clock().await;
-        let now = Instant::now();
+        let (now, wall) = (Instant::now(), Time::now());
         for batch in taken.drain(..) {
             if !batch.readings.is_empty() {
                 self.refusals.received(&batch.source, batch.readings.len(), now);
@@ -253,7 +253,8 @@ impl Feed {
                 if batch.again {
                     group.inputs.push(Input::Again);
                 }
-                group.inputs.push(Input::Readings(batch.arrived, batch.readings));
+                // One that waited while the clock was set back did not arrive in the future.
+                group.inputs.push(Input::Readings(batch.arrived.min(wall), batch.readings));
             }
             rejects.extend(batch.rejects);
             receipts.extend(batch.receipt);

@@ -177,6 +177,17 @@ impl Track {
         self.usable
     }
 
+    /// Moves all arrivals: the gateway's clock was set by so many nanoseconds.
+    pub(super) fn shift_arrivals(&mut self, by: i64) {
+        if self.arrived != Time(0) {
+            self.arrived = self.arrived.shifted(by);
+        }
+        self.usable = self.usable.map(|at| at.shifted(by));
+        if let Some(trouble) = &mut self.trouble {
+            trouble.since = trouble.since.shifted(by);
+        }
+    }
+
     /// Why what came after that cannot be used.
     pub fn trouble(&self) -> Option<&Trouble> {
         self.trouble.as_ref()

@@ -32,13 +32,17 @@ impl Engine {
         &self.links
     }
 
-    /// The gateway's clock was set: silence is counted anew, since what it was before is not known.
+    /// The gateway's clock was set: what happened before is moved along, so that ages stay what they are, and
+    /// silence calls somebody only when it is counted anew.
     pub(super) fn gateway_clock(&mut self, now: Time, by: i64, out: &mut Outcome) {
         (self.now, self.wall, self.clock_set) = (now, now, now);
         let seconds = by as f64 / 1e9;
         let detail = format!("the gateway's clock was set by {seconds:.1} s");
         self.note_audit(now, "gateway", "clock", &"andon".into(), &detail, out);
         for i in 0..self.units.len() {
+            let unit = &mut self.units[i];
+            unit.pipe.shift_arrivals(by);
+            unit.state.shift(by);
             self.refresh_light(i, now, out);
         }
     }

@@ -196,6 +196,13 @@ impl Engine {
 }
 
 impl UnitState {
+    /// Moves all moments of the gateway's clock.
+    pub(super) fn shift(&mut self, by: i64) {
+        for at in [&mut self.heard, &mut self.first_heard, &mut self.judged_at, &mut self.warming_since] {
+            *at = at.shifted(by);
+        }
+    }
+
     fn judged_now(&mut self, at: Time, wall: Time) {
         (self.judged, self.judged_at) = (at, wall);
     }

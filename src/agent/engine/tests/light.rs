@@ -288,8 +288,8 @@ fn the_gateways_own_clock_set_back_or_ahead_makes_nothing_green_and_no_alarm() {
         plant.speaks = false;
         plant.now += by;
         plant.step(vec![Input::GatewayClock(Time(plant.now), by)]);
-        assert_ne!(plant.light(), MachineState::Green, "{by}");
         assert_eq!(plant.input_alarms(), 0);
+        assert!(plant.until(MachineState::Amber) <= 4.0, "ages stay what they are");
         plant.run(60.0);
         assert_eq!(plant.light(), MachineState::Amber);
         assert_eq!(plant.input_alarms(), 1);
