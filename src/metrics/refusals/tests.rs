@@ -1,3 +1,5 @@
+//! Shares, log lines and examples of what a source sends and is not used.
+
 use super::*;
 
 const REFUSAL: Refusal<'static> = Refusal {
